@@ -45,6 +45,11 @@ struct Model {
   split @4 :Bool;
   pinned @5 :Layers;           # null: none
   size @6 :ModelSize;
+  serving @7 :Bool;            # whether the node answers requests to it with all layers of its own
+  places @8 :UInt8;            # if serving: answers that it generates at once
+  running @9 :UInt16;          # answers that it generates now
+  waiting @10 :UInt16;         # answers that wait for a place
+  tokensPerS @11 :UInt16;      # of a single answer; 0: not measured
 }
 
 struct Stage {

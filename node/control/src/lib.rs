@@ -26,6 +26,7 @@
 //! | 3 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
 //! | 4 | [`placement`] | which node computes which layers of which model |
 //! | 4 | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
+//! | 4 | [`routing`] | which server of a model takes a request |
 //! | 4 | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
 
 mod backoff;
@@ -39,6 +40,7 @@ pub mod net;
 pub mod peers;
 pub mod placement;
 pub mod pool;
+pub mod routing;
 pub mod schedule;
 pub mod session;
 mod streams;

@@ -99,6 +99,14 @@ impl Blobs {
         Ok(Arc::new(Offered { digest, manifest, path: path.to_owned() }))
     }
 
+    /// The digest of a model file, which is not offered to anyone. Blocks while the file is hashed for the first time.
+    ///
+    /// # Errors
+    /// Those of [`Blobs::offer`].
+    pub fn digest_of(&self, path: &Path) -> Result<Digest> {
+        self.index.manifest_of(path).map(|(digest, _)| digest)
+    }
+
     /// A handle whose fetches are logged under `name`, the name that requests use, instead of the name in the model's file.
     pub fn called(&self, name: &str) -> Blobs {
         Blobs { name: Some(name.into()), ..self.clone() }

@@ -60,6 +60,8 @@ pub struct StageSetup {
     pub drafts: Drafts,
     /// On the last stage, the text side of the model.
     pub text: Option<Arc<ModelText>>,
+    /// Name of the model, for the log.
+    pub name: String,
     /// Metrics of the model's engine.
     pub metrics: Arc<EngineMetrics>,
     /// Leases of the weights and of the sessions, held as long as the stage uses them.

@@ -1,12 +1,13 @@
 //! The layers in this node's memory, and the chains that use them: fetched and packed as the placer orders, shared by
 //! the chains of consecutive placements, dropped when no chain needs them. No placement is decided here.
 
+mod own_files;
 mod stage_loading;
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use libp2p::PeerId;
@@ -25,7 +26,7 @@ use crate::engine_metrics::EngineMetrics;
 use crate::model_text::ModelText;
 use crate::models::LoadedPart;
 use crate::placement::Sessions;
-use crate::pool::{ModelAdvert, Pool, StagePace, View};
+use crate::pool::{ModelAdvert, Pool, ServingAdvert, StagePace, View};
 use crate::{clock, compute_error};
 use pangea_control::devices::roomy_sessions_bytes;
 use pangea_control::placement::{Placement, PublishedPlacements, broken_elsewhere, pool_facts, room_positions};
@@ -83,6 +84,8 @@ impl ChainLimits {
 /// Layers in memory.
 #[derive(Clone)]
 pub struct LoadedLayers {
+    /// Name of the model, for the log.
+    name: Arc<str>,
     /// The layers.
     pub model: Arc<Model>,
     /// Memory for their sessions.
@@ -105,6 +108,8 @@ pub struct Loader(Arc<Inner>);
 struct Inner {
     pipeline: Pipeline,
     blobs: Blobs,
+    /// Folder with the user's own model files.
+    own_files: OnceLock<PathBuf>,
     pool: Pool,
     devices: Devices,
     limits: ChainLimits,
@@ -136,6 +141,7 @@ impl Loader {
         Loader(Arc::new(Inner {
             pipeline,
             blobs,
+            own_files: OnceLock::new(),
             pool,
             devices,
             limits,
@@ -170,7 +176,7 @@ impl Loader {
     ///
     /// # Errors
     /// `Overloaded` with the numbers if weights and sessions do not fit; errors of reading and packing.
-    pub fn load_whole(&self, model: Digest, path: &Path, metrics: Arc<EngineMetrics>) -> Result<ChainId> {
+    pub fn load_whole(&self, model: Digest, name: &str, path: &Path, metrics: Arc<EngineMetrics>) -> Result<ChainId> {
         let chain = ChainId::alone(model);
         if self.0.pipeline.has(chain) {
             return Ok(chain);
@@ -178,7 +184,7 @@ impl Loader {
         let file = ModelFile::open(path).map_err(compute_error)?;
         let layers = 0..file.config().layers as u32;
         let most = roomy_sessions_bytes(self.0.devices.limit());
-        let loaded = self.pack(model, &file, layers.start..layers.end, most, metrics, &Cancel::new())?;
+        let loaded = self.pack((model, name), &file, layers.start..layers.end, most, metrics, &Cancel::new())?;
         let stages = vec![StageAt { peer: self.0.pipeline.local(), layers }];
         self.start(chain, stages, 0, &loaded, loaded.budget.max_bytes())?;
         Ok(chain)
@@ -200,7 +206,7 @@ impl Loader {
     /// placement.
     fn pack(
         &self,
-        model: Digest,
+        (model, name): (Digest, &str),
         file: &ModelFile,
         layers: Range<u32>,
         session_bytes: u64,
@@ -217,6 +223,7 @@ impl Loader {
         let [weights, sessions] = self.lease(model, file, &layers, needs.weights, session_bytes)?;
         let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &pool, &self.0.devices)?;
         let loaded = LoadedLayers {
+            name: name.into(),
             model: Arc::new(packed),
             budget: PageBudget::new(sessions.bytes()),
             text: text.map(Arc::new),
@@ -298,6 +305,7 @@ impl Loader {
             model: Arc::clone(&loaded.model),
             pool: Arc::new(inner.devices.pool(Purpose::Stage)?),
             budget: loaded.budget.clone(),
+            name: loaded.name.to_string(),
             metrics: Arc::clone(&loaded.metrics),
             memory: Arc::clone(&loaded.memory),
             stages,
@@ -362,6 +370,39 @@ impl Loader {
         let pipeline = &self.0.pipeline;
         let of_layers = chains.into_iter().filter(|chain| pipeline.uses(*chain, &loaded.model));
         of_layers.filter_map(|chain| pipeline.pace(chain)).max_by_key(|pace| pace.epoch)
+    }
+
+    /// What this node says of a model that it answers with all layers of its own; `None` if it does not.
+    pub fn serving(&self, model: Digest) -> Option<ServingAdvert> {
+        let (pipeline, chain) = (&self.0.pipeline, ChainId::alone(model));
+        if !pipeline.has(chain) || pipeline.is_broken(chain) {
+            return None;
+        }
+        let (running, waiting) = pipeline.load(chain);
+        let step = pipeline.pace(chain).map(|pace| pace.step).filter(|step| !step.is_zero());
+        let tokens_per_s = step.map_or(0.0, |step| (1.0 / step.as_secs_f64()).clamp(1.0, u16::MAX.into()));
+        Some(ServingAdvert {
+            model,
+            places: u8::try_from(self.0.limits.running).unwrap_or(u8::MAX),
+            running: u16::try_from(running).unwrap_or(u16::MAX),
+            waiting: u16::try_from(waiting).unwrap_or(u16::MAX),
+            tokens_per_s: tokens_per_s.round() as u16,
+        })
+    }
+
+    /// Advertises the models that this node answers alone: at once if others are added or end, and their load with the next
+    /// advert.
+    fn advertise_serving(&self) {
+        let mut models: Vec<Digest> = self.loaded().keys().map(|key| key.0).collect();
+        models.sort_unstable();
+        models.dedup();
+        let serving: Vec<ServingAdvert> = models.into_iter().filter_map(|model| self.serving(model)).collect();
+        let of = |serving: &[ServingAdvert]| serving.iter().map(|one| one.model).collect::<Vec<_>>();
+        let before = of(&self.view().borrow().own.serving);
+        match before == of(&serving) {
+            true => self.0.pool.note_in_advert(|own| own.serving = serving),
+            false => self.0.pool.update_advert(|own| own.serving = serving),
+        }
     }
 
     /// Starts this node's stages of the placements that are ready, and ends those of placements replaced long ago.
@@ -445,6 +486,7 @@ impl Loader {
             self.restart_alone();
             let now = Arc::clone(&view.borrow_and_update());
             self.follow(&now);
+            self.advertise_serving();
             self.0.changed.send_modify(|version| *version += 1);
             let held: Vec<Key> = self.loaded().keys().copied().collect();
             for key in held {

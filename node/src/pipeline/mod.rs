@@ -14,6 +14,7 @@
 //! | `layers` | the layers of that thread, their caches, and the stage's claims |
 //! | `sampler` | on the last stage: choosing tokens from logits |
 //! | `pass_faults` | injected faults of passes, for tests |
+//! | `request_log` | the log lines of a stage about other nodes' requests |
 //! | `history` | a stage's state of one sequence |
 //! | [`wire`], [`payload`], [`limits`] | the messages of `/pangea/session/1`, their raw bytes, their limits |
 //! | [`links`] | the streams of those messages |
@@ -31,6 +32,7 @@ pub mod links;
 pub mod loader;
 mod pass_faults;
 pub mod payload;
+mod request_log;
 mod sampler;
 mod stage;
 pub mod wire;

@@ -17,6 +17,7 @@ use super::host::{Pipeline, StageLoad, StageSetup};
 use super::layers::{Layers, Passed, SignedStage};
 use super::pass_faults::PassFaults;
 use super::payload::Payload;
+use super::request_log::RequestLog;
 use super::sampler::Sampler;
 use super::wire::{ChainId, Frame, FrameRows, Message, Open, SessionId, StageAt, Stepped, SteppedSequence};
 use crate::devices::Lease;
@@ -73,6 +74,7 @@ pub(super) struct Stage {
     metrics: Arc<EngineMetrics>,
     protocol: Protocol,
     layers: Layers,
+    log: RequestLog,
     /// The request that is being opened.
     opening: Option<Box<Open>>,
     /// The earlier stages' signed claims of the session that is being signed.
@@ -103,6 +105,7 @@ impl Stage {
             drafts: setup.drafts,
         });
         let faults = PassFaults::new(pipeline.clone(), setup.index, setup.stages.len());
+        let log = RequestLog::new(pipeline.local(), setup.name, &setup.stages[setup.index]);
         let layers = Layers::new(setup.model, setup.pool, setup.budget, faults, setup.text.map(Sampler::new));
         Stage {
             chain: setup.chain,
@@ -112,6 +115,7 @@ impl Stage {
             pipeline,
             metrics: setup.metrics,
             protocol,
+            log,
             opening: None,
             signed_before: None,
             received: Payload::empty(),
@@ -321,6 +325,7 @@ impl Stage {
             }
             Action::Forget(session) => {
                 self.layers.remove(&session);
+                self.log.ended(session);
                 if self.index == 0 {
                     self.pipeline.session_over(self.chain, &session);
                 }
@@ -348,6 +353,7 @@ impl Stage {
             Action::Report { to, number } => self.report(to, number, following),
             Action::Break { why } => {
                 self.layers.clear();
+                self.log.clear();
                 self.pipeline.broken(self.chain, &why);
             }
             Action::Count(Count::Refused) => drop(self.metrics.refused.inc()),
@@ -359,7 +365,9 @@ impl Stage {
         let Some(open) = &mut self.opening else { return Ok(()) };
         self.layers.faults().refuse()?;
         open.sequence = Some(sequence);
-        self.layers.join(open)
+        self.layers.join(open)?;
+        self.log.began(open);
+        Ok(())
     }
 
     fn notice(&self, session: SessionId, notice: Notice) -> Message {
@@ -455,6 +463,11 @@ impl Stage {
         let input = if is_first { Input::Tokens(tokens) } else { Input::Activations(received.as_f32()) };
         let event = match self.layers.pass(&self.protocol, &rows, input, is_first) {
             Ok(mut passed) => {
+                for rows in &passed.rows {
+                    if let Some(session) = self.protocol.session_of(rows.sequence) {
+                        self.log.computed(session, rows.start + rows.rows - rows.draft.len() as u32);
+                    }
+                }
                 let event = Event::Computed {
                     rows: std::mem::take(&mut passed.rows),
                     advances: std::mem::take(&mut passed.advances),

@@ -9,7 +9,9 @@ use libp2p::{Multiaddr, PeerId};
 use pangea_compute::Digest;
 use pangea_schema::pool_capnp as wire;
 
-use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term};
+use super::{
+    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace, StageState, Term,
+};
 use crate::wire::WireError;
 use crate::wire::field::{header_error, printable, read_flat, read_text, truncated};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
@@ -148,7 +150,8 @@ fn write(advert: &Advert, mut to: wire::advert::Builder<'_>) {
     let models = head(&advert.models, MAX_MODELS);
     let mut list = to.reborrow().init_models(models.len() as u32);
     for (i, model) in models.iter().enumerate() {
-        write_model(model, list.reborrow().get(i as u32));
+        let serving = advert.serving.iter().find(|serving| serving.model == model.digest);
+        write_model(model, serving, list.reborrow().get(i as u32));
     }
     let stages = head(&advert.stages, MAX_STAGE_ADVERTS);
     let mut list = to.reborrow().init_stages(stages.len() as u32);
@@ -195,7 +198,14 @@ fn write_layers(layers: &Range<u32>, mut to: wire::layers::Builder<'_>) {
     to.set_end(layers.end);
 }
 
-fn write_model(model: &ModelAdvert, mut to: wire::model::Builder<'_>) {
+fn write_model(model: &ModelAdvert, serving: Option<&ServingAdvert>, mut to: wire::model::Builder<'_>) {
+    if let Some(serving) = serving {
+        to.set_serving(true);
+        to.set_places(serving.places);
+        to.set_running(serving.running);
+        to.set_waiting(serving.waiting);
+        to.set_tokens_per_s(serving.tokens_per_s);
+    }
     to.set_digest(model.digest.as_bytes());
     to.set_name(truncated(&model.name, MAX_MODEL_NAME_BYTES));
     to.set_served(model.served);
@@ -299,6 +309,7 @@ fn read(from: wire::advert::Reader<'_>) -> Read<Advert> {
         f32_flops_per_s: rate(from.get_f32_flops_per_s())?,
         speed,
         links: links.iter().map(read_link).collect::<Read<_>>()?,
+        serving: models.iter().filter(|model| model.get_serving()).map(read_serving).collect::<Read<_>>()?,
         models: models.iter().map(read_model).collect::<Read<_>>()?,
         stages: stages.iter().map(read_stage).collect::<Read<_>>()?,
         placements: placements.iter().map(read_placement).collect::<Read<_>>()?,
@@ -380,6 +391,16 @@ fn read_model(from: wire::model::Reader<'_>) -> Read<ModelAdvert> {
             head_bytes: size.get_head_bytes(),
             position_bytes: size.get_position_bytes(),
         },
+    })
+}
+
+fn read_serving(from: wire::model::Reader<'_>) -> Read<ServingAdvert> {
+    Ok(ServingAdvert {
+        model: read_digest(from.get_digest())?,
+        places: from.get_places(),
+        running: from.get_running(),
+        waiting: from.get_waiting(),
+        tokens_per_s: from.get_tokens_per_s(),
     })
 }
 

@@ -37,7 +37,12 @@ impl Pool {
     /// Changes this node's advert. Changes are collected and published within a moment. Fields that the pool itself
     /// maintains (peer id and addresses, links, term) are overwritten.
     pub fn update_advert(&self, change: impl FnOnce(&mut Advert)) {
-        change(&mut self.own.lock().unwrap_or_else(PoisonError::into_inner));
+        self.note_in_advert(change);
         self.said.notify_one();
+    }
+
+    /// Like [`Pool::update_advert`], for what may wait for the next regular advert.
+    pub fn note_in_advert(&self, change: impl FnOnce(&mut Advert)) {
+        change(&mut self.own.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }

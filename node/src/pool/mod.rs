@@ -28,5 +28,6 @@ pub(crate) use goldens::advert_of;
 pub use handle::Pool;
 pub use membership::Membership;
 pub use pangea_control::pool::{
-    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term, View,
+    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace, StageState, Term,
+    View,
 };

@@ -5,7 +5,7 @@
 mod entry;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use pangea_compute::Digest;
 use pangea_compute::model::ModelFile;
 use tokio::sync::watch;
 
+use super::dispatch::Dispatch;
 use super::engine::{Engine, EngineSettings, ModelFacts};
 use crate::engine_metrics::ModelMetrics;
 use crate::jobs::Jobs;
@@ -37,6 +38,8 @@ pub struct Served(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     entries: RwLock<Vec<Arc<Entry>>>,
+    /// Folder with the model files of this node.
+    folder: PathBuf,
     /// The models that names stand for.
     names: Mutex<NameChoices>,
     /// The models that other nodes served a short while ago.
@@ -49,6 +52,7 @@ struct Node {
     loader: Loader,
     auditor: Auditor,
     jobs: Jobs,
+    dispatch: Dispatch,
     settings: EngineSettings,
     split: bool,
     pinned: Option<Range<u32>>,
@@ -109,7 +113,8 @@ impl Served {
             let source = Source::File { model: model.clone(), folder: folder.to_owned() };
             entries.push(Arc::new(Entry::new(name, name, source, state)));
         }
-        Ok(Served(Arc::new(Inner { entries: RwLock::new(entries), ..Inner::default() })))
+        let (entries, folder) = (RwLock::new(entries), folder.to_owned());
+        Ok(Served(Arc::new(Inner { entries, folder, ..Inner::default() })))
     }
 
     /// Records that this node was told of peers, whose models it does not know yet.
@@ -130,8 +135,12 @@ impl Served {
         split: bool,
         pinned: Option<Range<u32>>,
     ) -> Result<()> {
+        if loader.view().borrow().own.works {
+            loader.look_for_files_in(&self.0.folder);
+        }
         // A node joins one pool, once.
-        let _ = self.0.node.set(Node { loader, auditor, jobs, settings, split, pinned });
+        let dispatch = Dispatch::default();
+        let _ = self.0.node.set(Node { loader, auditor, jobs, dispatch, settings, split, pinned });
         for entry in self.entries() {
             if matches!(*entry.state.borrow(), State::Loading) {
                 self.load(&entry)?;
@@ -204,6 +213,7 @@ impl Served {
                 if let Some(metrics) = stage.filter(|stage| !entries.iter().any(|other| other.counts(stage))) {
                     entry.metrics = metrics;
                 }
+                self.look_for_file(model.digest, &name);
                 entries.push(Arc::new(entry));
             }
         }
@@ -233,6 +243,17 @@ impl Served {
     fn has_whole_copy(&self, model: &Digest) -> bool {
         let node = self.0.node.get();
         node.and_then(|node| node.loader.blobs().have(model)).is_some_and(|here| here.is_whole())
+    }
+
+    /// Looks for the user's own file of a model that other nodes serve, on a thread of its own.
+    fn look_for_file(&self, model: Digest, name: &str) {
+        let Some(loader) = self.0.node.get().map(|node| node.loader.clone()) else { return };
+        let (supervisor, called) = (loader.pipeline().supervisor().clone(), name.to_owned());
+        let look = move || {
+            loader.has_file(model, &called);
+        };
+        // Without the thread the file is looked for when layers of the model are to be loaded.
+        let _ = supervisor.owned_thread(&format!("looking for the file of {name}"), look, |_| {});
     }
 
     /// Serves a model from the local copy, because no other node serves it any more.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::Cache;
 use pangea_control::generation::Exclusions;
+use pangea_control::routing::Prefix;
 use tokio::sync::Semaphore;
 
 use super::engine::{Engine, RequestRefused};
@@ -76,7 +77,7 @@ impl Engine {
 
     fn whole(&self) -> Result<WholeModel> {
         let shared = self.shared();
-        let route = shared.routes.best(&Exclusions::default());
+        let route = shared.routes.best(&Exclusions::default(), &Prefix::default());
         let whole = route.and_then(|route| shared.pipeline.whole(route.chain));
         whole.ok_or_else(|| {
             shared.routes.request_local();

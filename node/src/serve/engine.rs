@@ -1,6 +1,7 @@
 //! The handle of a loaded model, which HTTP, the Cap'n Proto service and the commands use for answers. Requests are
 //! checked on the caller's side and handed to the model's stages; clones share one engine.
 
+use std::any::Any;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use pangea_compute::model::{Model, ModelFile, ModelPart, PageBudget};
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_control::Time;
 use pangea_control::generation::{Exclusions, PromptPace};
+use pangea_control::routing::Prefix;
 use pangea_units::ByteSize;
 use prometheus_client::encoding::DescriptorEncoder;
 
@@ -210,10 +212,11 @@ impl Engine {
             limits: Some(limits),
             drafts: settings.drafts,
             text: Some(Arc::clone(&text)),
+            name: name.to_owned(),
             metrics: Arc::clone(&metrics),
             memory: Arc::new([weights, sessions]),
         })?;
-        let kept = Some(Arc::new(KeptChain { chain, pipeline: pipeline.clone() }));
+        let kept: Option<Arc<dyn Any + Send + Sync>> = Some(Arc::new(KeptChain { chain, pipeline: pipeline.clone() }));
         let routes = Arc::new(SoleRoute::new(Route { chain, stages, kept }));
         Ok(Engine { shared: Shared::new(facts, text, metrics, pipeline, routes, None, Jobs::default()) })
     }
@@ -242,7 +245,7 @@ impl Engine {
 
     /// Approximate numbers of running and waiting sequences, if this node schedules them.
     pub fn load_now(&self) -> (usize, usize) {
-        let route = self.shared.routes.best(&Exclusions::default());
+        let route = self.shared.routes.best(&Exclusions::default(), &Prefix::default());
         route.map_or((0, 0), |route| self.shared.pipeline.load(route.chain))
     }
 
@@ -256,13 +259,13 @@ impl Engine {
 
     /// Whether a session can be opened now.
     pub fn has_route(&self) -> bool {
-        self.shared.routes.best(&Exclusions::default()).is_some()
+        self.shared.routes.best(&Exclusions::default(), &Prefix::default()).is_some()
     }
 
     /// Whether this node alone computes the model now.
     pub fn is_local(&self) -> bool {
         let local = self.shared.pipeline.local();
-        self.shared.routes.best(&Exclusions::default()).is_some_and(|route| route.is_local(local))
+        self.shared.routes.best(&Exclusions::default(), &Prefix::default()).is_some_and(|route| route.is_local(local))
     }
 
     /// Why no node can hold the model while the pool does not change, if that is certain.
@@ -334,6 +337,7 @@ fn prepare(shared: &Shared, request: Request, arrived: Time) -> std::result::Res
         owner: request.owner,
         sampling: request.sampling,
         arrived,
+        prefix: shared.routes.prefix(&prompt),
         prompt,
     })
 }

@@ -1,6 +1,7 @@
 //! The driver of a request: opens sessions, receives their stages' messages, converts tokens to text, stores receipts
 //! and counts. [`GenerationState`] makes every decision.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use pangea_control::generation::{
     Setup, SignedClaims,
 };
 use pangea_control::jobs::{Ending, JobKind, JobSpec, Owner};
+use pangea_control::routing::Prefix;
 use pangea_control::session::{EndReason, SessionId, TokenOut};
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -26,7 +28,7 @@ use super::answer::{AnswerText, with_text};
 use super::engine::{RequestRefused, Shared};
 use super::metrics::count_answered;
 use super::request::{Event, Summary, TokenLogprob};
-use super::route::KeptChain;
+use super::request_log::RequestLog;
 use super::signed_answer::{RequestFacts, Rules, SignedAnswer};
 use crate::clock;
 use crate::jobs::Ticket;
@@ -49,6 +51,7 @@ const SAID_BYTES_MAX: usize = 256;
 pub(super) struct Prepared {
     pub(super) id: String,
     pub(super) prompt: Vec<u32>,
+    pub(super) prefix: Prefix,
     pub(super) choices: usize,
     pub(super) max_new_tokens: usize,
     pub(super) sampling: Sampling,
@@ -74,9 +77,9 @@ pub struct Generation {
     answers: Vec<AnswerText>,
     signed: Vec<SignedAnswer>,
     /// The chain that each answer uses, kept alive while it is used.
-    chains: Vec<Option<Arc<KeptChain>>>,
+    chains: Vec<Option<Arc<dyn Any + Send + Sync>>>,
     /// The chain of the route that was found last, until sessions are opened at it.
-    found: Option<Arc<KeptChain>>,
+    found: Option<Arc<dyn Any + Send + Sync>>,
     /// Log-probabilities of the prompt received so far.
     prompt: Vec<TokenLogprob>,
     /// Receipts of the answers, by choice.
@@ -86,6 +89,7 @@ pub struct Generation {
     /// Events that the reader has not received yet.
     ready: VecDeque<Result<Event>>,
     refused: Option<RequestRefused>,
+    log: RequestLog,
     /// The request's job.
     job: Ticket,
     /// Set when the job is cancelled from elsewhere.
@@ -136,6 +140,7 @@ impl Generation {
             audits: Vec::new(),
             ready: VecDeque::new(),
             refused: None,
+            log: RequestLog::default(),
             job,
             cancelled,
             over: false,
@@ -151,6 +156,7 @@ impl Generation {
         }
         if let Some(refused) = generation.refused.take() {
             generation.over = true;
+            generation.log.failed(&generation.engine.facts.name, 0, &refused.error);
             generation.job.fail(&refused.error);
             return Err(refused);
         }
@@ -182,6 +188,7 @@ impl Generation {
                 match &event {
                     Ok(Event::Done(summary)) => {
                         count_answered(&self.engine.metrics, summary);
+                        self.log.done(&self.engine.facts.name, summary);
                         self.job.end(Ending::Done { verdict: summary.verdict });
                         self.end();
                     }
@@ -253,7 +260,9 @@ impl Generation {
     fn perform(&mut self, action: Action) -> Option<generation::Event> {
         match action {
             Action::FindRoute { choices, exclusions } => {
-                let Some(route) = self.engine.routes.best(&exclusions) else { return Some(generation::Event::NoRoute) };
+                let Some(route) = self.engine.routes.best(&exclusions, &self.asked.prefix) else {
+                    return Some(generation::Event::NoRoute);
+                };
                 self.found = route.kept;
                 let (chain, stages) = (route.chain, route.stages);
                 return Some(generation::Event::RouteFound { choices, id: SessionId(rand::random()), chain, stages });
@@ -346,6 +355,11 @@ impl Generation {
         for (index, choice) in choices.clone().enumerate() {
             self.engine.pipeline.add_session(id.choice(index as u16), &route.stages, self.sender.clone());
             self.signed[choice].computed_from(route.chain.model);
+        }
+        // A probe leaves no trace.
+        if self.asked.receipt {
+            let (name, local) = (&self.engine.facts.name, self.engine.pipeline.local());
+            self.log.began(id, &self.asked.id, name, &route.stages, local);
         }
         let scores = self.asked.prompt_logprobs && from_prompt && choices.start == 0;
         if scores {
@@ -485,6 +499,7 @@ impl Generation {
             ErrorKind::Cancelled => self.engine.metrics.cancelled.inc(),
             _ => self.engine.metrics.failed.inc(),
         };
+        self.log.failed(&self.engine.facts.name, self.state.tokens().answer, error);
         self.job.fail(error);
         self.end();
     }
@@ -501,6 +516,8 @@ impl Drop for Generation {
     fn drop(&mut self) {
         if !self.over {
             self.engine.metrics.cancelled.inc();
+            let gone = Error::new(ErrorKind::Cancelled, "nobody waits for it any more");
+            self.log.failed(&self.engine.facts.name, self.state.tokens().answer, &gone);
             self.end();
         }
     }

@@ -7,20 +7,23 @@
 //!
 //! * [`catalogue`]: the models of a node by name, loaded and probed. [`engine`]: the handle of a model.
 //! * `embedding`: embeddings of texts. `generation`: the driver of a request. `answer`: the text of one answer. `signed_answer`: its commitments.
-//! * [`route`]: the chains of stages of a model; `pooled`: those that the pool placed. [`request`]: requests and their
-//!   events. `metrics`: counters. `audit_host`: the node's side of audits.
+//! * [`route`]: the chains of stages of a model; `pooled`: those that the pool placed, and the nodes that
+//!   answer alone. `dispatch`: what was sent to which of them. [`request`]: requests and their
+//!   events. `metrics`: counters. `request_log`: its log lines. `audit_host`: the node's side of audits.
 //!
 //! This room knows nothing of HTTP or commands, and of peers only their ids.
 
 mod answer;
 mod audit_host;
 pub mod catalogue;
+mod dispatch;
 mod embedding;
 pub mod engine;
 mod generation;
 mod metrics;
 mod pooled;
 pub mod request;
+mod request_log;
 pub mod route;
 mod signed_answer;
 

@@ -10,17 +10,19 @@ use pangea_client::Result;
 use pangea_compute::Digest;
 use tokio::sync::watch;
 
+use super::dispatch::Dispatch;
 use super::route::{Route, Routes};
 use crate::blob::Wanted;
 use crate::engine_metrics::EngineMetrics;
 use crate::pipeline::ChainId;
 use crate::pipeline::loader::Loader;
 use crate::pipeline::wire::StageAt;
-use crate::pool::View;
+use crate::pool::{ServingAdvert, View};
 use crate::trust::Auditor;
 use pangea_control::devices::models_bytes;
 use pangea_control::generation::Exclusions;
 use pangea_control::placement::{ModelNeeds, missing_layers, newest_usable, pool_facts};
+use pangea_control::routing::Prefix;
 use pangea_units::LayerRange;
 
 /// What this node needs to compute a model alone.
@@ -39,6 +41,7 @@ pub(super) struct Pooled {
     model: Digest,
     layers: u32,
     local: LocalModel,
+    dispatch: Dispatch,
     /// Knows which peers are suspects.
     auditor: Auditor,
     /// The model's needs, and the names of the nodes that served it last.
@@ -48,8 +51,14 @@ pub(super) struct Pooled {
 
 impl Pooled {
     /// The chains of a model.
-    pub(super) fn new(loader: Loader, auditor: Auditor, model: Digest, layers: u32, local: LocalModel) -> Pooled {
-        Pooled { loader, auditor, model, layers, local, last_served: Mutex::default(), loading: Arc::default() }
+    pub(super) fn new(
+        (loader, dispatch, auditor): (Loader, Dispatch, Auditor),
+        model: Digest,
+        layers: u32,
+        local: LocalModel,
+    ) -> Pooled {
+        let (last_served, loading) = (Mutex::default(), Arc::default());
+        Pooled { loader, dispatch, auditor, model, layers, local, last_served, loading }
     }
 
     /// The model's needs and the names of the nodes that serve it, or that served it last.
@@ -129,10 +138,54 @@ impl Pooled {
     }
 }
 
+impl Pooled {
+    /// The best node that answers with all layers of its own, if there is one that `may_take` requests.
+    fn server(
+        &self,
+        placed: Option<&Route>,
+        exclusions: &Exclusions,
+        prompt: &Prefix,
+        may_take: impl Fn(&PeerId) -> bool,
+    ) -> Option<Route> {
+        let pipeline = self.loader.pipeline();
+        let local = pipeline.local();
+        let may_take = |peer: &PeerId| !exclusions.peers.contains(peer) && pipeline.reaches(peer) && may_take(peer);
+        let said = ServingAdvert { model: self.model, places: 0, running: 0, waiting: 0, tokens_per_s: 0 };
+        let placed = placed.filter(|route| route.stages.len() == 1 && route.chain.epoch > 0);
+        let at = placed.map(|route| (route.stages[0].peer, said));
+        let own = self.loader.serving(self.model).map(|said| (local, said));
+        let view = Arc::clone(&self.loader.view().borrow());
+        let answers_alone = own.is_some();
+        let (server, sent) = self.dispatch.send(self.model, &view, [own, at], may_take, prompt)?;
+        let serves =
+            view.advert(&server).is_some_and(|advert| advert.serving.iter().any(|one| one.model == self.model));
+        match placed {
+            Some(route) if server == route.stages[0].peer && !serves && !(server == local && answers_alone) => {
+                Some(Route { kept: Some(sent), ..route.clone() })
+            }
+            _ => {
+                let chain = ChainId::alone(self.model);
+                Some(Route { chain, stages: vec![StageAt { peer: server, layers: 0..self.layers }], kept: Some(sent) })
+            }
+        }
+    }
+}
+
 impl Routes for Pooled {
-    fn best(&self, exclusions: &Exclusions) -> Option<Route> {
+    fn prefix(&self, prompt: &[u32]) -> Prefix {
+        self.dispatch.prefix(prompt)
+    }
+
+    fn best(&self, exclusions: &Exclusions, prompt: &Prefix) -> Option<Route> {
         let placed = self.placed(exclusions);
         let is_suspect = |at: &StageAt| self.auditor.is_suspect(&at.peer);
+        // A chain of several nodes was placed because it is faster than any node alone, or because a person asked for it.
+        if placed.as_ref().is_none_or(|placed| placed.stages.len() == 1 || placed.stages.iter().any(is_suspect))
+            && let Some(server) =
+                self.server(placed.as_ref(), exclusions, prompt, |peer| !self.auditor.is_suspect(peer))
+        {
+            return Some(server);
+        }
         match placed.as_ref().is_none_or(|placed| placed.stages.iter().any(is_suspect)) {
             // A model that is to be split is loaded here completely only after a request for it.
             true => self.alone(exclusions).or(placed),
@@ -184,5 +237,5 @@ fn load_here(loader: &Loader, model: Digest, local: &LocalModel) -> Result<()> {
         Some(path) => path.clone(),
         None => loader.whole_copy(model)?,
     };
-    loader.load_whole(model, &path, Arc::clone(&local.metrics)).map(drop)
+    loader.load_whole(model, &local.name, &path, Arc::clone(&local.metrics)).map(drop)
 }

@@ -1,10 +1,12 @@
 //! The chains of stages that a request may use, and the trait of their sources. No session is
 //! opened here.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use libp2p::PeerId;
 use pangea_control::generation::Exclusions;
+use pangea_control::routing::Prefix;
 use tokio::sync::watch;
 
 use crate::pipeline::wire::StageAt;
@@ -17,8 +19,8 @@ pub struct Route {
     pub chain: ChainId,
     /// Its stages; sessions are opened at the first one.
     pub stages: Vec<StageAt>,
-    /// Keeps a local chain loaded while it is used.
-    pub kept: Option<Arc<KeptChain>>,
+    /// What is dropped when the route is no longer used: a chain that stays loaded, or a place at a server.
+    pub kept: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl Route {
@@ -49,8 +51,11 @@ impl Drop for KeptChain {
 
 /// The chains of a model.
 pub trait Routes: Send + Sync {
-    /// The best current route without the excluded nodes and placements.
-    fn best(&self, exclusions: &Exclusions) -> Option<Route>;
+    /// The best current route for a prompt without the excluded nodes and placements.
+    fn best(&self, exclusions: &Exclusions, prompt: &Prefix) -> Option<Route>;
+
+    /// The start of a prompt, as [`Routes::best`] compares it.
+    fn prefix(&self, prompt: &[u32]) -> Prefix;
 
     /// Changes whenever the routes may have changed.
     fn changed(&self) -> watch::Receiver<u64>;
@@ -76,7 +81,11 @@ impl SoleRoute {
 }
 
 impl Routes for SoleRoute {
-    fn best(&self, exclusions: &Exclusions) -> Option<Route> {
+    fn prefix(&self, _: &[u32]) -> Prefix {
+        Prefix::default()
+    }
+
+    fn best(&self, exclusions: &Exclusions, _: &Prefix) -> Option<Route> {
         (!exclusions.peers.iter().any(|peer| self.route.uses(peer))).then(|| self.route.clone())
     }
 

@@ -102,6 +102,15 @@ pub struct Exclusions {
     pub epochs: Vec<u64>,
 }
 
+/// A chain that failed during an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LostChain {
+    /// The chain of this placement.
+    Placed(u64),
+    /// All layers on this node, which is another one.
+    Server(PeerId),
+}
+
 /// One answer in progress.
 #[derive(Clone, Debug)]
 pub struct AnswerSession {
@@ -127,8 +136,10 @@ pub struct AnswerSession {
     partial_claims: Vec<(PeerId, Vec<u8>)>,
     /// The placement whose chain computes the answer.
     epoch: u64,
-    /// Placements whose chains were lost, and the end of each exclusion.
-    lost: Vec<(u64, Time)>,
+    /// Chains that were lost, and the end of each exclusion.
+    lost: Vec<(LostChain, Time)>,
+    /// Nodes whose queue was full when they were asked for this answer.
+    full: Vec<PeerId>,
     /// Whether the reader has received part of the request's answers, so that the request can no longer be refused.
     begun: bool,
     /// Consecutive memory refusals.
@@ -192,6 +203,15 @@ pub enum Outcome {
     Late(Exclusions),
     /// The answer waits for no more signatures.
     Signed(SignedClaims),
+    /// The first stage has refused the session because its queue is full, and another server may take it.
+    Full {
+        /// The session that was refused.
+        closed: SessionId,
+        /// The refusal, if no other server takes the request.
+        error: Error,
+        /// Delay after which a retry may succeed, if any.
+        retry_after: Option<Duration>,
+    },
     /// The first stage has refused the session without being at fault.
     Refused {
         /// Why.
@@ -243,6 +263,7 @@ impl AnswerSession {
             avoided: Vec::new(),
             epoch: 0,
             lost: Vec::new(),
+            full: Vec::new(),
             begun: false,
             memory_refusals: 0,
             backoff_until: Time::ZERO,
@@ -328,8 +349,15 @@ impl AnswerSession {
 
     /// Nodes and placements that the next route must not use.
     pub fn exclusions(&self, now: Time) -> Exclusions {
-        let lost = self.lost.iter().filter(|(_, until)| *until > now);
-        Exclusions { peers: self.avoided.clone(), epochs: lost.map(|(epoch, _)| *epoch).collect() }
+        let mut exclusions = Exclusions { peers: self.avoided.clone(), epochs: Vec::new() };
+        exclusions.peers.extend(&self.full);
+        for (lost, _) in self.lost.iter().filter(|(_, until)| *until > now) {
+            match lost {
+                LostChain::Placed(epoch) => exclusions.epochs.push(*epoch),
+                LostChain::Server(peer) => exclusions.peers.push(*peer),
+            }
+        }
+        exclusions
     }
 
     /// Records that the session was opened at the stages of a placement.
@@ -345,6 +373,8 @@ impl AnswerSession {
     /// Records that the reader has received part of the request's answers.
     pub fn mark_begun(&mut self) {
         self.begun = true;
+        // What was full then may be free when the answer needs another route.
+        self.full.clear();
     }
 
     /// Records that the stages were asked to sign.
@@ -430,7 +460,9 @@ impl AnswerSession {
         self.late_since = Some(now);
         let Exclusions { mut peers, mut epochs } = self.exclusions(now);
         peers.extend(self.stages().iter().filter(|peer| **peer != self.local));
-        epochs.push(self.epoch);
+        if self.epoch > 0 {
+            epochs.push(self.epoch);
+        }
         Outcome::Late(Exclusions { peers, epochs })
     }
 
@@ -491,8 +523,14 @@ impl AnswerSession {
 
     /// The chain cannot be used for now. Its nodes may still be: the placement may choose the same nodes again.
     fn lost_chain(&mut self, why: &str, now: Time) -> Outcome {
-        self.lost.retain(|(epoch, until)| *epoch != self.epoch && *until > now);
-        self.lost.push((self.epoch, now + LOST_CHAIN_EXCLUSION));
+        let chain = match self.stages() {
+            // This node's own chain is restarted, and nothing replaces it.
+            [only] if self.epoch == 0 && *only == self.local => None,
+            [only] if self.epoch == 0 => Some(LostChain::Server(*only)),
+            _ => Some(LostChain::Placed(self.epoch)),
+        };
+        self.lost.retain(|(lost, until)| Some(*lost) != chain && *until > now);
+        self.lost.extend(chain.map(|chain| (chain, now + LOST_CHAIN_EXCLUSION)));
         self.lost(why, now)
     }
 

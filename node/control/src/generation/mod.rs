@@ -12,6 +12,7 @@
 
 pub mod action;
 pub mod answer_session;
+mod answer_state;
 pub mod event;
 pub mod prompt_pace;
 pub mod reply;

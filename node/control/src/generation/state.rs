@@ -9,7 +9,8 @@ use libp2p_identity::PeerId;
 use pangea_units::{Error, ErrorKind};
 
 use super::action::{Action, Conclusion, Route, TokenCounts};
-use super::answer_session::{AnswerSession, AnswerTerms, Exclusions, Outcome, Phase};
+use super::answer_session::{AnswerSession, AnswerTerms, Outcome, Phase};
+use super::answer_state::AnswerState;
 use super::event::{ClaimsFault, Event, Setup};
 use super::reply::{NewTokens, Reply};
 use super::retired::RetiredSessions;
@@ -27,33 +28,6 @@ const REFUSAL_WINDOW: Duration = Duration::from_secs(2);
 
 /// Recomputations of one request after which it fails: by then as many nodes have lied about it.
 const MAX_RECOMPUTATIONS: u32 = 8;
-
-/// One answer of the request with its route.
-#[derive(Debug)]
-struct AnswerState {
-    session: AnswerSession,
-    /// The chain that computes the answer now.
-    route: Option<Route>,
-    /// Which stages computed which part of the answer, in order.
-    segments: Vec<Segment>,
-    /// Sessions that the answer left and whose stages still sign.
-    retired: RetiredSessions,
-    /// Why the stages' signatures do not cover the answer, if they do not.
-    fault: Option<ClaimsFault>,
-}
-
-impl AnswerState {
-    /// Whether only this node ever computed a part of the answer.
-    fn is_alone(&self, local: PeerId) -> bool {
-        self.helpers(local).next().is_none()
-    }
-
-    /// The other nodes that computed a part of the answer.
-    fn helpers(&self, local: PeerId) -> impl Iterator<Item = PeerId> {
-        let stages = self.segments.iter().flat_map(|segment| &segment.stages);
-        stages.map(|stage| stage.peer).filter(move |peer| *peer != local)
-    }
-}
 
 /// Progress of the whole request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +56,8 @@ pub struct GenerationState {
     /// Verdicts of the audits that have ended, and the number of receipts.
     audited: Vec<Verdict>,
     receipts: usize,
+    /// What a full server said, for as long as another one is looked for.
+    refusal: Option<(Error, Option<Duration>)>,
     /// Why an answer of the request could not be trusted last, and how many times the request was recomputed for it.
     untrusted: Option<String>,
     recomputations: u32,
@@ -115,6 +91,7 @@ impl GenerationState {
             held: false,
             audited: Vec::new(),
             receipts: 0,
+            refusal: None,
             untrusted: None,
             recomputations: 0,
             conclusion: Conclusion::default(),
@@ -215,6 +192,12 @@ impl GenerationState {
                 }
                 self.open(choices, id, Route { chain, stages }, now, &mut actions);
             }
+            Event::NoRoute if self.refusal.is_some() => {
+                if let Some((error, retry_after)) = self.refusal.take() {
+                    self.end(&mut actions);
+                    actions.push(Action::Refuse { error, retry_after });
+                }
+            }
             Event::NoRoute => {
                 if !self.is_fresh() || now.since(self.arrived) > PLACEMENT_TIMEOUT {
                     actions.push(Action::RequestLocal);
@@ -267,7 +250,8 @@ impl GenerationState {
             return;
         }
         if self.is_fresh() {
-            actions.push(Action::FindRoute { choices: 0..self.answers.len(), exclusions: Exclusions::default() });
+            let exclusions = self.answers[0].session.exclusions(now);
+            actions.push(Action::FindRoute { choices: 0..self.answers.len(), exclusions });
             return;
         }
         for (choice, answer) in self.answers.iter().enumerate().filter(|(_, answer)| answer.session.wants_route(now)) {
@@ -296,6 +280,7 @@ impl GenerationState {
             });
             answer.route = Some(route.clone());
         }
+        self.refusal = None;
         self.opened.get_or_insert(now);
         actions.push(Action::Open { choices, id, route, from_prompt });
     }
@@ -331,6 +316,12 @@ impl GenerationState {
             Outcome::Signed(claims) => {
                 let segment = self.answers[choice].segments.len().saturating_sub(1);
                 actions.push(Action::CheckClaims { choice, segment, claims });
+            }
+            Outcome::Full { closed, error, retry_after } => {
+                actions.push(Action::Forget { session: closed });
+                self.answers[choice].route = None;
+                self.answers[choice].segments.pop();
+                self.refusal = Some((error, retry_after));
             }
             Outcome::Refused { error, retry_after } => {
                 self.end(actions);

@@ -48,6 +48,9 @@ const SPARED_MAX: usize = 8;
 /// Consecutive failures after which the nodes that advertise the failure are excluded.
 const BREAKS_BEFORE_EXCLUSION: u32 = 3;
 
+/// Uptime within which a node that has a model may still be loading it and measuring its speed.
+const OWNER_START: Duration = Duration::from_secs(5);
+
 /// Why there is no plan.
 #[derive(Debug)]
 pub(super) struct Unplaced {
@@ -81,6 +84,8 @@ pub(super) struct ModelPlacement {
     breaks: u32,
     pub(super) speeds: MeasuredSpeeds,
     load_failures: LoadFailures,
+    /// Since when some owner of the model answers it alone.
+    answered_since: Option<Time>,
 }
 
 impl ModelPlacement {
@@ -97,6 +102,7 @@ impl ModelPlacement {
             breaks: 0,
             speeds: MeasuredSpeeds::default(),
             load_failures: LoadFailures::default(),
+            answered_since: None,
         }
     }
 
@@ -113,6 +119,14 @@ impl ModelPlacement {
     /// Drops a failed placement, and switches to a forming one that is ready.
     pub(super) fn check(&mut self, view: &View, now: Time) {
         self.replan_delay.observe_nodes(view.everyone().map(|advert| (advert.peer, advert.incarnation)), now);
+        let answered = self.needs.served_by.iter().any(|owner| self.answers(owner, view));
+        self.answered_since = answered.then(|| self.answered_since.unwrap_or(now));
+        let is_free = !self.needs.split && self.needs.pins.is_empty();
+        let planned_without = |forming: &mut Running| self.answered_since.is_some_and(|since| forming.made < since);
+        if is_free && self.forming.take_if(planned_without).is_some() {
+            // It was planned while no owner was there: with one, the plan is another.
+            self.planned_at = None;
+        }
         if let Some(mut forming) = self.forming.take() {
             match forming.health(view, now, false) {
                 Health::Ready => {
@@ -131,6 +145,12 @@ impl ModelPlacement {
             let health = serving.health(view, now, true);
             self.serving = self.kept(serving, health, view, now);
         }
+    }
+
+    /// Whether a node answers the model with all layers of its own.
+    fn answers(&self, node: &PeerId, view: &View) -> bool {
+        let advert = view.advert(node);
+        advert.is_some_and(|advert| advert.serving.iter().any(|serving| serving.model == self.needs.digest))
     }
 
     /// The placement, unless its health requires dropping it.
@@ -172,6 +192,19 @@ impl ModelPlacement {
             (None, None) => RETRY_INTERVAL,
         };
         self.planned_at.is_none_or(|at| now.since(at) >= every)
+    }
+
+    /// Whether a node that has the model has just started, or answers it already, and has not measured its speed: with a plan that
+    /// does not know that node the model would leave it.
+    pub(super) fn waits_for_owner(&self, view: &View) -> bool {
+        let waits = |owner: &PeerId| {
+            view.advert(owner).is_some_and(|advert| {
+                let answers = self.answers(owner, view);
+                advert.works && advert.speed.is_none() && (answers || advert.uptime < OWNER_START)
+            })
+        };
+        let free = !self.needs.split && self.needs.pins.is_empty() && self.in_force().next().is_none();
+        free && self.needs.served_by.iter().any(waits)
     }
 
     /// Each node's offer for this model: its memory minus that of other models, its speed as measured.
@@ -293,5 +326,43 @@ impl ModelPlacement {
             true => Worth::Later(best),
             false => Worth::Nothing,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::sync::Arc;
+
+    use pangea_units::Digest;
+
+    use super::*;
+    use crate::pool::{Advert, LayerSpeed, ModelAdvert, ModelSize, ServingAdvert, advert_of};
+    use crate::test_peers::peer;
+
+    #[test]
+    fn a_model_waits_for_an_owner_that_starts_or_answers_it_and_has_no_speed_yet() {
+        let digest = Digest([7; 32]);
+        let size = ModelSize { layers: 4, ..ModelSize::default() };
+        let (name, served, whole, split, pinned) = ("tiny".to_owned(), true, true, false, None);
+        let model = ModelAdvert { digest, name, served, whole, split, pinned, size };
+        let waits = |change: &dyn Fn(&mut Advert)| {
+            let mut owner = Advert { models: vec![model.clone()], ..advert_of(peer(2)) };
+            change(&mut owner);
+            let nodes = [(peer(2), Arc::new(owner))].into();
+            let own = Arc::new(advert_of(peer(1)));
+            let view = View { local: peer(1), own, term: None, nodes, connected: BTreeSet::new() };
+            let needs = pool_facts::models(&view).remove(&digest).unwrap();
+            ModelPlacement::new(needs, Time::ZERO).waits_for_owner(&view)
+        };
+        let answers = ServingAdvert { model: digest, places: 8, running: 0, waiting: 0, tokens_per_s: 0 };
+        let long = OWNER_START * 2;
+        assert!(waits(&|owner| owner.uptime = Duration::from_secs(1)));
+        assert!(waits(&|owner| (owner.uptime, owner.serving) = (long, vec![answers])));
+        assert!(!waits(&|owner| owner.uptime = long), "it neither answers nor measures itself");
+        let speed = LayerSpeed { weight_bytes_per_s: 1e9, macs_per_s: 1e9 };
+        assert!(!waits(&|owner| owner.speed = Some(speed)));
+        assert!(!waits(&|owner| owner.works = false));
+        assert!(!waits(&|owner| owner.models[0].split = true), "a split asks for the others as well");
     }
 }

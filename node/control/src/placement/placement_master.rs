@@ -300,6 +300,9 @@ impl PlacementMaster {
         let reserved = self.reserved(&digest, view);
         let model = self.models.get_mut(&digest)?;
         model.planned_at = Some(now);
+        if model.waits_for_owner(view) {
+            return None;
+        }
         let mut all = model.offers(view, &reserved);
         self.slowness.add_to(&mut all);
         let (offers, best) = model.best(&all, &self.suspects, view, now);

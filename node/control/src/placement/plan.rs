@@ -94,7 +94,11 @@ pub fn plan(
     let share = |chain: &Chain<'_>| if spread { chain.even() } else { chain.fastest() };
     let candidates: Vec<Candidate> =
         fitting.iter().filter_map(|(nodes, chain)| Candidate::new(&costs, nodes, share(chain))).collect();
-    let kept = candidates.iter().filter(|candidate| !spread || candidate.chain.len() > 1);
+    // A model stays where its owner put it, if that node can hold it: how fast others look is no reason to move it.
+    let at_owner = |candidate: &Candidate| matches!(candidate.chain[..], [node] if needs.served_by.contains(&costs.nodes[node].peer));
+    let stays = !spread && pins.iter().all(Option::is_none) && candidates.iter().any(at_owner);
+    let fits = |candidate: &&Candidate| (!spread || candidate.chain.len() > 1) && (!stays || at_owner(candidate));
+    let kept = candidates.iter().filter(fits);
     let best = if spread { steadiest(&costs, kept.collect()) } else { fastest(&costs, &pins, kept.collect()) };
     let Some(best) = best else { return Err(no_plan::memory(&costs, &pins)) };
     Ok(Plan {

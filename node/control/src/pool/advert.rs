@@ -58,6 +58,8 @@ pub struct Advert {
     pub links: Vec<LinkAdvert>,
     /// Models that it serves or has pieces of.
     pub models: Vec<ModelAdvert>,
+    /// Models that it answers with all layers of its own.
+    pub serving: Vec<ServingAdvert>,
     /// Stages of the node.
     pub stages: Vec<StageAdvert>,
     /// As the master: the current placements.
@@ -88,6 +90,7 @@ impl Advert {
             speed: None,
             links: Vec::new(),
             models: Vec::new(),
+            serving: Vec::new(),
             stages: Vec::new(),
             placements: Vec::new(),
             refusals: Vec::new(),
@@ -136,6 +139,21 @@ pub struct ModelAdvert {
     pub pinned: Option<Range<u32>>,
     /// The sizes that placement reckons with.
     pub size: ModelSize,
+}
+
+/// A model that a node answers with all layers of its own: how loaded it is, and how fast.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServingAdvert {
+    /// The model's digest.
+    pub model: Digest,
+    /// Answers that the node generates at once.
+    pub places: u8,
+    /// Answers that it generates now.
+    pub running: u16,
+    /// Answers that wait for a place.
+    pub waiting: u16,
+    /// Tokens per second of a single answer; 0 until measured.
+    pub tokens_per_s: u16,
 }
 
 /// The sizes of a model that placement reckons with.

@@ -21,7 +21,9 @@ pub mod served_lately;
 pub mod term_keeper;
 pub mod view;
 
-pub use advert::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term};
+pub use advert::{
+    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace, StageState, Term,
+};
 pub use model_name::{full_name, is_full_name};
 pub use name_choice::{NameChoices, NameChosen};
 pub use served_lately::ServedLately;

@@ -30,6 +30,11 @@ impl SessionId {
     pub fn choice(self, index: u16) -> SessionId {
         SessionId(u128::from_le_bytes(self.0).wrapping_add(u128::from(index)).to_le_bytes())
     }
+
+    /// The start of the id, as people read it in logs.
+    pub fn short(self) -> String {
+        self.0.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    }
 }
 
 impl std::fmt::Display for SessionId {

@@ -1,5 +1,7 @@
 //! Models and the node's state: `/v1/models`, `/api/models`, `/api/status`, `/healthz`, `/readyz`. This file only reports.
 
+use std::sync::Arc;
+
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -12,6 +14,7 @@ use super::App;
 use super::error::ApiError;
 use super::key_holder::KeyHolder;
 use super::limits::READY_RETRY;
+use crate::pool::{Advert, StageAdvert, StageState};
 use crate::serve::ServedModel;
 use crate::supervise::Unwell;
 
@@ -49,8 +52,35 @@ async fn one(State(app): State<App>, holder: KeyHolder, Path(id): Path<String>) 
 fn entry(app: &App, model: &ServedModel) -> Value {
     let mut entry = json!({"id": model.name, "object": "model", "created": app.started_s, "owned_by": "pangea"});
     let digest = model.digest.map(|digest| digest.to_string());
-    entry["pangea"] = json!({"state": model.state, "why": model.why, "digest": digest});
+    let nodes = nodes(app, model);
+    entry["pangea"] = json!({"state": model.state, "why": model.why, "digest": digest, "nodes": nodes});
     entry
+}
+
+/// The nodes that compute a model: those that answer alone with their load, and those with a stage with its layers.
+fn nodes(app: &App, model: &ServedModel) -> Vec<Value> {
+    let (Some(pool), Some(digest)) = (&app.pool, model.digest) else { return Vec::new() };
+    let view = Arc::clone(&pool.view().borrow());
+    let node = |advert: &Arc<Advert>| {
+        let of = json!({"peer": advert.peer.to_string(), "name": advert.name});
+        if let Some(serving) = advert.serving.iter().find(|serving| serving.model == digest) {
+            let (running, waiting, tokens_per_s) = (serving.running, serving.waiting, serving.tokens_per_s);
+            let load =
+                json!({"running": running, "waiting": waiting, "places": serving.places, "tokens_per_s": tokens_per_s});
+            return Some(joined(of, load));
+        }
+        let ready = |stage: &&StageAdvert| stage.model == digest && stage.state == StageState::Ready;
+        let stage = advert.stages.iter().find(ready)?;
+        Some(joined(of, json!({"layers": [stage.layers.start, stage.layers.end]})))
+    };
+    view.everyone().filter_map(node).collect()
+}
+
+fn joined(mut object: Value, more: Value) -> Value {
+    if let (Value::Object(object), Value::Object(more)) = (&mut object, more) {
+        object.extend(more);
+    }
+    object
 }
 
 /// `/api/models`: the models with their type, size and memory use.

@@ -34,6 +34,8 @@ impl Loader {
         let began = Instant::now();
         let (name, layers) = (&order.name, &order.layers);
         let blobs = self.0.blobs.called(name);
+        // A file of the user is not fetched once more.
+        self.has_file(order.model, name);
         let path = runtime.block_on(async {
             let mut attempt = 0;
             loop {
@@ -53,7 +55,7 @@ impl Loader {
         report(StageState::Loading);
         let file = ModelFile::open(&path).map_err(compute_error)?;
         let metrics = self.metrics(order.model);
-        self.pack(order.model, &file, layers.clone(), order.session_bytes, metrics, cancel)?;
+        self.pack((order.model, &order.name), &file, layers.clone(), order.session_bytes, metrics, cancel)?;
         self.advertise(order.model, name);
         let (range, millis) = (LayerRange::from(layers), began.elapsed().as_millis() as u64);
         tracing::info!(

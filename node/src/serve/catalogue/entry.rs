@@ -225,7 +225,7 @@ impl Entry {
         let _ = self.digest.set(offered.digest);
         let alone = !node.split && node.pinned.is_none();
         if alone {
-            match loader.load_whole(offered.digest, path, Arc::clone(&self.metrics)) {
+            match loader.load_whole(offered.digest, &self.name, path, Arc::clone(&self.metrics)) {
                 Ok(_) => {}
                 // The pool may have the memory that this node lacks.
                 Err(error) if error.kind() == ErrorKind::Overloaded => {
@@ -262,6 +262,7 @@ impl Entry {
         let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let loader = &node.loader;
+        loader.has_file(digest, &self.name);
         let view = Arc::clone(&loader.view().borrow());
         let has = |node: &&Arc<crate::pool::Advert>| node.models.iter().any(|model| model.digest == digest);
         let holders = view.nodes.values().filter(has).map(|node| node.peer).collect();
@@ -310,7 +311,8 @@ impl Entry {
             return Err(Error::new(ErrorKind::Overloaded, message));
         }
         let local = LocalModel { name: self.name.clone(), file: whole, metrics: Arc::clone(&self.metrics) };
-        let routes = Arc::new(Pooled::new(loader.clone(), node.auditor.clone(), digest, config.layers as u32, local));
+        let parts = (loader.clone(), node.dispatch.clone(), node.auditor.clone());
+        let routes = Arc::new(Pooled::new(parts, digest, config.layers as u32, local));
         let pipeline = loader.pipeline().clone();
         Ok(Engine::pooled(
             facts,

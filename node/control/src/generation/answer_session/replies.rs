@@ -46,6 +46,13 @@ impl AnswerSession {
                     return self.doubt(from, kind, message, now);
                 }
                 let error = Error::new(kind, message);
+                if kind == ErrorKind::Overloaded
+                    && let Some(closed) = self.id()
+                {
+                    self.full.push(from);
+                    (self.phase, self.since) = (Phase::Unrouted, now);
+                    return Outcome::Full { closed, error, retry_after };
+                }
                 if self.begun { Outcome::Failed(error) } else { Outcome::Refused { error, retry_after } }
             }
             Reply::Tokens(_) if self.stages().last() != Some(&from) => self.speaks_out_of_turn(from),

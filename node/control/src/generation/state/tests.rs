@@ -5,7 +5,7 @@ use std::time::Duration;
 use pangea_units::{Digest, ErrorKind};
 
 use super::*;
-use crate::generation::ReportedTokens;
+use crate::generation::{Exclusions, ReportedTokens};
 use crate::peers::SuspicionReason;
 use crate::session::{ChainId, StageAt, TokenOut};
 use crate::test_peers::fresh_peer;
@@ -185,6 +185,52 @@ fn all_answers_of_a_new_request_take_one_route_together() {
     let mut world = World::new(3, None);
     let wanted = routes_wanted(&world.handle(Event::Start));
     assert_eq!(wanted, [(0..3, Exclusions::default())]);
+}
+
+#[test]
+fn a_full_server_sends_the_request_on_and_only_the_last_refusal_reaches_the_client() {
+    let mut world = World::new(2, None);
+    let (local, other, third) = (world.local, world.other, fresh_peer());
+    let full = |seconds| Reply::Refused {
+        kind: ErrorKind::Overloaded,
+        message: "full".to_owned(),
+        retry_after: Some(Duration::from_secs(seconds)),
+    };
+    world.handle(Event::Start);
+    for (at, server) in [local, other].into_iter().enumerate() {
+        world.open(0..2, &[server]);
+        let wanted = routes_wanted(&world.reply(server, 0, full(at as u64 + 1)));
+        let peers = [local, other][..=at].to_vec();
+        assert_eq!(wanted, [(0..2, Exclusions { peers, epochs: Vec::new() })], "both answers together");
+    }
+    let actions = world.handle(Event::NoRoute);
+    let [.., Action::Refuse { error, retry_after }] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!((error.kind(), *retry_after), (ErrorKind::Overloaded, Some(Duration::from_secs(2))));
+    assert!(world.state.is_over());
+    // A third server takes it.
+    let mut world = World::new(1, None);
+    world.handle(Event::Start);
+    world.open(0..1, &[other]);
+    world.reply(other, 0, full(1));
+    world.open(0..1, &[third]);
+    world.reply(third, 0, Reply::Accepted);
+    world.tokens(third, 0, 3, &[7]);
+    assert_eq!((world.state.segments(0).len(), world.state.answer(0).failovers()), (1, 0));
+    // Once it has begun, the full one may be asked again.
+    let wanted = routes_wanted(&world.handle(Event::PeerGone { peer: third, why: "gone".into() }));
+    assert_eq!(wanted, [(0..1, Exclusions { peers: Vec::new(), epochs: vec![2] })]);
+}
+
+#[test]
+fn a_server_that_is_lost_excludes_itself_and_no_other_server() {
+    let mut world = World::new(1, None);
+    let other = world.other;
+    world.handle(Event::Start);
+    // Every server answers with a chain of its own, and all of them have the epoch 0.
+    let (stages, chain) = (vec![StageAt { peer: other, layers: 0..2 }], ChainId { model: Digest([9; 32]), epoch: 0 });
+    world.handle(Event::RouteFound { choices: 0..1, id: ID, chain, stages });
+    let wanted = routes_wanted(&world.handle(Event::PeerGone { peer: other, why: "gone".into() }));
+    assert_eq!(wanted, [(0..1, Exclusions { peers: vec![other], epochs: Vec::new() })]);
 }
 
 #[test]
