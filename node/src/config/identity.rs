@@ -56,11 +56,12 @@ pub struct IdentityConfig {
 }
 
 impl IdentityFlags {
-    /// Fills in the defaults.
-    pub(super) fn resolve(self, data_dir: &Path) -> IdentityConfig {
+    /// Fills in the defaults. `client`: whether the node is a lite client, whose identity is never stored.
+    pub(super) fn resolve(self, data_dir: &Path, client: bool) -> IdentityConfig {
         // The host's name can be longer than MAX_NAME_CHARS.
         let name = self.name.unwrap_or_else(|| host::name().chars().take(MAX_NAME_CHARS).collect());
-        IdentityConfig { ephemeral: self.ephemeral, name, data_dir: data_dir.to_owned() }
+        let ephemeral = self.ephemeral || client;
+        IdentityConfig { ephemeral, name, data_dir: data_dir.to_owned() }
     }
 }
 
@@ -100,5 +101,6 @@ mod tests {
     fn an_identity_is_stored_unless_it_is_ephemeral() {
         assert!(!resolve(&[], "").identity.ephemeral);
         assert!(resolve(&["--ephemeral"], "").identity.ephemeral);
+        assert!(resolve(&["--client"], "").identity.ephemeral, "a lite client is nobody in particular");
     }
 }

@@ -149,12 +149,13 @@ impl NodeConfig {
     }
 
     fn with_defaults(raw: RawNodeConfig, data_dir: PathBuf, level: LogLevel) -> Result<NodeConfig, ConfigError> {
+        let client = raw.work.client;
         Ok(NodeConfig {
             network: raw.network.resolve(&data_dir)?,
             service: raw.service.resolve(ApiKeys::of(&data_dir).exist())?,
             work: raw.work.resolve()?,
             log: LogConfig { level, format: raw.identity.log_format.unwrap_or_default() },
-            identity: raw.identity.resolve(&data_dir),
+            identity: raw.identity.resolve(&data_dir, client),
         })
     }
 }

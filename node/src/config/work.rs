@@ -29,6 +29,11 @@ pub struct WorkFlags {
     #[arg(short, long, value_name = "MODEL", num_args = 1.., env = "PANGEA_MODEL", hide_env_values = true, value_delimiter = ',')]
     pub model: Vec<String>,
 
+    /// Join as a lite client: use every model of the pool and serve none, with an identity that is not stored and that no
+    /// node lists as a peer
+    #[arg(long, env = "PANGEA_CLIENT", hide_env_values = true, value_parser = FalseyValueParser::new(), conflicts_with_all = ["model", "split", "layers", "force_master"])]
+    pub client: bool,
+
     /// Split these models over all nodes that raise the total throughput, even where one node alone answers a single
     /// request faster
     #[arg(long, env = "PANGEA_SPLIT", hide_env_values = true, value_parser = FalseyValueParser::new())]
@@ -106,7 +111,7 @@ impl WorkFlags {
             max_memory: max_memory(self.max_memory),
             threads: threads(self.threads),
             audit: self.audit.unwrap_or_default(),
-            works: true,
+            works: !self.client,
             force_master: self.force_master,
             fault: self.fault,
         })

@@ -70,7 +70,9 @@ impl OpenLinks {
     pub(crate) fn statuses(&self, directory: &Directory, in_flight: impl Fn(WorkerId) -> u32) -> Vec<PeerStatus> {
         let now = clock::now();
         let status = |(id, peer): (&PeerId, &Peer)| status(id, peer, self.worker_of(id).map_or(0, &in_flight), now);
-        let mut statuses: Vec<PeerStatus> = directory.iter().map(status).collect();
+        // A lite client uses the pool and is nobody's peer.
+        let is_peer = |(_, peer): &(&PeerId, &Peer)| peer.hello.as_ref().is_none_or(|hello| hello.works);
+        let mut statuses: Vec<PeerStatus> = directory.iter().filter(is_peer).map(status).collect();
         statuses.sort_by(|one, other| one.peer.cmp(&other.peer));
         statuses
     }

@@ -338,7 +338,10 @@ impl PoolDriver {
                     found_by: link.found_by.clone(),
                 }
             };
-            self.links.iter().filter(|(peer, _)| directory.may_compute(peer)).map(link).collect()
+            let is_client =
+                |peer| directory.get(peer).and_then(|peer| peer.hello.as_ref()).is_some_and(|hello| !hello.works);
+            let links = self.links.iter();
+            links.filter(|(peer, _)| directory.may_compute(peer) && !is_client(peer)).map(link).collect()
         });
         let mut own = self.own();
         own.peer = self.network.local_peer_id();
@@ -357,6 +360,10 @@ impl PoolDriver {
         self.view_changed = true;
         self.published = Some(Instant::now());
         let advert = self.refresh();
+        if !advert.works {
+            // A lite client says nothing of itself: no node keeps anything of it but the connection.
+            return;
+        }
         match codec::encode_with(&advert, self.membership.certificate()) {
             Ok(bytes) => self.network.publish(bytes).await,
             Err(error) => {

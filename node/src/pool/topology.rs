@@ -9,7 +9,8 @@ use super::View;
 
 /// The graph of `view`. A connection that only one end has reported yet appears in both directions.
 pub fn of(view: &View) -> Topology {
-    let nodes = view.everyone().map(|advert| node(advert, view)).collect();
+    // A lite client is no part of the pool.
+    let nodes = view.everyone().filter(|advert| advert.works).map(|advert| node(advert, view)).collect();
     let mut pairs = BTreeSet::new();
     for from in view.everyone() {
         for link in from.links.iter().filter(|link| view.advert(&link.to).is_some()) {

@@ -2,6 +2,7 @@
 //! a person or a program sees it: flags, HTTP, log lines.
 #![allow(clippy::unwrap_used)]
 
+mod clients;
 mod logs;
 mod losses;
 mod owners;

@@ -344,7 +344,9 @@ impl Directory {
 
     /// Number of peers that are connected and have sent their hello.
     pub fn connected(&self) -> usize {
-        self.peers.values().filter(|peer| peer.state == PeerState::Connected && !peer.is_quarantined()).count()
+        let is_client = |peer: &Peer| peer.hello.as_ref().is_some_and(|hello| !hello.works);
+        let counts = |peer: &&Peer| peer.state == PeerState::Connected && !peer.is_quarantined() && !is_client(peer);
+        self.peers.values().filter(counts).count()
     }
 
     fn convict(&mut self, peer: PeerId, why: String, now: Time, actions: &mut Vec<Action>) {
