@@ -1,6 +1,8 @@
 //! The dialects of OpenAI's Responses API, Anthropic and Ollama: one answer is the same in each of them, whole and streamed;
 //! failures have the dialect's own shape.
 
+use pangea_tests::skip::skip;
+
 use super::*;
 
 const RESPONSES: &str = "/v1/responses";
@@ -143,6 +145,8 @@ fn failures_have_the_shape_of_the_dialect() {
     assert_eq!((status, &body["error"]["type"]), (400, &json!("invalid_request_error")));
     let (status, body) = sent("/api/chat", json!({"model": "other", "messages": messages}));
     assert!(status == 404 && body["error"].as_str().unwrap().contains("other"), "{body}");
+    let (status, body) = sent("/api/pull", json!({"model": "other"}));
+    assert!(status == 404 && body["error"].as_str().unwrap().contains("/api/pull"), "{body}");
     let (status, body) = sent(RESPONSES, json!({"model": SMOLLM2, "input": "a", "previous_response_id": "x"}));
     assert_eq!((status, &body["error"]["param"]), (400, &json!("previous_response_id")));
     let (status, body) = sent(COMPLETIONS, json!({"model": SMOLLM2, "prompt": "a", "suffix": "b"}));
@@ -187,9 +191,30 @@ fn embeddings_are_near_for_texts_of_one_meaning_in_both_dialects() {
     // The same bits alone and in Ollama's form.
     let alone = serving.ask("/api/embed", &json!({"model": SMOLLM2, "input": texts[2]}));
     assert_eq!(alone["embeddings"][0], answer["data"][2]["embedding"]);
+    let older = serving.ask("/api/embeddings", &json!({"model": SMOLLM2, "prompt": texts[2]}));
+    assert_eq!(older["embedding"], answer["data"][2]["embedding"]);
     let long = json!({"model": SMOLLM2, "input": "word ".repeat(9000)});
     let (status, error) = serving.refused("/v1/embeddings", &long);
     assert_eq!((status, error["code"].as_str()), (400, Some("context_length_exceeded")));
     let short = serving.ask("/v1/embeddings", &json!({"input": "a", "dimensions": 8, "encoding_format": "base64"}));
     assert_eq!(short["data"][0]["embedding"].as_str().unwrap().len(), 44);
+}
+
+#[test]
+fn ollamas_own_port_is_offered_where_asked_for() {
+    // One port for the whole machine: somebody may have it.
+    if std::net::TcpListener::bind("127.0.0.1:11434").is_err() {
+        return skip("ollamas_own_port_is_offered", "port 11434 is in use");
+    }
+    let cluster = Cluster::new();
+    let node = cluster.node("one").flag("--ollama").start();
+    let ollama = "127.0.0.1:11434";
+    assert_eq!(get(ollama, "/").text(), "Ollama is running");
+    assert_eq!(http::send(ollama, "HEAD", "/", &[], "").status, 200);
+    assert_eq!(get(ollama, "/api/tags").json(), get(&node.api, "/api/tags").json());
+    let taken = cluster.node("two").flag("--ollama").launch();
+    assert_eq!(taken.wait().code(), Some(1));
+    let said: String = taken.lines().into_iter().map(|line| line.text + "\n").collect();
+    assert!(said.contains("11434") && said.contains("--ollama"), "{said}");
+    assert_eq!(node.terminate(), Some(0));
 }

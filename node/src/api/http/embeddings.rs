@@ -1,4 +1,4 @@
-//! `/v1/embeddings`, as OpenAI has it, and `/api/embed`, as Ollama has it: texts to vectors.
+//! `/v1/embeddings`, as OpenAI has it, and `/api/embed` with the older `/api/embeddings`, as Ollama has them: texts to vectors.
 
 use std::time::Instant;
 
@@ -25,7 +25,10 @@ use crate::serve::{Embedding, Prompt};
 
 /// The routes of this file.
 pub(super) fn routes() -> Router<App> {
-    Router::new().route("/v1/embeddings", post(embeddings)).route("/api/embed", post(embed))
+    Router::new()
+        .route("/v1/embeddings", post(embeddings))
+        .route("/api/embed", post(embed))
+        .route("/api/embeddings", post(older))
 }
 
 #[derive(Deserialize)]
@@ -123,6 +126,18 @@ async fn embed(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<
         "model": model, "embeddings": vectors?, "total_duration": since.elapsed().as_nanos() as u64, "load_duration": 0,
         "prompt_eval_count": tokens,
     })))
+}
+
+/// Ollama's older endpoint: one text, under another name.
+async fn older(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Json<Value>, ApiError> {
+    let mut fields = Fields::read(body).await?;
+    let model: String = fields.required("model")?;
+    let text: String = fields.required("prompt")?;
+    let engine = app.engine(Some(untagged(&model)), &holder).await?;
+    let embedded = engine.embed(vec![Prompt::Text(text)], true).await.map_err(refused)?;
+    holder.spend(embedded.iter().map(|embedding| embedding.tokens).sum());
+    let values = embedded.into_iter().next().map(|embedding| embedding.values);
+    Ok(Json(json!({"embedding": values})))
 }
 
 #[cfg(test)]

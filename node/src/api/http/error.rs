@@ -175,5 +175,19 @@ pub(super) async fn in_dialect(request: Request, next: Next) -> Response {
     Response::from_parts(parts, body.to_string().into())
 }
 
-/// Ollama's paths below `/api/`.
-const OLLAMA: [&str; 7] = ["version", "tags", "show", "chat", "generate", "embed", "ps"];
+/// Ollama's paths below `/api/`, with those that this node does not have.
+const OLLAMA: [&str; 13] = [
+    "chat",
+    "copy",
+    "create",
+    "delete",
+    "embed",
+    "embeddings",
+    "generate",
+    "ps",
+    "pull",
+    "push",
+    "show",
+    "tags",
+    "version",
+];

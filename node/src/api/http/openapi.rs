@@ -98,7 +98,7 @@ mod tests {
             (&["/v1/completions"], &["completions.rs", "generation.rs"]),
             (&["/v1/responses"], &["responses.rs", "generation.rs"]),
             (&["/v1/messages"], &["messages.rs"]),
-            (&["/v1/embeddings", "/api/embed"], &["embeddings.rs"]),
+            (&["/v1/embeddings", "/api/embed", "/api/embeddings"], &["embeddings.rs"]),
             (&["/api/chat", "/api/generate"], &["ollama.rs"]),
             (&["/api/show"], &["ollama_models.rs"]),
         ] {
