@@ -19,6 +19,13 @@ pub const FIRST_VALID_SAMPLES: usize = 3;
 /// Probability that the leading answer leads among all answers that the model would give, from which on a vote ends.
 pub const CONSENSUS: f64 = 0.95;
 
+/// Samples after which a vote may be given up that no further samples would decide: half of those of a weighted vote.
+pub const SAMPLES_BEFORE_GIVING_UP: usize = WEIGHTED_VOTE_SAMPLES / 2;
+
+/// Weight that the leading answer has by then, or the model does not know the answer: on questions with known answers, votes
+/// that went on from less ended no better than the samples by themselves, and took half of all samples.
+pub const LEAD_BEFORE_GIVING_UP: f64 = 3.0;
+
 /// Time of a vote, unless the request says otherwise. Later samples are cut off once there is one; a vote without any waits for
 /// its first.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::canonical::Canonical;
-use super::limits::{AGREEMENT_WORDS, CONSENSUS, FIRST_VALID_SAMPLES};
+use super::limits::{AGREEMENT_WORDS, CONSENSUS, FIRST_VALID_SAMPLES, LEAD_BEFORE_GIVING_UP, SAMPLES_BEFORE_GIVING_UP};
 use super::posterior;
 use super::strategy::Strategy;
 use pangea_units::Error;
@@ -71,6 +71,8 @@ pub enum Absence {
 pub enum Decided {
     /// One canonical answer leads with the probability that ends a vote.
     Consensus,
+    /// The answers are so scattered that no further samples would make a consensus.
+    NoConsensus,
     /// All samples are there.
     AllSamples,
     /// The first valid sample has no canonical answer, so that there is nothing to compare.
@@ -88,6 +90,7 @@ impl Decided {
     pub fn name(self) -> &'static str {
         match self {
             Decided::Consensus => "consensus",
+            Decided::NoConsensus => "no_consensus",
             Decided::AllSamples => "all_samples",
             Decided::FreeText => "free_text",
             Decided::Valid => "valid",
@@ -144,8 +147,16 @@ impl Rules {
             (Strategy::WeightedVote, Some(first)) if free(first) => Some(Decided::FreeText),
             (Strategy::BestOfN, _) if ballots.iter().any(free) => None,
             (Strategy::WeightedVote | Strategy::BestOfN, _) => {
-                let sure = Standing::of(ballots, trust).is_some_and(|standing| standing.posterior() >= CONSENSUS);
-                sure.then_some(Decided::Consensus)
+                let standing = Standing::of(ballots, trust);
+                let lead = standing.as_ref().map_or(0.0, |standing| standing.first.1);
+                let scattered = lead < LEAD_BEFORE_GIVING_UP || self.needs(ballots, trust) > rest;
+                match standing {
+                    Some(standing) if standing.posterior() >= CONSENSUS => Some(Decided::Consensus),
+                    Some(_) if rest > 0 && settled >= SAMPLES_BEFORE_GIVING_UP && scattered => {
+                        Some(Decided::NoConsensus)
+                    }
+                    _ => None,
+                }
             }
         };
         match decided {

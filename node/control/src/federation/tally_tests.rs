@@ -60,6 +60,26 @@ fn a_vote_ends_with_its_last_sample() {
 }
 
 #[test]
+fn a_vote_is_given_up_where_no_further_samples_would_decide_it() {
+    let vote = rules(Strategy::WeightedVote);
+    let scattered = ["7", "7", "1", "2", "3", "4", "5", "6", "8"];
+    assert_eq!(tally(vote, &scattered[..7]), Tally::Needs(4));
+    assert_eq!(tally(vote, &scattered[..8]), Tally::Decided(Decided::NoConsensus), "no answer has a weight of 3");
+    let led = ["7", "7", "7", "2", "3", "4", "5", "6"];
+    assert_eq!(tally(vote, &led), Tally::Needs(3), "three of eight are a lead");
+    // Of two answers that are as frequent, seven more of one make a consensus.
+    let divided = ["7", "8", "7", "8", "7", "8", "7", "8"];
+    assert_eq!(tally(vote, &divided), Tally::Needs(7));
+    let short = Rules { samples: 15, ..vote };
+    assert_eq!(tally(short, &divided), Tally::Needs(7));
+    let shorter = Rules { samples: 14, ..vote };
+    assert_eq!(tally(shorter, &divided), Tally::Decided(Decided::NoConsensus));
+    let last = Rules { samples: 8, ..vote };
+    assert_eq!(tally(last, &scattered[..8]), Tally::Decided(Decided::AllSamples));
+    assert_eq!(result(Strategy::WeightedVote, &ballots(&scattered), Decided::NoConsensus).winner, 0);
+}
+
+#[test]
 fn a_free_text_is_answered_by_the_first_sample() {
     let story = "Once upon a time there was a node that computed for everyone.";
     let vote = rules(Strategy::WeightedVote);
