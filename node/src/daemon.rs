@@ -18,6 +18,7 @@ use crate::config::NodeConfig;
 use crate::data_dir::{DataDir, NodeFile};
 use crate::devices::Devices;
 use crate::fabric::Fabric;
+use crate::federation::Federation;
 use crate::host;
 use crate::jobs::Jobs;
 use crate::net::identity as keys;
@@ -43,7 +44,7 @@ const NODE_FILE_RETRY: Duration = Duration::from_secs(2);
 /// `InvalidInput` if the data directory or an address cannot be used, `Unavailable` if a
 /// port is in use.
 pub fn run(config: NodeConfig) -> Result<()> {
-    let NodeConfig { network, service, work, identity, .. } = config;
+    let NodeConfig { network, service, work, federation, identity, .. } = config;
     host::raise_open_files();
     let data_dir = DataDir::claim(&identity.data_dir, identity.ephemeral)?;
     let keypair = if identity.ephemeral {
@@ -145,6 +146,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             served,
             receipts,
             jobs: jobs.clone(),
+            federation: federation.map(|votes| Federation::new(votes.strategy, peer)),
             key: api.and_then(|api| api.key.as_ref()).map(|key| key.as_str().to_owned()),
             keys,
             cors: api.map(|api| api.cors.clone()).unwrap_or_default(),

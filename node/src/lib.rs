@@ -41,9 +41,10 @@
 //! | 4 | [`pipeline`] | one model over several nodes: sessions, stages |
 //! | 5 | [`serve`] | models by name and requests to them: one engine each, continuous batching |
 //! | 5 | [`runtime`] | the threads that the rooms run on |
-//! | 6 | [`api`] | the services for programs: Cap'n Proto, HTTP |
-//! | 7 | [`daemon`] | `pangea node` from start to end |
-//! | 8 | [`cli`] | the commands of the binary |
+//! | 6 | [`federation`] | the driver of votes: several samples of one answer |
+//! | 7 | [`api`] | the services for programs: Cap'n Proto, HTTP |
+//! | 8 | [`daemon`] | `pangea node` from start to end |
+//! | 9 | [`cli`] | the commands of the binary |
 //!
 //! This crate never knows the kernels' insides.
 
@@ -61,6 +62,7 @@ pub mod engine_metrics;
 pub mod evidence;
 pub mod fabric;
 pub mod fault;
+pub mod federation;
 pub mod host;
 pub mod jobs;
 pub mod link;

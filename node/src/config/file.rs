@@ -329,6 +329,7 @@ mod tests {
                 "layers" => "\"0-14\"",
                 "max-memory" => "\"2G\"",
                 "log-format" => "\"json\"",
+                "strategy" => "\"first_valid\"",
                 "fault" => "\"hang\"",
                 _ if matches!(flag.get_action(), ArgAction::SetTrue) => "true",
                 _ => "\"some\"",

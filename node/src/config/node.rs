@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgMatches, FromArgMatches};
 use thiserror::Error;
 
+use super::federation::FederationConfig;
 use super::file::{ConfigFile, ConfigFileError};
 use super::identity::{IdentityConfig, data_dir};
 use super::log::{LogConfig, LogLevel};
@@ -26,6 +27,8 @@ pub struct NodeConfig {
     pub service: ServiceConfig,
     /// Models, memory and threads, audits, role in the pool.
     pub work: WorkConfig,
+    /// Votes on answers; `None` if the node takes no part in any.
+    pub federation: Option<FederationConfig>,
     /// Identity and files.
     pub identity: IdentityConfig,
     /// Verbosity and format of the log.
@@ -154,6 +157,7 @@ impl NodeConfig {
             network: raw.network.resolve(&data_dir)?,
             service: raw.service.resolve(ApiKeys::of(&data_dir).exist())?,
             work: raw.work.resolve()?,
+            federation: raw.federation.resolve()?,
             log: LogConfig { level, format: raw.identity.log_format.unwrap_or_default() },
             identity: raw.identity.resolve(&data_dir, client),
         })

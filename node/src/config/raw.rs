@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use clap::parser::ValueSource;
 use clap::{ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
+use super::federation::FederationFlags;
 use super::file::{ConfigFile, ConfigFileError};
 use super::identity::IdentityFlags;
 use super::network::NetworkFlags;
@@ -38,6 +39,9 @@ pub struct RawNodeConfig {
     /// Models, memory and threads, audits, role in the pool.
     #[command(flatten)]
     pub work: WorkFlags,
+    /// Votes on answers.
+    #[command(flatten)]
+    pub federation: FederationFlags,
     /// Identity and files.
     #[command(flatten)]
     pub identity: IdentityFlags,

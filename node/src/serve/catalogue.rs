@@ -275,6 +275,11 @@ impl Served {
         self.entries().iter().map(|entry| entry.name.clone()).collect()
     }
 
+    /// Answers of one model that this node generates at once.
+    pub fn places(&self) -> usize {
+        self.0.node.get().map_or(1, |node| node.settings.running)
+    }
+
     /// Every model and its state.
     pub fn list(&self) -> Vec<ServedModel> {
         let node = self.0.node.get();

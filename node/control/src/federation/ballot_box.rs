@@ -303,7 +303,10 @@ impl BallotBox {
             match self.rules.tally(&ballots, counted, &trust) {
                 Tally::Decided(_) if ballots.is_empty() => {}
                 Tally::Decided(decided) => return Some((decided, ballots.len())),
-                Tally::Needs(more) => self.wanted = self.wanted.max(counted + more),
+                // Further samples are asked for when those that were wanted are there, so that their number follows from
+                // the samples and not from their order.
+                Tally::Needs(more) if counted >= self.wanted => self.wanted = counted + more,
+                Tally::Needs(_) => {}
             }
             ballots.extend(self.samples.get(counted).and_then(|sample| sample.ballot.clone()));
         }

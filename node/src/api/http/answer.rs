@@ -145,7 +145,7 @@ impl HttpAnswer {
     fn envelope(&self, object: &str, choices: Vec<Value>) -> Value {
         json!({
             "id": self.id, "object": object, "created": self.created_s, "model": self.model,
-            "system_fingerprint": format!("pangea-numerics-{}", pangea_compute::model::NUMERICS),
+            "system_fingerprint": fingerprint(),
             "choices": choices,
         })
     }
@@ -419,7 +419,13 @@ fn frame(piece: &Value) -> String {
     format!("data: {piece}\n\n")
 }
 
-fn usage(summary: &Summary) -> Value {
+/// Answers of one fingerprint are the same bits.
+pub(super) fn fingerprint() -> String {
+    format!("pangea-numerics-{}", pangea_compute::model::NUMERICS)
+}
+
+/// The cost of a request as OpenAI writes it.
+pub(super) fn usage(summary: &Summary) -> Value {
     json!({
         "prompt_tokens": summary.prompt_tokens,
         "completion_tokens": summary.answer_tokens,

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::answer::{Endpoint, HttpAnswer};
 use super::error::ApiError;
+use super::federation;
 use super::fields::Fields;
 use super::generation::{Generate, alternatives, generate};
 use super::key_holder::KeyHolder;
@@ -25,6 +26,9 @@ pub(super) fn routes() -> Router<App> {
 /// Answers a conversation.
 async fn completions(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
+    if let Some(strategy) = federation::chosen(&app, &mut fields)? {
+        return federation::respond(&app, &holder, fields, strategy).await;
+    }
     let model: Option<String> = fields.optional("model")?;
     let Parsed { generate, prompt, single_call } = parse(&mut fields)?;
     let engine = app.engine(model.as_deref(), &holder).await?;
@@ -35,14 +39,15 @@ async fn completions(State(app): State<App>, holder: KeyHolder, body: Body) -> R
 }
 
 /// A request as it is read.
-struct Parsed {
-    generate: Generate,
-    prompt: Prompt,
+pub(super) struct Parsed {
+    pub(super) generate: Generate,
+    pub(super) prompt: Prompt,
     /// Whether at most one tool may be called.
     single_call: bool,
 }
 
-fn parse(fields: &mut Fields) -> Result<Parsed, ApiError> {
+/// Reads the fields of a chat but its model.
+pub(super) fn parse(fields: &mut Fields) -> Result<Parsed, ApiError> {
     for field in ["functions", "function_call", "audio", "web_search_options"] {
         fields.unsupported(field, &[])?;
     }

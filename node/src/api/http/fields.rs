@@ -67,6 +67,11 @@ impl Fields {
         }
     }
 
+    /// A field that stays to be read.
+    pub(super) fn peek(&self, field: &str) -> Option<&Value> {
+        self.0.get(field)
+    }
+
     /// An optional field.
     pub(super) fn optional<T: DeserializeOwned>(&mut self, field: &str) -> Result<Option<T>, ApiError> {
         let Some(value) = self.0.remove(field) else { return Ok(None) };

@@ -7,6 +7,7 @@
 //! | `key_holder` | who holds which API key, and what is left of its limits |
 //! | `fields`, `generation` | the JSON of requests, read field by field |
 //! | `chat`, `completions` | the two endpoints that generate |
+//! | `federation` | votes on answers |
 //! | `turn` | an answer as text and calls of tools |
 //! | `answer` | responses of those two endpoints, whole or as events |
 //! | `dialect` | the way of a turn to a client in the dialects that follow |
@@ -35,6 +36,7 @@ mod cors;
 mod dialect;
 mod embeddings;
 mod error;
+mod federation;
 mod fields;
 mod generation;
 mod guard;
@@ -72,6 +74,7 @@ use pangea_control::net::rate::Rate;
 use crate::api::service::{Listeners, Service};
 use crate::api_keys::ApiKeys;
 use crate::fabric::Fabric;
+use crate::federation::Federation;
 use crate::jobs::Jobs;
 use crate::observe::Observer;
 use crate::pool::Pool;
@@ -99,6 +102,8 @@ pub struct Node {
     pub receipts: ReceiptStore,
     /// Jobs of this node.
     pub jobs: Jobs,
+    /// How answers are voted on; `None` if they are not.
+    pub federation: Option<Federation>,
     /// API key of the owner, if any.
     pub key: Option<String>,
     /// Keys that the owner gave to others.
@@ -154,6 +159,7 @@ pub fn serve(ports: Ports, node: Node) -> Result<Vec<Service>> {
         served: node.served,
         receipts: node.receipts,
         jobs: node.jobs,
+        federation: node.federation,
         address,
         metrics,
         started_s,
@@ -185,6 +191,7 @@ struct Shared {
     served: Served,
     receipts: ReceiptStore,
     jobs: Jobs,
+    federation: Option<Federation>,
     address: SocketAddr,
     metrics: Metrics,
     started_s: u64,
@@ -238,6 +245,7 @@ fn routes(app: App, guard: Guard, cors: Cors) -> Router {
         .merge(chat::routes())
         .merge(completions::routes())
         .merge(embeddings::routes())
+        .merge(federation::routes())
         .merge(jobs::routes())
         .merge(messages::routes())
         .merge(metrics::routes())

@@ -95,6 +95,7 @@ mod tests {
         let document = document();
         for (paths, files) in [
             (&["/v1/chat/completions"][..], &["chat.rs", "generation.rs"][..]),
+            (&["/v1/federation/vote"], &["federation.rs"]),
             (&["/v1/completions"], &["completions.rs", "generation.rs"]),
             (&["/v1/responses"], &["responses.rs", "generation.rs"]),
             (&["/v1/messages"], &["messages.rs"]),
