@@ -62,7 +62,7 @@ pub struct ServiceFlags {
     #[arg(long, value_name = "N", value_parser = value_parser!(u32).range(0..=1_000_000))]
     pub client_rate: Option<u32>,
 
-    /// Let web pages of this origin use the HTTP API, such as https://app.example; may be given several times; *: all pages
+    /// Let web pages of this origin (SCHEME://HOST:PORT) use the HTTP API; may be given several times; *: all pages
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     pub cors: Vec<String>,
 
