@@ -7,8 +7,8 @@
 //! * [`strategy`]: `best_of_n`, `weighted_vote`, `first_valid`.
 //! * [`canonical`]: the part of an answer that can be compared with another answer: a JSON field, a choice, a number, a short
 //!   string.
-//! * [`posterior`]: how sure a lead is.
-//! * [`tally`]: what the samples so far say: decided, or how many more are needed.
+//! * `posterior`: how sure a lead is.
+//! * `tally`: what the samples so far say: decided, or how many more are needed.
 //! * [`ballot_box`]: the state of one vote: which voter generates which sample, what follows from failures and the deadline.
 //! * [`limits`]: numbers, with their reasons.
 //!
