@@ -14,6 +14,7 @@ using Tensor = import "tensor.capnp";
 using Job = import "job.capnp";
 using Model = import "model.capnp";
 using Plan = import "plan.capnp";
+using Membership = import "membership.capnp";
 
 interface Node {
   hello @0 () -> (version :Text);
@@ -78,6 +79,9 @@ interface Node {
   # The node, for whoever shows its API key; Unauthorized for another key. Where a node requires a key, its
   # bootstrap capability answers this method only: `hello` is Unauthorized there, and says what to do.
   # Where it requires none, every key is right. Nodes before this method require none.
+
+  membership @16 () -> (membership :Membership.Membership);
+  # Who belongs to the node's pool. Unavailable for a node without a network.
 }
 
 struct Topology {

@@ -253,7 +253,8 @@ start_node() { # name listen-address-or-nothing [peer address]
     arguments+=(--listen "/ip4/0.0.0.0/tcp/$PORT" --listen "/ip4/0.0.0.0/udp/$PORT/quic-v1")
   fi
   [ -z "${3:-}" ] || arguments+=(--peer "$3")
-  [ -z "$POOL_KEY" ] || arguments+=(--pool-key "$POOL_KEY")
+  # Without a key the pool is open for the time of the test.
+  if [ -n "$POOL_KEY" ]; then arguments+=(--pool-key "$POOL_KEY"); else arguments+=(--open); fi
   # The folder is the last argument: open_session looks for it in a process's command line.
   NO_COLOR=1 "$PANGEA_BIN" "${arguments[@]}" --data-dir "$home" </dev/null >"$NODE_LOG" 2>&1 &
   NODE_PID=$!

@@ -15,6 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::exception::from_exception;
 use crate::jobs::JobStatus;
+use crate::membership::Membership;
 use crate::model::{self, Model, ModelStatus};
 use crate::plan::ModelPlan;
 use crate::status::{Counters, LinkProbe, NodeStatus, PeerStatus};
@@ -207,6 +208,16 @@ impl Client {
         let response = self.node.topology_request().send().promise.await.map_err(error)?;
         let topology = response.get().and_then(|results| results.get_topology()).map_err(error)?;
         Topology::from_wire(topology).map_err(error)
+    }
+
+    /// Who belongs to the node's pool: the calls of its owner.
+    ///
+    /// # Errors
+    /// `Unavailable` for a node without a network.
+    pub async fn membership(&self) -> Result<Membership> {
+        let response = self.node.membership_request().send().promise.await.map_err(error)?;
+        let remote = response.get().and_then(|results| results.get_membership()).map_err(error)?;
+        Ok(Membership::new(remote, self.connection.clone()))
     }
 
     /// Where the layers of a model would be placed on the pool as the node sees it, and where they are placed. An empty name

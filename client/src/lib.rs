@@ -6,6 +6,7 @@
 //! * [`job`]: a running operation: options, progress, cancelling.
 //! * [`jobs`]: everything that was asked of a node, as it stands.
 //! * [`model`]: language models of a node: requests and streamed answers.
+//! * [`membership`]: who belongs to a node's pool.
 //! * [`out_of_core`]: products larger than memory, block by block.
 //! * [`blocking`]: the same calls for programs that are not asynchronous.
 //! * [`plan`]: where the layers of a model would be placed, and are placed.
@@ -22,6 +23,7 @@ pub mod dtype;
 pub mod exception;
 pub mod job;
 pub mod jobs;
+pub mod membership;
 pub mod model;
 pub mod operations;
 pub mod out_of_core;
@@ -38,6 +40,7 @@ pub use connection::{Client, DEFAULT_ADDRESS, UNIX_PREFIX};
 pub use dtype::DType;
 pub use job::{Job, MatmulOptions, Place, Progress, VerifyPolicy};
 pub use jobs::JobStatus;
+pub use membership::{AskedMember, Invitation, InviteOptions, JoinedPool, MemberStatus, MembersStatus, Membership};
 pub use model::{AnswerStage, GenerationRequest, GenerationSummary, Model, ModelStatus, Piece, Prompt, Sampling};
 pub use pangea_units::{Error, ErrorKind, Result};
 pub use plan::{ModelPlan, PlannedChain, PlannedStage};

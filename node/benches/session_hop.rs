@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use libp2p::identity::Keypair;
 use libp2p::{Multiaddr, PeerId};
 use pangea_compute::Digest;
-use pangea_node::net::{Followers, Interest, NetConfig, NetEvent, PoolKey, start};
+use pangea_control::membership::Role;
+use pangea_node::membership::{Membership, PoolKey, Stored};
+use pangea_node::net::{Followers, Interest, NetConfig, NetEvent, start};
 use pangea_node::peers::Peers;
 use pangea_node::pipeline::links::{Inbox, Links, Payload, links};
 use pangea_node::pipeline::wire::{Frame, FrameRows, Message};
@@ -63,7 +65,8 @@ fn node(dial: Option<Multiaddr>) -> Outcome<Node> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         LocalSet::new().block_on(&runtime, async move {
             let mut config = NetConfig::new(Keypair::generate_ed25519());
-            config.pool_key = Some(PoolKey::from_bytes(&[7; 32]));
+            let key = PoolKey::from_bytes(&[7; 32]);
+            config.membership = Membership::holder(&config.identity, &key, Role::Member, "bench", Stored::default())?;
             match dial {
                 Some(address) => config.peers = vec![address],
                 None => config.listen = vec!["/ip4/127.0.0.1/tcp/0".parse()?, "/ip4/127.0.0.1/udp/0/quic-v1".parse()?],

@@ -11,7 +11,9 @@ use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, StreamProtocol};
-use pangea_node::net::{NetConfig, NetEvent, PoolKey, start};
+use pangea_control::membership::Role;
+use pangea_node::membership::{Membership, PoolKey, Stored};
+use pangea_node::net::{NetConfig, NetEvent, start};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
@@ -140,7 +142,9 @@ fn far_node() -> Outcome<(Vec<Multiaddr>, u16)> {
 fn config(listen: Vec<Multiaddr>) -> NetConfig {
     let mut config = NetConfig::new(Keypair::generate_ed25519());
     config.listen = listen;
-    config.pool_key = Some(PoolKey::from_bytes(&[7; 32]));
+    let key = PoolKey::from_bytes(&[7; 32]);
+    config.membership =
+        Membership::holder(&config.identity, &key, Role::Member, "bench", Stored::default()).expect("a certificate");
     config
 }
 

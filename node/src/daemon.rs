@@ -7,25 +7,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::Multiaddr;
+use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_control::devices::roomy_sessions_bytes;
+use pangea_control::membership::{Role, Token};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::api::http;
 use crate::api::rpc::{self, Limits, RunningNode};
 use crate::api_keys::ApiKeys;
-use crate::config::NodeConfig;
+use crate::config::{IdentityConfig, NodeConfig, PoolChoice};
 use crate::data_dir::{DataDir, NodeFile};
 use crate::devices::Devices;
 use crate::fabric::Fabric;
 use crate::federation::Federation;
 use crate::host;
 use crate::jobs::Jobs;
+use crate::membership::{Membership, PoolKey, Stored, handle};
 use crate::net::identity as keys;
 use crate::net::{NetConfig, addresses};
 use crate::observe::Observer;
 use crate::pipeline::Pipeline;
 use crate::placement;
+use crate::pool::Members;
 use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, NodeAuditHost, Served};
 use crate::storage::State;
@@ -37,6 +41,9 @@ const GRACE: Duration = Duration::from_secs(10);
 
 /// Interval at which a `node.json` that could not be written is tried again: a full disk has room once somebody deletes something.
 const NODE_FILE_RETRY: Duration = Duration::from_secs(2);
+
+/// Interval of asking a member that does not answer to admit this node.
+const JOIN_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Runs a node until SIGINT or SIGTERM, drains it and returns.
 ///
@@ -54,6 +61,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
             .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?
     };
     let state = (!identity.ephemeral).then(|| State::open(&identity.data_dir));
+    let role = if work.works { Role::Member } else { Role::Client };
+    let (membership, known) = belong(&network.pool, role, &keypair, &identity, state.as_ref())?;
     let listener = rpc::bind(&service.rpc_addr.to_string())?;
     let (socket, local) = local_socket(&data_dir);
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
@@ -76,15 +85,16 @@ pub fn run(config: NodeConfig) -> Result<()> {
     devices.observe(&observer);
     observe_build(&observer);
     let served = Served::new(&work.models, &identity.data_dir.join("models"))?;
-    if !network.peers.is_empty() || network.peers_file.is_file() {
+    let peers = [network.peers, known].concat();
+    if !peers.is_empty() || network.peers_file.is_file() {
         served.expect_peers();
     }
     tracing::info!(event = "starting", %peer, "Starting node {peer}");
     let net = NetConfig {
         listen: network.listen,
-        pool_key: network.pool_key,
+        membership,
         mdns: network.mdns,
-        peers: network.peers,
+        peers,
         peers_file: Some(network.peers_file),
         ..NetConfig::new(keypair)
     };
@@ -131,6 +141,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let behind = RunningNode {
         fabric: runtime.fabric(),
         pool: runtime.pool(),
+        members: runtime.members(),
         jobs: jobs.clone(),
         api: api_addr.map_or_else(String::new, |address| address.to_string()),
     };
@@ -176,7 +187,14 @@ pub fn run(config: NodeConfig) -> Result<()> {
             // The view ended with a part of the node; the supervisor reports why.
             std::future::pending::<()>().await;
         };
+        let joining = async {
+            if let Some((members, token)) = runtime.members().zip(network.join) {
+                join(&members, &token).await?;
+            }
+            std::future::pending::<Result<()>>().await
+        };
         tokio::select! {
+            result = joining => result?,
             never = announce(runtime.fabric(), facts, &data_dir) => match never {},
             () = following => {}
             why = supervisor.fatal() => return Err(Error::new(ErrorKind::Internal, format!("{why}; the node ends"))),
@@ -196,6 +214,47 @@ pub fn run(config: NodeConfig) -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// This node's place in its pool, and where members are.
+fn belong(
+    pool: &PoolChoice,
+    role: Role,
+    keypair: &Keypair,
+    identity: &IdentityConfig,
+    state: Option<&State>,
+) -> Result<(Membership, Vec<Multiaddr>)> {
+    let data_dir = (!identity.ephemeral).then_some(identity.data_dir.as_path());
+    let (name, stored) = (&identity.name, Stored::new(state.cloned(), data_dir));
+    match (pool, data_dir) {
+        (PoolChoice::Open, _) => Ok((Membership::open(keypair), Vec::new())),
+        (PoolChoice::Own, Some(data_dir)) => handle::own_or_joined(keypair, role, data_dir, name, stored),
+        (PoolChoice::Own, None) => {
+            let own = PoolKey::ephemeral();
+            Ok((Membership::holder(keypair, &own, role, name, stored)?, Vec::new()))
+        }
+        (PoolChoice::Key(key), _) => Ok((Membership::holder(keypair, key, role, name, stored)?, Vec::new())),
+    }
+}
+
+/// Joins the pool of `--join`: asks until a member answers.
+///
+/// # Errors
+/// Why the member does not admit this node.
+async fn join(members: &Members, token: &Token) -> Result<()> {
+    let mut is_first = true;
+    loop {
+        match members.join_with_token(token).await {
+            Ok(_) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Unavailable || error.kind() == ErrorKind::Overloaded => {
+                if std::mem::take(&mut is_first) {
+                    tracing::warn!(event = "join_waits", %error, "cannot join yet: {error}; this node goes on asking");
+                }
+                tokio::time::sleep(JOIN_INTERVAL).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The Cap'n Proto service's socket in the data directory. A node that cannot have it works without: its port is there.

@@ -25,26 +25,27 @@
 //! | 1 | [`engine_metrics`] | metrics of one model's engine |
 //! | 1 | [`devices`] | memory and compute threads: leases and thread pools |
 //! | 1 | [`jobs`] | the handle on the registry of jobs |
+//! | 1 | [`membership`] | this node's place in its pool: secrets, certificates, invitations |
 //! | 1 | [`peers`] | the handle on the directory of peers; whether a peer may compute |
-//! | 1 | [`net`] | transports, admission, connections |
 //! | 1 | [`streams`] | framing, opening and limits of streams, for every protocol |
-//! | 2 | [`models`] | models on disk: names, sources, loading into memory |
-//! | 2 | [`config`] | flags, environment and file, resolved once |
-//! | 2 | [`worker`] | the compute queue, packed operands |
-//! | 2 | [`trust`] | signed claims, receipts, audits |
-//! | 2 | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
-//! | 3 | [`blob`] | pieces of model files: stored, served to peers, fetched |
-//! | 3 | [`evidence`] | evidence of lies: kept, told to the members, checked again |
-//! | 3 | [`link`] | task streams, both sides |
-//! | 3 | [`placement`] | the driver of placement: which node computes which layers |
-//! | 4 | [`fabric`] | the driver of products: checking, merging, retries |
-//! | 4 | [`pipeline`] | one model over several nodes: sessions, stages |
-//! | 5 | [`serve`] | models by name and requests to them: one engine each, continuous batching |
-//! | 5 | [`runtime`] | the threads that the rooms run on |
-//! | 6 | [`federation`] | the driver of votes: several samples of one answer |
-//! | 7 | [`api`] | the services for programs: Cap'n Proto, HTTP |
-//! | 8 | [`daemon`] | `pangea node` from start to end |
-//! | 9 | [`cli`] | the commands of the binary |
+//! | 2 | [`net`] | transports, admission, connections, joining |
+//! | 3 | [`models`] | models on disk: names, sources, loading into memory |
+//! | 3 | [`config`] | flags, environment and file, resolved once |
+//! | 3 | [`worker`] | the compute queue, packed operands |
+//! | 3 | [`trust`] | signed claims, receipts, audits |
+//! | 3 | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
+//! | 4 | [`blob`] | pieces of model files: stored, served to peers, fetched |
+//! | 4 | [`evidence`] | evidence of lies: kept, told to the members, checked again |
+//! | 4 | [`link`] | task streams, both sides |
+//! | 4 | [`placement`] | the driver of placement: which node computes which layers |
+//! | 5 | [`fabric`] | the driver of products: checking, merging, retries |
+//! | 5 | [`pipeline`] | one model over several nodes: sessions, stages |
+//! | 6 | [`serve`] | models by name and requests to them: one engine each, continuous batching |
+//! | 6 | [`runtime`] | the threads that the rooms run on |
+//! | 7 | [`federation`] | the driver of votes: several samples of one answer |
+//! | 8 | [`api`] | the services for programs: Cap'n Proto, HTTP |
+//! | 9 | [`daemon`] | `pangea node` from start to end |
+//! | 10 | [`cli`] | the commands of the binary |
 //!
 //! This crate never knows the kernels' insides.
 
@@ -66,6 +67,7 @@ pub mod federation;
 pub mod host;
 pub mod jobs;
 pub mod link;
+pub mod membership;
 pub mod model_text;
 pub mod models;
 pub mod net;

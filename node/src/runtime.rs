@@ -25,7 +25,8 @@ use crate::pipeline::links::{self, LinksDriver};
 use crate::pipeline::{ChainLimits, Loader, Pipeline};
 use crate::placement;
 use crate::pool::memory::Memory;
-use crate::pool::{Advert, Membership, Pool, PoolDriver, PoolSettings, codec};
+use crate::pool::revocations::RevocationsDriver;
+use crate::pool::{Advert, Members, Pool, PoolDriver, PoolSettings, codec};
 use crate::storage::State;
 use crate::supervise::Supervisor;
 use crate::worker::executor::{Executor, Speeds};
@@ -74,6 +75,7 @@ pub struct Runtime {
     findings: Findings,
     network: Option<Network>,
     pool: Option<Pool>,
+    members: Option<Members>,
     loader: Option<Loader>,
     thread: Option<JoinHandle<()>>,
     stop: Option<oneshot::Sender<()>>,
@@ -93,6 +95,7 @@ struct Handles {
     findings: Findings,
     network: Option<Network>,
     pool: Option<Pool>,
+    members: Option<Members>,
     loader: Option<Loader>,
 }
 
@@ -122,8 +125,18 @@ impl Runtime {
             })
             .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot start the network thread: {error}")))?;
         let ended = || Error::new(ErrorKind::Internal, "the network thread ended while it started");
-        let Handles { fabric, findings, network, pool, loader } = started.recv().map_err(|_| ended())??;
-        Ok(Runtime { fabric, findings, network, pool, loader, thread: Some(thread), stop: Some(stop), supervisor })
+        let Handles { fabric, findings, network, pool, members, loader } = started.recv().map_err(|_| ended())??;
+        Ok(Runtime {
+            fabric,
+            findings,
+            network,
+            pool,
+            members,
+            loader,
+            thread: Some(thread),
+            stop: Some(stop),
+            supervisor,
+        })
     }
 
     /// Handle of the fabric.
@@ -139,6 +152,11 @@ impl Runtime {
     /// Handle of the pool; `None` without a network.
     pub fn pool(&self) -> Option<Pool> {
         self.pool.clone()
+    }
+
+    /// Handle on belonging; `None` without a network.
+    pub fn members(&self) -> Option<Members> {
+        self.members.clone()
     }
 
     /// Loader of the node's layers; `None` without a network.
@@ -171,12 +189,11 @@ async fn run(
     let supervisor = parts.supervisor.clone();
     match build(parts, executor, speeds) {
         Ok(Built { driver, inlets, fabric, findings, accusing, pooled, staged, followers }) => {
-            let (network, pool, pooling) = match pooled {
-                Some((network, pool, driver)) => (Some(network), Some(pool), Some(driver)),
-                None => (None, None, None),
-            };
+            let network = pooled.as_ref().map(|pooled| pooled.network.clone());
+            let pool = pooled.as_ref().map(|pooled| pooled.pool.clone());
+            let members = pooled.as_ref().map(|pooled| pooled.members.clone());
             let loader = staged.as_ref().map(|staged| staged.loader.clone());
-            let handles = Handles { fabric, findings, network: network.clone(), pool, loader };
+            let handles = Handles { fabric, findings, network: network.clone(), pool, members, loader };
             let _ = started.send(Ok(handles));
             drop(started);
             if let Some(Staged { loader, links, placing, sessions }) = staged {
@@ -187,8 +204,9 @@ async fn run(
             if let Some(accusing) = accusing {
                 supervisor.task("evidence", accusing.run());
             }
-            if let Some(pooling) = pooling {
+            if let Some(Pooled { pooling, revoking, .. }) = pooled {
                 supervisor.task("pool", pooling.run());
+                supervisor.task("revocations", revoking.run());
             }
             if let Some(followers) = followers {
                 // The swarm's events end with the swarm.
@@ -214,9 +232,18 @@ struct Built {
     fabric: Fabric,
     findings: Findings,
     accusing: Option<EvidenceDriver>,
-    pooled: Option<(Network, Pool, PoolDriver)>,
+    pooled: Option<Pooled>,
     staged: Option<Staged>,
     followers: Option<Followers>,
+}
+
+/// The parts that make this node one of a pool.
+struct Pooled {
+    network: Network,
+    pool: Pool,
+    members: Members,
+    pooling: PoolDriver,
+    revoking: RevocationsDriver,
 }
 
 /// The parts that compute layers of models together with other nodes.
@@ -228,7 +255,7 @@ struct Staged {
 }
 
 fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
-    let pool_key = parts.net.as_ref().and_then(|net| net.pool_key.clone());
+    let membership = parts.net.as_ref().map(|net| net.membership.clone());
     let keypair = parts.net.as_ref().map_or_else(net::identity::ephemeral, |net| net.identity.clone());
     let peer = keypair.public().to_peer_id();
     let memory = Memory::new(parts.state);
@@ -268,13 +295,13 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         devices: parts.devices.clone(),
         works: parts.works,
         findings: findings.clone(),
-        pool_key: pool_key.is_some(),
+        pool_key: membership.as_ref().is_some_and(|membership| !membership.is_open()),
         speeds,
         supervisor: parts.supervisor.clone(),
         jobs: parts.jobs,
         observer: parts.observer.clone(),
     };
-    let Some((network, events)) = network else {
+    let Some(((network, events), membership)) = network.zip(membership) else {
         let (driver, inlets, fabric) = FabricDriver::new(settings, executor, None, parts.rpc)?;
         return Ok(Built {
             driver,
@@ -293,8 +320,10 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let (driver, inlets, fabric) =
         FabricDriver::new(settings, executor, Some((network.clone(), for_fabric)), parts.rpc)?;
     let observer = parts.observer.clone();
-    let membership = Membership::new(pool_key.as_ref(), peer, own.works)?;
-    let settings = PoolSettings { own, membership, memory, stored_term, peers: peers.clone(), observer };
+    let revoking =
+        RevocationsDriver::new(membership.clone(), network.clone(), followers.follow(Interest::Connections))?;
+    let settings =
+        PoolSettings { own, membership: membership.clone(), memory, stored_term, peers: peers.clone(), observer };
     let (pooling, pool) = PoolDriver::new(settings, network.clone(), followers.follow(Interest::All));
     let accusing = match &folder {
         Some(folder) => {
@@ -330,7 +359,9 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         }
         _ => None,
     };
-    let (pooled, followers) = (Some((network, pool, pooling)), Some(followers));
+    let members = Members::new(membership, network.clone(), pool.clone());
+    let pooled = Some(Pooled { network, pool, members, pooling, revoking });
+    let followers = Some(followers);
     Ok(Built { driver, inlets, fabric, findings, accusing, pooled, staged, followers })
 }
 

@@ -9,7 +9,9 @@ use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
-use pangea_node::net::{Direction, FoundBy, NetConfig, NetError, NetEvent, Network, PoolKey, Transport, start};
+use pangea_control::membership::Role;
+use pangea_node::membership::{Membership, PoolKey, Stored};
+use pangea_node::net::{Direction, FoundBy, NetConfig, NetError, NetEvent, Network, Transport, start};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::mpsc::Receiver;
 
@@ -115,6 +117,14 @@ impl Node {
     }
 }
 
+/// Puts a node into the pool with this key, or into an open one.
+fn belong(config: &mut NetConfig, key: Option<PoolKey>) {
+    if let Some(key) = key {
+        let identity = &config.identity;
+        config.membership = Membership::holder(identity, &key, Role::Member, "node", Stored::default()).unwrap();
+    }
+}
+
 fn key(byte: u8) -> Option<PoolKey> {
     Some(PoolKey::from_bytes(&[byte; 32]))
 }
@@ -142,7 +152,7 @@ async fn echo_through(mut control: libp2p_stream::Control, peer: PeerId, sent: V
 }
 
 async fn connects_and_carries(transport: Transport) {
-    let (mut a, mut b) = (Node::start(|c| c.pool_key = key(1)), Node::start(|c| c.pool_key = key(1)));
+    let (mut a, mut b) = (Node::start(|c| belong(c, key(1))), Node::start(|c| belong(c, key(1))));
     b.echo();
     let address = b.address(transport).await;
     assert_eq!(a.connect(address.clone()).await.unwrap(), b.id());
@@ -176,8 +186,8 @@ async fn nodes_connect_and_carry_streams_over_quic() {
 
 /// A node with `dialer_key` dials a node with `acceptor_key`; returns the reason that each reports.
 async fn refusal(transport: Transport, dialer_key: Option<PoolKey>, acceptor_key: Option<PoolKey>) -> (String, String) {
-    let mut acceptor = Node::start(|c| c.pool_key = acceptor_key);
-    let mut dialer = Node::start(|c| c.pool_key = dialer_key);
+    let mut acceptor = Node::start(|c| belong(c, acceptor_key));
+    let mut dialer = Node::start(|c| belong(c, dialer_key));
     let address = acceptor.address(transport).await;
     let Err(NetError::Refused { peer, why }) = dialer.connect(address).await else { panic!("connected") };
     assert_eq!(peer, acceptor.id());
@@ -199,13 +209,13 @@ async fn refusal(transport: Transport, dialer_key: Option<PoolKey>, acceptor_key
 async fn a_different_key_is_refused_with_the_reason_on_both_sides() {
     for transport in [Transport::Tcp, Transport::Quic] {
         let (dialer, acceptor) = refusal(transport, key(1), key(2)).await;
-        assert!(dialer.contains("pool key is another one"), "{dialer}");
-        assert_eq!(acceptor, "wrong pool key");
+        assert!(dialer.contains("it belongs to another pool: join that one"), "{dialer}");
+        assert_eq!(acceptor, "it belongs to another pool");
         let (dialer, acceptor) = refusal(transport, None, key(2)).await;
-        assert!(dialer.contains("start this one with --pool-key"), "{dialer}");
+        assert!(dialer.contains("this node runs with --open"), "{dialer}");
         assert_eq!(acceptor, "it has no pool key");
         let (dialer, acceptor) = refusal(transport, key(1), None).await;
-        assert!(dialer.contains("it has no pool key"), "{dialer}");
+        assert!(dialer.contains("it runs with --open and this node does not"), "{dialer}");
         assert_eq!(acceptor, "it has a pool key and this node has none");
     }
 }
@@ -234,7 +244,7 @@ fn tcp_port(address: &Multiaddr) -> u16 {
 
 #[tokio::test]
 async fn garbage_and_silent_connections_are_closed() {
-    let mut node = Node::start(|c| c.pool_key = key(1));
+    let mut node = Node::start(|c| belong(c, key(1)));
     let port = tcp_port(&node.address(Transport::Tcp).await);
     for sent in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b""] {
         let mut socket = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
@@ -245,14 +255,14 @@ async fn garbage_and_silent_connections_are_closed() {
         let _closed_or_reset = end.expect("the node hangs up");
         assert!(received.len() <= 20, "{received:?}");
     }
-    let other = Node::start(|c| c.pool_key = key(1));
+    let other = Node::start(|c| belong(c, key(1)));
     other.connect(node.address(Transport::Tcp).await).await.unwrap();
 }
 
 #[tokio::test]
 async fn both_dialling_at_once_keeps_one_connection() {
     for round in 0..12 {
-        let (mut a, mut b) = (Node::start(|c| c.pool_key = key(1)), Node::start(|c| c.pool_key = key(1)));
+        let (mut a, mut b) = (Node::start(|c| belong(c, key(1))), Node::start(|c| belong(c, key(1))));
         a.echo();
         b.echo();
         let (transport_a, transport_b) = match round % 3 {
@@ -368,7 +378,7 @@ async fn every_peer_sees_a_node_leave_and_its_handle_ends() {
 
 #[tokio::test]
 async fn sockets_that_say_nothing_keep_no_member_out() {
-    let mut a = Node::start(|c| c.pool_key = key(1));
+    let mut a = Node::start(|c| belong(c, key(1)));
     let address = a.address(Transport::Tcp).await;
     let port = address.iter().find_map(|part| if let Protocol::Tcp(port) = part { Some(port) } else { None }).unwrap();
     // More than there are places for, from one address, and opened again as soon as one is closed.
@@ -384,7 +394,7 @@ async fn sockets_that_say_nothing_keep_no_member_out() {
     });
     tokio::time::sleep(Duration::from_millis(500)).await;
     for transport in [Transport::Tcp, Transport::Quic] {
-        let b = Node::start(|c| c.pool_key = key(1));
+        let b = Node::start(|c| belong(c, key(1)));
         let to = a.address(transport).await;
         assert_eq!(b.connect(to).await.unwrap(), a.id());
         assert_eq!(a.up().await.0, b.id());

@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
-use pangea_node::net::{FoundBy, NetConfig, NetEvent, Network, PoolKey, addresses, start};
+use pangea_control::membership::Role;
+use pangea_node::membership::{Membership, PoolKey, Stored};
+use pangea_node::net::{FoundBy, NetConfig, NetEvent, Network, addresses, start};
 use tokio::sync::mpsc::Receiver;
 
 const BOUND: Duration = Duration::from_secs(30);
@@ -20,7 +22,8 @@ const BOUND: Duration = Duration::from_secs(30);
 fn node() -> (Network, Receiver<NetEvent>) {
     let mut config = NetConfig::new(Keypair::generate_ed25519());
     config.listen = vec!["/ip4/0.0.0.0/tcp/0".parse().unwrap(), "/ip4/0.0.0.0/udp/0/quic-v1".parse().unwrap()];
-    config.pool_key = Some(PoolKey::from_bytes(&[1; 32]));
+    let key = PoolKey::from_bytes(&[1; 32]);
+    config.membership = Membership::holder(&config.identity, &key, Role::Member, "node", Stored::default()).unwrap();
     config.mdns = true;
     start(config).unwrap()
 }

@@ -12,7 +12,9 @@ use libp2p::identity::Keypair;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::{NetworkBehaviour, Swarm, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, identify, noise, ping, quic, tcp};
-use pangea_node::net::{NetConfig, NetError, NetEvent, Network, PoolKey, start};
+use pangea_control::membership::Role;
+use pangea_node::membership::{Membership, PoolKey, Stored};
+use pangea_node::net::{NetConfig, NetError, NetEvent, Network, start};
 use tokio::sync::mpsc;
 
 /// Timeout of each wait; reached only on failure.
@@ -90,7 +92,10 @@ async fn stock(listen: &str) -> Stock {
 fn node(pool_key: Option<PoolKey>) -> (Network, mpsc::Receiver<NetEvent>) {
     let mut config = NetConfig::new(Keypair::generate_ed25519());
     config.listen = vec!["/ip4/127.0.0.1/tcp/0".parse().unwrap(), "/ip4/127.0.0.1/udp/0/quic-v1".parse().unwrap()];
-    config.pool_key = pool_key;
+    if let Some(key) = pool_key {
+        config.membership =
+            Membership::holder(&config.identity, &key, Role::Member, "node", Stored::default()).unwrap();
+    }
     start(config).unwrap()
 }
 

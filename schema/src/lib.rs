@@ -9,6 +9,7 @@
 //! * [`blob_capnp`]: what nodes say to each other about pieces of model files.
 //! * [`evidence_capnp`]: what nodes say to each other about lies.
 //! * [`plan_capnp`]: where the layers of a model would be, and are.
+//! * [`membership_capnp`]: who belongs to a node's pool.
 //! * [`pool_capnp`]: what a node says of itself to its pool.
 //!
 //! The Rust under `generated/` is committed, so that building needs no Cap'n Proto compiler;
@@ -32,6 +33,12 @@ pub mod job_capnp;
 #[rustfmt::skip]
 #[path = "generated/model_capnp.rs"]
 pub mod model_capnp;
+
+/// Generated from `membership.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/membership_capnp.rs"]
+pub mod membership_capnp;
 
 /// Generated from `node.capnp`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]

@@ -63,7 +63,7 @@ class Node:
 
     def __init__(self, binary: str, folder: Path, *flags: str) -> None:
         folder.mkdir()
-        arguments = ["--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0", "--no-mdns", "--no-api", "--threads", "1", "--max-memory", "2G"]
+        arguments = ["--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0", "--no-mdns", "--no-api", "--open", "--threads", "1", "--max-memory", "2G"]
         log = (folder / "log").open("w")
         self.process = subprocess.Popen([binary, "node", "--data-dir", str(folder), *arguments, *flags], stderr=log, stdout=log)
         facts = folder / "node.json"

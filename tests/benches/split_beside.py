@@ -26,7 +26,7 @@ class Node:
     def __init__(self, pangea, folder, name, *arguments):
         home = os.path.join(folder, name)
         os.makedirs(home)
-        command = [pangea, "node", "--data-dir", home, "--name", name, "--threads", "1", "--no-mdns"]
+        command = [pangea, "node", "--data-dir", home, "--name", name, "--threads", "1", "--no-mdns", "--open"]
         command += ["--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0", "--api-addr", "127.0.0.1:0"]
         with open(os.path.join(folder, f"{name}.log"), "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(command + list(arguments), stdout=log, stderr=log)

@@ -105,6 +105,7 @@ impl Cluster {
             api_addr: "127.0.0.1:0".to_owned(),
             namespace: None,
             mdns: false,
+            open: true,
             arguments: Vec::new(),
         }
     }
@@ -172,6 +173,7 @@ pub struct NodeBuilder {
     api_addr: String,
     namespace: Option<Namespace>,
     mdns: bool,
+    open: bool,
     arguments: Vec<String>,
 }
 
@@ -195,7 +197,13 @@ impl NodeBuilder {
 
     /// Sets `--pool-key`.
     pub fn pool_key(self, file: &Path) -> NodeBuilder {
-        self.with("--pool-key", file.to_str().unwrap())
+        self.own_pool().with("--pool-key", file.to_str().unwrap())
+    }
+
+    /// Gives the node a pool of its own, or the one that it has joined, in place of an open pool.
+    pub fn own_pool(mut self) -> NodeBuilder {
+        self.open = false;
+        self
     }
 
     /// Sets `--max-memory`.
@@ -258,6 +266,9 @@ impl NodeBuilder {
         command.arg("--data-dir").arg(self.data_dir()).args(&self.arguments);
         if !self.mdns {
             command.arg("--no-mdns");
+        }
+        if self.open {
+            command.arg("--open");
         }
         if std::env::var_os(VERBOSE).is_some() {
             command.arg("-v");

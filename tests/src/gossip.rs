@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 use futures::{AsyncRead, AsyncReadExt, AsyncWriteExt, StreamExt};
 use libp2p::identity::Keypair;
 use libp2p::{PeerId, StreamProtocol};
-use pangea_node::net::{NetConfig, Network, PoolKey, identity};
+use pangea_control::membership::Role;
+use pangea_node::membership::{Membership, PoolKey, Stored};
+use pangea_node::net::{NetConfig, Network, identity};
 use pangea_node::pool::{Advert, codec};
 use tokio::runtime::Runtime;
 
@@ -65,7 +67,11 @@ impl Gossiper {
     pub fn connect(address: &str, pool_key: Option<&PoolKey>) -> Gossiper {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (key, heard) = (identity::ephemeral(), Arc::<Mutex<Vec<RawMessage>>>::default());
-        let config = NetConfig { pool_key: pool_key.cloned(), ..NetConfig::new(key.clone()) };
+        let mut config = NetConfig::new(key.clone());
+        if let Some(pool_key) = pool_key {
+            config.membership =
+                Membership::holder(&key, pool_key, Role::Member, "gossiper", Stored::default()).unwrap();
+        }
         let (network, stream) = runtime.block_on(async {
             let (network, mut events) = pangea_node::net::start(config).unwrap();
             tokio::spawn(async move { while events.recv().await.is_some() {} });

@@ -2,10 +2,12 @@
 //! entry points of libFuzzer are in `tests/fuzz`; `tests/tests/parsers.rs` runs the same bodies on seeds and mutations.
 //! A body panics where a property does not hold, and never opens or sends anything.
 
+mod membership;
 mod model_file;
 mod session;
 mod trust;
 
+pub use membership::{certificates, join_message, token};
 pub use model_file::{gguf, manifest, tokenizer};
 pub use session::session_frame;
 pub use trust::{commit_chain, receipt};
@@ -18,10 +20,11 @@ use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::chat::{self, ChatTemplate, Conversation};
 use pangea_compute::{DType, Digest, NpyHeader, Operation, Tensor, csv as csv_text, json as json_text};
-use pangea_control::net::admission::{Frame, Refusal};
+use pangea_control::net::admission::{Frame, ProofKind, Refusal};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 use pangea_node::blob::BlobMessage;
-use pangea_node::net::{PoolKey, peers_file as peers};
+use pangea_node::membership::PoolKey;
+use pangea_node::net::peers_file as peers;
 use pangea_node::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, codec};
 use pangea_node::wire::{FrameHead, Header, Message, PREFIX_BYTES, Shape, Task, TaskHello};
 
@@ -37,7 +40,7 @@ pub struct Target {
 }
 
 /// All parsers.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "advert", body: advert, seeds: advert_seeds },
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
     Target { name: "session_frame", body: session_frame, seeds: session::seeds },
@@ -50,6 +53,9 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "peers_file", body: peers_file, seeds: peers_file_seeds },
     Target { name: "chat_template", body: chat_template, seeds: chat_template_seeds },
     Target { name: "pool_key", body: pool_key, seeds: pool_key_seeds },
+    Target { name: "join_message", body: join_message, seeds: membership::join_message_seeds },
+    Target { name: "certificates", body: certificates, seeds: membership::certificates_seeds },
+    Target { name: "token", body: token, seeds: membership::token_seeds },
     Target { name: "gguf", body: gguf, seeds: model_file::gguf_seeds },
     Target { name: "commit_chain", body: commit_chain, seeds: trust::commit_chain_seeds },
     Target { name: "receipt", body: receipt, seeds: trust::receipt_seeds },
@@ -224,8 +230,10 @@ pub fn admission_frame(bytes: &[u8]) {
 
 fn admission_frame_seeds() -> Vec<Vec<u8>> {
     let frames = [
-        Frame::Hello { keyed: true, nonce: [1; 32] },
-        Frame::Hello { keyed: false, nonce: [2; 32] },
+        Frame::Hello { proof: ProofKind::Key, nonce: [1; 32] },
+        Frame::Hello { proof: ProofKind::Nothing, nonce: [2; 32] },
+        Frame::Hello { proof: ProofKind::Certificate, nonce: [2; 32] },
+        Frame::Certificate { bytes: 121 },
         Frame::Proof([3; 32]),
         Frame::Accept([4; 32]),
         Frame::Refuse(Refusal::WrongKey),

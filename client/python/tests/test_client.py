@@ -220,5 +220,5 @@ def test_bundled_schemas_are_the_nodes() -> None:
     """Links in the repository; copies in what is built from it."""
     bundled = pathlib.Path(pangea.__file__).parent / "schema"
     source = pathlib.Path(__file__).parents[3] / "schema"
-    for schema in ("tensor.capnp", "job.capnp", "model.capnp", "plan.capnp", "node.capnp"):
+    for schema in ("tensor.capnp", "job.capnp", "model.capnp", "plan.capnp", "membership.capnp", "node.capnp"):
         assert (bundled / schema).read_bytes() == (source / schema).read_bytes()

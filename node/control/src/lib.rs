@@ -9,7 +9,7 @@
 //! |---|---|---|
 //! | 0 | [`time`] | the one type of a moment |
 //! | 0 | `backoff` | how long a failure in a row delays the next try |
-//! | 0 | [`membership`] | who proves to belong to the pool: certificates |
+//! | 0 | [`membership`] | who belongs to the pool: certificates, invitations, nodes that ask to join |
 //! | 0 | `test_peers` | the peers of unit tests |
 //! | 1 | [`federation`] | which samples of an answer are asked of whom, when they decide, and which of them is the answer |
 //! | 1 | `token_bucket` | how much may happen at once and per second |

@@ -97,7 +97,8 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => 1.0,
         "m" | "min" => 60.0,
         "h" => 3600.0,
-        _ => return Err("use a number and ms, s, m or h, such as 30s".to_owned()),
+        "d" => 86_400.0,
+        _ => return Err("use a number and ms, s, m, h or d, such as 30s".to_owned()),
     };
     number
         .parse()
@@ -105,6 +106,11 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .and_then(|number: f64| Duration::try_from_secs_f64(number * factor).ok())
         .filter(|time| *time >= Duration::from_millis(1))
         .ok_or_else(|| "use a duration of at least 1ms, such as 30s".to_owned())
+}
+
+/// Checks the address of a node as people write it; the node parses it again.
+pub(super) fn host_or_multiaddr(text: &str) -> Result<String, String> {
+    crate::net::peer_address::parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// Parses the address of a node's Cap'n Proto service: `HOST:PORT` or `unix:PATH`.
@@ -154,6 +160,7 @@ mod tests {
     fn durations_are_parsed_with_and_without_units() {
         assert_eq!(duration("30"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("2d"), Ok(Duration::from_secs(172_800)));
         assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
         for text in ["", "s", "-1s", "0", "5 weeks", "1e99h"] {
             assert!(duration(text).is_err(), "{text}");

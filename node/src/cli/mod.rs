@@ -2,8 +2,8 @@
 //!
 //! * `args`: flags that several commands share; other flags are defined with their command, those of `pangea node` in
 //!   [`config`](crate::config). `failure`: failures and exit codes.
-//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `jobs`, `keys`, `launch`, `models`,
-//!   `models_plan`, `receipts`,
+//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `jobs`, `keys`, `launch`, `invite`,
+//!   `join`, `members`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: the demo's child processes.
 //! * `session`, `multiplier`: the node that a command uses, or a fabric in this process.
@@ -21,12 +21,15 @@ mod chat_node;
 mod demo;
 mod demo_node;
 mod failure;
+mod invite;
 mod jobs;
+mod join;
 mod keys;
 mod launch;
 mod log;
 mod matmul;
 mod matrix;
+mod members;
 mod models;
 mod models_plan;
 mod multiplier;
@@ -87,6 +90,11 @@ enum Command {
     Status(QueryArgs),
     /// List the jobs of a node: products and answers
     Jobs(QueryArgs),
+    Invite(invite::InviteArgs),
+    Token(invite::TokenArgs),
+    Join(join::JoinArgs),
+    #[command(subcommand)]
+    Members(members::MembersCommand),
     Launch(launch::LaunchArgs),
     #[command(subcommand)]
     Keys(keys::KeysCommand),
@@ -154,6 +162,10 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Topology(args) => block_on(topology::run(args)),
         Command::Jobs(args) => block_on(jobs::run(args)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Invite(args) => block_on(invite::run(args)),
+        Command::Token(args) => block_on(invite::run_token(args)),
+        Command::Join(args) => block_on(join::run(args, output)),
+        Command::Members(command) => block_on(members::run(command)),
         Command::Bench(BenchCommand::Matmul(args)) => block_on(bench_matmul::run(args, output)),
         Command::Bench(BenchCommand::Net(args)) => block_on(bench_net::run(args, output)),
         Command::Bench(BenchCommand::Llm(args)) => bench_llm::run(args, output),

@@ -38,8 +38,8 @@ fn models(models: &[ModelState]) -> String {
 
 fn show(status: &NodeStatus) -> String {
     let pool = match status.pool_key {
-        true => "protected by a pool key",
-        false => "open: anyone on the network can join (see pangea node --pool-key)",
+        true => "closed: see pangea members list",
+        false => "OPEN: anyone on the network can join (the node runs with --open)",
     };
     let lines = [
         ("name", status.name.clone()),

@@ -313,6 +313,15 @@ mod tests {
 
     #[test]
     fn every_flag_is_a_key_of_its_name() {
+        let token = pangea_control::membership::Token {
+            member: libp2p::PeerId::random(),
+            pool: pangea_control::membership::PoolId([1; 32]),
+            role: pangea_control::membership::Role::Member,
+            expires_unix_s: 1,
+            secret: [2; 16],
+            addresses: Vec::new(),
+        };
+        let token = format!("{:?}", token.to_text());
         for flag in flags().get_arguments() {
             let key = flag.get_long().unwrap();
             if NOT_IN_FILE.contains(&key) {
@@ -324,6 +333,7 @@ mod tests {
                 "rpc-addr" | "api-addr" => "\"127.0.0.1:0\"",
                 "api-port" | "client-rate" | "threads" => "3",
                 "audit" => "0.5",
+                "join" => &token,
                 "bind" => "\"lan\"",
                 "cors" => "[\"https://app.example\", \"*\"]",
                 "layers" => "\"0-14\"",

@@ -19,8 +19,9 @@ pub mod service;
 pub mod work;
 
 pub use federation::FederationConfig;
-pub use identity::data_dir;
+pub use identity::{IdentityConfig, data_dir};
 pub use log::{LogConfig, LogFormat, LogLevel};
+pub use network::PoolChoice;
 pub use node::{ConfigError, NodeConfig};
 pub use raw::RawNodeConfig;
 pub use service::ApiConfig;

@@ -9,7 +9,9 @@ use libp2p::Multiaddr;
 use libp2p::multiaddr::Protocol;
 
 use super::node::ConfigError;
-use crate::net::{PoolKey, peer_address};
+use crate::membership::PoolKey;
+use crate::net::peer_address;
+use pangea_control::membership::Token;
 
 /// Default port of TCP and QUIC.
 const PORT: u16 = 7777;
@@ -34,11 +36,17 @@ pub struct NetworkFlags {
     #[arg(long, env = "PANGEA_NO_MDNS", hide_env_values = true, value_parser = FalseyValueParser::new())]
     pub no_mdns: bool,
 
-    /// File with the key of the pool, 64 hex digits; nodes without the key are refused
+    /// Join the pool of an invitation (`pangea invite --token` on a member); a node that has joined it already only
+    /// looks for its members again
+    #[arg(long, value_name = "TOKEN", env = "PANGEA_JOIN", hide_env_values = true, value_parser = token)]
+    pub join: Option<Token>,
+
+    /// File with the key of the pool, 64 hex digits: whoever has it administers the pool [default: a pool of this node's
+    /// own, with the key in pool.key of the data directory, or the pool that it has joined]
     #[arg(long, value_name = "FILE", env = "PANGEA_POOL_KEY", hide_env_values = true, overrides_with = "open")]
     pub pool_key: Option<PathBuf>,
 
-    /// Let anyone on the network join: use no pool key, whatever PANGEA_POOL_KEY or config.toml says
+    /// Let ANYONE on the network join, use this node and give it work; whatever PANGEA_POOL_KEY or config.toml says
     #[arg(long, overrides_with = "pool_key")]
     pub open: bool,
 }
@@ -54,8 +62,21 @@ pub struct NetworkConfig {
     pub peers_file: PathBuf,
     /// Whether to look for peers on the local network.
     pub mdns: bool,
-    /// Key of the pool. Without a key, anyone on the network can join.
-    pub pool_key: Option<PoolKey>,
+    /// The pool that the node starts in.
+    pub pool: PoolChoice,
+    /// The invitation to use.
+    pub join: Option<Token>,
+}
+
+/// The pool that a node starts in.
+#[derive(Clone, Debug)]
+pub enum PoolChoice {
+    /// The pool whose key was named.
+    Key(PoolKey),
+    /// The pool that the node has joined, or its own.
+    Own,
+    /// The open pool of whoever is on the network.
+    Open,
 }
 
 impl NetworkFlags {
@@ -67,14 +88,25 @@ impl NetworkFlags {
             Some(path) => return Err(ConfigError::NoPeersFile(path)),
             None => data_dir.join("peers.json"),
         };
-        let pool_key = self.pool_key.filter(|_| !self.open).as_deref().map(PoolKey::load).transpose()?;
-        Ok(NetworkConfig { listen, peers: self.peer, peers_file, mdns: !self.no_mdns, pool_key })
+        let pool = match self.pool_key {
+            _ if self.open => PoolChoice::Open,
+            Some(path) => PoolChoice::Key(PoolKey::load(&path)?),
+            None => PoolChoice::Own,
+        };
+        if self.join.is_some() && !matches!(pool, PoolChoice::Own) {
+            return Err(ConfigError::JoinedOtherwise);
+        }
+        Ok(NetworkConfig { listen, peers: self.peer, peers_file, mdns: !self.no_mdns, pool, join: self.join })
     }
 }
 
 fn default_listen() -> Vec<Multiaddr> {
     let any = Multiaddr::from(Ipv4Addr::UNSPECIFIED);
     vec![any.clone().with(Protocol::Tcp(PORT)), any.with(Protocol::Udp(PORT)).with(Protocol::QuicV1)]
+}
+
+fn token(text: &str) -> Result<Token, String> {
+    Token::parse(text).map_err(|error| error.to_string())
 }
 
 fn listen_address(text: &str) -> Result<Multiaddr, String> {
@@ -137,13 +169,33 @@ mod tests {
         std::fs::write(key.path(), "0123456789abcdef".repeat(4)).unwrap();
         let path = key.path().to_str().unwrap();
         let file = format!("pool-key = {path:?}");
-        let guarded = |flags: &[&str], file: &str| resolve(flags, file).network.pool_key.is_some();
+        let guarded = |flags: &[&str], file: &str| matches!(resolve(flags, file).network.pool, PoolChoice::Key(_));
         assert!(guarded(&[], &file));
         assert!(!guarded(&["--open"], &file));
         assert!(!guarded(&["--open"], "pool-key = \"none.key\""), "a key that is not used is not read");
         assert!(guarded(&["--pool-key", path], "open = true"));
         assert!(guarded(&["--open", "--pool-key", path], ""), "the last one counts");
         assert!(!guarded(&["--pool-key", path, "--open"], ""));
+    }
+
+    #[test]
+    fn a_node_without_a_key_has_a_pool_of_its_own_and_a_token_is_for_such_a_node() {
+        let own = resolve(&[], "").network;
+        assert!(matches!(own.pool, PoolChoice::Own) && own.join.is_none());
+        assert!(matches!(resolve(&["--open"], "").network.pool, PoolChoice::Open));
+        assert!(refusal(&["--join", "123456"], "").contains("a token begins with"));
+        let member = libp2p::identity::Keypair::generate_ed25519().public().to_peer_id();
+        let token = Token {
+            member,
+            pool: pangea_control::membership::PoolId([1; 32]),
+            role: pangea_control::membership::Role::Member,
+            expires_unix_s: 1,
+            secret: [2; 16],
+            addresses: Vec::new(),
+        };
+        let text = token.to_text();
+        assert_eq!(resolve(&["--join", &text], "").network.join, Some(token));
+        assert!(refusal(&["--join", &text, "--open"], "").contains("--join"));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::raw::{RawNodeConfig, given};
 use super::service::ServiceConfig;
 use super::work::WorkConfig;
 use crate::api_keys::ApiKeys;
-use crate::net::PoolKeyError;
+use crate::membership::PoolKeyError;
 
 /// Resolved configuration of a node.
 #[derive(Clone, Debug)]
@@ -85,6 +85,9 @@ pub enum ConfigError {
     /// `--split` without a model.
     #[error("--split needs --model: say both at the node that serves the model; others need no flag to take part")]
     SplitWithoutModel,
+    /// `--join` beside `--pool-key` or `--open`.
+    #[error("--join needs a node without --pool-key and --open: such a node is in a pool already")]
+    JoinedOtherwise,
     /// The value of a flag is invalid.
     #[error("--{flag} {value} is invalid: {why}")]
     Value {
@@ -113,6 +116,7 @@ impl ConfigError {
             ConfigError::NoPeersFile(_) => Some("peers-file"),
             ConfigError::ApiKey { .. } => Some("api-key"),
             ConfigError::SplitWithoutModel => Some("split"),
+            ConfigError::JoinedOtherwise => Some("join"),
             ConfigError::Value { flag, .. } => Some(flag),
             ConfigError::File(_)
             | ConfigError::Typed(_)

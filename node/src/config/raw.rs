@@ -16,6 +16,7 @@ use super::work::WorkFlags;
 const EXAMPLES: &str = "\
 Examples:
   pangea node
+  pangea node --join TOKEN                 the token of `pangea invite`
   pangea node --pool-key ~/pool.key --max-memory 4GiB
   pangea node --peer 192.168.1.20:7777
   pangea node --listen /ip4/0.0.0.0/tcp/0 --rpc-addr 127.0.0.1:0 --ephemeral

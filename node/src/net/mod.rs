@@ -12,7 +12,7 @@
 //! | `admitting`, `doorway` | what holds for every transport: places for handshakes, dials that end; the places of any port |
 //! | `mdns` | announcements on the local network, as far as they are believed |
 //! | `inbound` | streams that peers open, until they are taken |
-//! | `pool_key` | the secret that admission proves and that certificates are signed with |
+//! | [`joining`] | `/pangea/join/1`: how a node asks a member to be admitted, and is answered |
 //! | `peer_connections` | open connections: their bytes, and how each is cut off |
 //! | `gossip` | the gossip topic: limits and configuration of libp2p's gossipsub |
 //! | `identity`, `peers_file`, `addresses` | `node.key`, `peers.json`, the address to show a person |
@@ -26,12 +26,12 @@ mod followers;
 mod gossip;
 pub mod identity;
 mod inbound;
+pub mod joining;
 mod mdns;
 mod network;
 pub mod peer_address;
 mod peer_connections;
 pub mod peers_file;
-mod pool_key;
 mod socket;
 mod swarm;
 mod swarm_behaviour;
@@ -44,6 +44,6 @@ pub use inbound::{AcceptedTwice, IncomingStreams};
 pub use network::{
     Direction, Gossip, GossipConfig, GossipJudgement, GossipTicket, NetConfig, NetError, NetEvent, Network, start,
 };
+pub use pangea_control::net::dial::Stranger;
 pub use pangea_control::net::dial_budget::Report;
 pub use pangea_control::net::{FoundBy, Traffic, Transport};
-pub use pool_key::{PoolKey, PoolKeyError, PoolKeyProblem, PoolSigner};

@@ -16,9 +16,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::inbound::{AcceptedTwice, Inbound, IncomingStreams};
 use super::peer_connections::PeerConnections;
 use super::peers_file::PeersFileError;
-use super::pool_key::PoolKey;
 use super::swarm;
-use super::{FoundBy, Report, Traffic, Transport};
+use super::{FoundBy, Report, Stranger, Traffic, Transport};
+use crate::membership::Membership;
 use crate::observe::Observer;
 
 /// Queued events: a burst of every peer of a large pool connecting at once.
@@ -28,15 +28,15 @@ const EVENTS: usize = 1024;
 const COMMANDS: usize = 64;
 
 /// Configuration of the network.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct NetConfig {
     /// Addresses to listen on: `/ip4/…/tcp/…` and `/ip4/…/udp/…/quic-v1`; port 0 picks a free one. Use `0.0.0.0` for
     /// mDNS to announce them.
     pub listen: Vec<Multiaddr>,
     /// This node's key pair; its public half is the peer id.
     pub identity: Keypair,
-    /// Key of the pool. Without one, any node on the network can join.
-    pub pool_key: Option<PoolKey>,
+    /// This node's place in its pool. In an open pool, any node on the network can join.
+    pub membership: Membership,
     /// Whether to announce this node and to discover others on the local network.
     pub mdns: bool,
     /// Addresses to connect to, and to reconnect to whenever the connection is lost.
@@ -53,12 +53,12 @@ impl NetConfig {
     /// Default of `max_peers`: a lab's worth. Each costs about half a megabyte.
     pub const MAX_PEERS: u32 = 256;
 
-    /// Listens nowhere, has no peers and no key.
+    /// Listens nowhere, has no peers and an open pool.
     pub fn new(identity: Keypair) -> Self {
         Self {
             listen: Vec::new(),
+            membership: Membership::open(&identity),
             identity,
-            pool_key: None,
             mdns: false,
             peers: Vec::new(),
             peers_file: None,
@@ -263,6 +263,8 @@ pub(super) enum Command {
     Judge { ticket: GossipTicket, judgement: GossipJudgement },
     Heard { report: Report, addresses: Vec<Multiaddr> },
     ListenAddresses { reply: oneshot::Sender<Vec<Multiaddr>> },
+    Keep { addresses: Vec<Multiaddr> },
+    Strangers { reply: oneshot::Sender<Vec<Stranger>> },
     Shutdown { reply: oneshot::Sender<()> },
 }
 
@@ -291,10 +293,10 @@ pub fn start(config: NetConfig) -> Result<(Network, mpsc::Receiver<NetEvent>), N
     for address in &config.listen {
         check_port_free(address)?;
     }
-    if config.pool_key.is_none() {
+    if config.membership.is_open() {
         tracing::warn!(
-            event = "no_pool_key",
-            "no pool key: anyone on the network can join this node (use --pool-key FILE on every node to keep strangers out)"
+            event = "open_pool",
+            "OPEN POOL: anyone on the network can join this node, give it work and read what it computes (start it without --open to keep strangers out)"
         );
     }
     let (event_sender, events) = mpsc::channel(EVENTS);
@@ -436,6 +438,20 @@ impl Network {
     /// has a place for reports.
     pub async fn heard_of(&self, report: Report, addresses: Vec<Multiaddr>) {
         let _ = self.commands.send(Command::Heard { report, addresses }).await;
+    }
+
+    /// Stays connected to the nodes at `addresses`, as to those named when the network was started.
+    pub async fn keep(&self, addresses: Vec<Multiaddr>) {
+        let _ = self.commands.send(Command::Keep { addresses }).await;
+    }
+
+    /// Nodes that this one knows the addresses of and is not connected to: on the local network, and those that were named.
+    pub async fn strangers(&self) -> Vec<Stranger> {
+        let (reply, answer) = oneshot::channel();
+        match self.commands.send(Command::Strangers { reply }).await {
+            Ok(()) => answer.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
     }
 
     /// Listen addresses of this node, each ending in `/p2p/<its id>`.

@@ -108,7 +108,7 @@ impl SwarmDriver {
         let context = HandshakeContext {
             keypair: config.identity.clone(),
             local,
-            pool_key: config.pool_key.clone(),
+            membership: config.membership.clone(),
             connections: connections.clone(),
             windows: yamux::Windows::new(),
             refused: refused_sender,
@@ -249,6 +249,14 @@ impl SwarmDriver {
                 let local = *self.swarm.local_peer_id();
                 let _ = reply
                     .send(self.swarm.listeners().map(|address| address.clone().with(Protocol::P2p(local))).collect());
+            }
+            Command::Keep { addresses } => {
+                addresses.into_iter().for_each(|address| self.plan.add_named(address, clock::now()));
+                self.dial_due();
+            }
+            Command::Strangers { reply } => {
+                let connected = &self.connected;
+                let _ = reply.send(self.plan.strangers(|peer| connected.contains_key(peer)));
             }
             Command::Shutdown { .. } => {}
         }

@@ -22,20 +22,26 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use super::Transport;
+use super::addresses::ip_of;
 use super::admitting::Admitting;
+use super::joining;
 use super::peer_connections::{ConnectionMeter, PeerConnection, PeerConnections, TrackedMuxer};
-use super::pool_key::PoolKey;
 use super::socket::Socket;
 use super::yamux;
+use crate::membership::Membership;
+use pangea_control::membership::PoolId;
 use pangea_control::net::admission::{
-    Acceptor, AcceptorStep, Dialer, DialerStep, FRAME_BYTES, Frame, FrameError, MAGIC, Refusal,
+    Acceptor, AcceptorStep, Dialer, DialerStep, FRAME_BYTES, Frame, FrameError, MAGIC, Refusal, Shown,
 };
 
 /// Noise with admission: what two nodes of this release speak on TCP.
 const ADMITTED_NOISE: &str = "/pangea/noise/1";
 
-/// Noise alone: what stock libp2p peers speak. A node with a pool key accepts it only to learn whom it refuses.
-const STOCK_NOISE: &str = "/noise";
+/// Noise alone: what stock libp2p peers speak. A node of a closed pool accepts it only to learn whom it refuses.
+pub(super) const STOCK_NOISE: &str = "/noise";
+
+/// Noise with the exchange of a node that wants to join the pool, in place of a connection.
+pub(super) const JOIN_NOISE: &str = "/pangea/join/1";
 
 /// Time from the first byte to an admitted connection. A silent stranger holds a socket no longer than this.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -61,6 +67,9 @@ pub(super) enum HandshakeError {
     /// Another node answers at the address.
     #[error("the node there is {obtained}, not {expected}")]
     WrongPeer { expected: Box<PeerId>, obtained: Box<PeerId> },
+    /// The peer asked to join the pool and was answered; there is no connection.
+    #[error("{0} asked to join the pool")]
+    AskedToJoin(PeerId),
     /// The address is this node's own.
     #[error("the address is this node's own")]
     Own,
@@ -99,7 +108,7 @@ pub(super) struct RefusedConnection {
 pub(super) struct HandshakeContext {
     pub(super) keypair: Keypair,
     pub(super) local: PeerId,
-    pub(super) pool_key: Option<PoolKey>,
+    pub(super) membership: Membership,
     pub(super) connections: PeerConnections,
     pub(super) windows: yamux::Windows,
     /// Bounded by its creator; refusals that do not fit are dropped.
@@ -205,10 +214,12 @@ async fn tcp_handshake(
     authenticated: &mut Option<PeerId>,
 ) -> Result<(PeerId, StreamMuxerBox), HandshakeError> {
     let dialled_here = is_dialled_here(endpoint);
-    // A node without a key also accepts stock peers; a node with one never lets the negotiation skip admission.
-    let mut offered: Vec<&'static str> = vec![ADMITTED_NOISE, STOCK_NOISE];
-    if dialled_here && context.pool_key.is_some() {
-        offered.truncate(1);
+    // A node of an open pool also accepts stock peers; another one never lets the negotiation skip admission.
+    let pool = context.membership.pool();
+    let is_open = pool.is_none();
+    let mut offered: Vec<&'static str> = vec![ADMITTED_NOISE, STOCK_NOISE, JOIN_NOISE];
+    if dialled_here {
+        offered.truncate(if is_open { 2 } else { 1 });
     }
     let (protocol, (peer, mut stream)) = if dialled_here {
         let (protocol, socket) = dialer_select_proto(socket, offered, Version::V1).await?;
@@ -220,8 +231,12 @@ async fn tcp_handshake(
     *authenticated = Some(peer);
     check_identity(context, endpoint, peer)?;
 
+    if protocol == JOIN_NOISE {
+        joining::serve(&context.membership, &mut stream, peer, ip_of(endpoint.get_remote_address())).await?;
+        return Err(HandshakeError::AskedToJoin(peer));
+    }
     let stock = protocol == STOCK_NOISE;
-    if stock && context.pool_key.is_some() {
+    if stock && !is_open {
         return Err(HandshakeError::Refused { peer, refusal: Refusal::Malformed });
     }
     let connection = if dialled_here {
@@ -229,12 +244,12 @@ async fn tcp_handshake(
         if !stock {
             dial_admission(context, &mut stream, peer).await?;
         }
-        admit(&connection, peer)?;
+        admit(context, &connection, peer, pool)?;
         connection
     } else {
         let connection = context.connections.accepted(peer, Transport::Tcp, Arc::clone(&meter));
         if stock {
-            admit(&connection, peer)?;
+            admit(context, &connection, peer, pool)?;
         } else {
             accept_admission(context, &mut stream, peer, &connection, None).await?;
         }
@@ -263,8 +278,24 @@ fn open_dialled(
         .map_err(|refusal| HandshakeError::Refused { peer, refusal })
 }
 
-fn admit(connection: &PeerConnection, peer: PeerId) -> Result<(), HandshakeError> {
-    connection.admit().map_err(|refusal| HandshakeError::Refused { peer, refusal })
+fn admit(
+    context: &HandshakeContext,
+    connection: &PeerConnection,
+    peer: PeerId,
+    pool: Option<PoolId>,
+) -> Result<(), HandshakeError> {
+    may_connect(context, connection, peer, pool).map_err(|refusal| HandshakeError::Refused { peer, refusal })
+}
+
+/// Decides about a peer that has proved that it belongs to `pool`, the one of this node when the handshake began.
+fn may_connect(
+    context: &HandshakeContext,
+    connection: &PeerConnection,
+    peer: PeerId,
+    pool: Option<PoolId>,
+) -> Result<(), Refusal> {
+    context.membership.let_in(peer, pool)?;
+    connection.admit()
 }
 
 /// The dialling side of the exchange over `stream`.
@@ -273,15 +304,17 @@ async fn dial_admission<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
     peer: PeerId,
 ) -> Result<(), HandshakeError> {
-    let (mut dialer, hello) =
-        Dialer::new(context.pool_key.as_ref().map(PoolKey::mac_key), context.local, peer, rand::random());
-    send(stream, &hello).await?;
+    let membership = &context.membership;
+    let (mut dialer, hello) = Dialer::new(membership.credentials(), context.local, peer, rand::random());
+    send(stream, &hello.into()).await?;
     loop {
         let mut bytes = [0; FRAME_BYTES];
         stream.read_exact(&mut bytes).await?;
         let refuse = |refusal| HandshakeError::Refused { peer, refusal };
-        match dialer.handle(&Frame::parse(&bytes).map_err(|error| refuse(error.into()))?) {
-            DialerStep::Send(frame) => send(stream, &frame).await?,
+        let frame = Frame::parse(&bytes).map_err(|error| refuse(error.into()))?;
+        let shown = with_bytes(stream, frame).await?;
+        match dialer.handle(&shown, |chain| membership.check(&peer, chain).map(drop)) {
+            DialerStep::Send(shown) => send(stream, &shown).await?,
             DialerStep::Admitted => return Ok(()),
             DialerStep::Refuse(refusal) => return Err(refuse(refusal)),
             DialerStep::RefusedByAcceptor(refusal) => {
@@ -299,8 +332,9 @@ async fn accept_admission<S: AsyncRead + AsyncWrite + Unpin>(
     connection: &PeerConnection,
     start: Option<[u8; MAGIC.len()]>,
 ) -> Result<(), HandshakeError> {
-    let mut acceptor =
-        Acceptor::new(context.pool_key.as_ref().map(PoolKey::mac_key), context.local, peer, rand::random());
+    let membership = &context.membership;
+    let pool = membership.pool();
+    let mut acceptor = Acceptor::new(membership.credentials(), context.local, peer, rand::random());
     let mut already_read = start.map_or(0, |start| start.len());
     let mut bytes = [0; FRAME_BYTES];
     bytes[..already_read].copy_from_slice(start.as_ref().map_or(&[], |start| start.as_slice()));
@@ -315,13 +349,16 @@ async fn accept_admission<S: AsyncRead + AsyncWrite + Unpin>(
         stream.read_exact(&mut bytes[MAGIC.len()..]).await?;
         already_read = 0;
         let step = match Frame::parse(&bytes) {
-            Ok(frame) => acceptor.handle(&frame),
+            Ok(frame) => {
+                let shown = with_bytes(stream, frame).await?;
+                acceptor.handle(&shown, |chain| membership.check(&peer, chain).map(drop))
+            }
             Err(error) => AcceptorStep::Refuse(error.into()),
         };
         match step {
-            AcceptorStep::Send(frame) => send(stream, &frame).await?,
+            AcceptorStep::Send(shown) => send(stream, &shown).await?,
             AcceptorStep::Refuse(refusal) => break refusal,
-            AcceptorStep::Proven(accept) => match connection.admit() {
+            AcceptorStep::Proven(accept) => match may_connect(context, connection, peer, pool) {
                 Ok(()) => return Ok(send(stream, &accept).await?),
                 Err(refusal) => break refusal,
             },
@@ -331,15 +368,22 @@ async fn accept_admission<S: AsyncRead + AsyncWrite + Unpin>(
     Err(HandshakeError::Refused { peer, refusal })
 }
 
-async fn send<S: AsyncWrite + Unpin>(stream: &mut S, frame: &Frame) -> io::Result<()> {
-    stream.write_all(&frame.encode()).await?;
+async fn send<S: AsyncWrite + Unpin>(stream: &mut S, shown: &Shown) -> io::Result<()> {
+    stream.write_all(&[&shown.frame.encode(), shown.chain.as_slice()].concat()).await?;
     stream.flush().await
+}
+
+/// Reads the bytes that follow `frame`, of which there are few.
+async fn with_bytes<S: AsyncRead + Unpin>(stream: &mut S, frame: Frame) -> io::Result<Shown> {
+    let mut chain = vec![0; frame.bytes_after()];
+    stream.read_exact(&mut chain).await?;
+    Ok(Shown { frame, chain })
 }
 
 /// Sends the refusal and waits until the other side closes, so that closing does not overtake it.
 async fn refuse<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, refusal: Refusal) {
     let farewell = async {
-        send(stream, &Frame::Refuse(refusal)).await?;
+        send(stream, &Frame::Refuse(refusal).into()).await?;
         stream.close().await?;
         // Further bytes are read and discarded within the linger time.
         let mut rest = [0; 256];
@@ -356,30 +400,31 @@ async fn quic_handshake(
     endpoint: &ConnectedPoint,
 ) -> Result<(PeerId, StreamMuxerBox), HandshakeError> {
     check_identity(context, endpoint, peer)?;
+    let pool = context.membership.pool();
     let meter = Arc::new(ConnectionMeter::default());
     let (connection, first) = if is_dialled_here(endpoint) {
         let connection = open_dialled(context, peer, Transport::Quic, &meter)?;
         let mut stream = poll_fn(|cx| Pin::new(&mut carrier).poll_outbound(cx)).await.map_err(io::Error::other)?;
         match dial_admission(context, &mut stream, peer).await {
             // A stock peer drops the stream because it does not speak multistream-select.
-            Err(HandshakeError::Io(_)) if context.pool_key.is_none() => {}
+            Err(HandshakeError::Io(_)) if pool.is_none() => {}
             result => result?,
         }
         let _ = stream.close().await;
-        admit(&connection, peer)?;
+        admit(context, &connection, peer, pool)?;
         (connection, None)
     } else {
         let connection = context.connections.accepted(peer, Transport::Quic, Arc::clone(&meter));
         let mut stream = poll_fn(|cx| Pin::new(&mut carrier).poll_inbound(cx)).await.map_err(io::Error::other)?;
         let mut start = [0; MAGIC.len()];
         stream.read_exact(&mut start).await?;
-        if start == MAGIC || context.pool_key.is_some() {
+        if start == MAGIC || pool.is_some() {
             accept_admission(context, &mut stream, peer, &connection, Some(start)).await?;
             let _ = stream.close().await;
             (connection, None)
         } else {
             // The first stream of a stock peer is returned to it unchanged.
-            admit(&connection, peer)?;
+            admit(context, &connection, peer, pool)?;
             let stream = QuicStream { stream, replay: start, replayed: 0, meter: Arc::clone(&meter) };
             (connection, Some(stream))
         }

@@ -15,10 +15,10 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::codec;
 use super::handle::Pool;
-use super::membership::Membership;
 use super::memory::Memory;
 use super::{Advert, LinkAdvert, Term, View};
 use crate::clock;
+use crate::membership::Membership;
 use crate::net::{Follower, Gossip, GossipJudgement, NetEvent, Network, Report};
 use crate::observe::Observer;
 use crate::peers::Peers;
@@ -242,13 +242,14 @@ impl PoolDriver {
     /// Decodes an advert of `source`, and whether `source` has proved that it belongs to the pool. In a pool with a key,
     /// nothing but the proof is read of the advert of a node that has not proved it and was never admitted.
     fn decode(&mut self, source: PeerId, bytes: &[u8]) -> Result<(Advert, bool), GossipRefusal> {
-        let (membership, roster) = (&mut self.membership, &self.roster);
+        let (membership, roster) = (&self.membership, &self.roster);
         let mut role = None;
         let advert = codec::decode_if(bytes, |certificate| match membership.check(&source, certificate) {
             Ok(proven) => {
                 role = Some(proven);
                 Ok(())
             }
+            Err(why @ NotProven::Revoked(_)) => Err(GossipRefusal::NotProven(why)),
             Err(_) if membership.is_open() || roster.was_admitted(&source) => Ok(()),
             Err(why) => Err(GossipRefusal::NotProven(why)),
         })?;
@@ -364,7 +365,7 @@ impl PoolDriver {
             // A lite client says nothing of itself: no node keeps anything of it but the connection.
             return;
         }
-        match codec::encode_with(&advert, self.membership.certificate()) {
+        match codec::encode_with(&advert, &self.membership.certificate()) {
             Ok(bytes) => self.network.publish(bytes).await,
             Err(error) => {
                 tracing::warn!(event = "advert_too_long", %error, "cannot publish this node's advert: {error}")
@@ -432,7 +433,7 @@ mod tests {
             let mut followers = Followers::new(receiver);
             let own = Advert { works: true, ..Advert::new(network.local_peer_id()) };
             let settings = PoolSettings {
-                membership: Membership::new(None, own.peer, true).unwrap(),
+                membership: Membership::open(&libp2p::identity::Keypair::generate_ed25519()),
                 own,
                 memory: Memory::new(Some(state.clone())),
                 stored_term: None,

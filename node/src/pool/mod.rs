@@ -6,7 +6,7 @@
 //! ```
 //!
 //! * [`codec`]: encoding of adverts. [`pangea_control::pool`] decides which nodes are present and which is the master.
-//! * [`membership`]: certificates of this node and of others.
+//! * [`members`]: what the owner of the node does about belonging; [`revocations`]: the task that spreads revocations.
 //! * [`memory`]: state that survives the process.
 //! * [`handle`]: the interface to the rest of the node; [`topology`]: the pool as a graph for people.
 //! * [`driver`]: the task that feeds these.
@@ -18,15 +18,16 @@ pub mod driver;
 #[cfg(test)]
 mod goldens;
 pub mod handle;
-pub mod membership;
+pub mod members;
 pub mod memory;
+pub mod revocations;
 pub mod topology;
 
 pub use driver::{PoolDriver, PoolSettings};
 #[cfg(test)]
 pub(crate) use goldens::advert_of;
 pub use handle::Pool;
-pub use membership::Membership;
+pub use members::Members;
 pub use pangea_control::pool::{
     Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace, StageState, Term,
     View,

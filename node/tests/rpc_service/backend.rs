@@ -11,6 +11,7 @@ use pangea_client::{
 use pangea_compute::{DType, Tensor, TensorBuf};
 use pangea_node::api::rpc::{Backend, RunningJob};
 use pangea_node::fabric::job::{JobOutcome, JobRequest};
+use pangea_node::pool::Members;
 use tokio::sync::{oneshot, watch};
 
 #[derive(Clone)]
@@ -180,6 +181,10 @@ impl Backend for PlainBackend {
 
     fn jobs(&self) -> Vec<JobStatus> {
         Vec::new()
+    }
+
+    fn members(&self) -> Option<Members> {
+        None
     }
 
     fn topology(&self) -> Topology {

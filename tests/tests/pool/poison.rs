@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use libp2p::identity::Keypair;
 use pangea_compute::Digest;
-use pangea_node::net::PoolKey;
+use pangea_node::membership::PoolKey;
 use pangea_node::pool::{Advert, ModelAdvert, ModelSize, Term};
 use pangea_tests::cluster::{Cluster, Node};
 use pangea_tests::gossip::{Gossiper, RawMessage};

@@ -9,13 +9,17 @@
 //! | at most 64 | peer id |
 //! | 8 | expiry, in seconds since 1970, little-endian |
 //! | 8 | serial, little-endian |
-//! | 64 | ed25519 signature of the pool's key over [`DOMAIN`] and all bytes before |
+//! | 64 | ed25519 signature over [`DOMAIN`] and all bytes before, by the pool's key; or over [`DELEGATED_DOMAIN`], the pool's public key and all bytes before, by the key of a member |
 
 use libp2p_identity::{PeerId, PublicKey};
 use thiserror::Error;
 
 /// What a signature of a certificate begins with, so that it signs nothing else.
 pub const DOMAIN: &[u8] = b"/pangea/certificate/1";
+
+/// What a member's signature of another peer's certificate begins with. The pool's public key follows, because a node may belong to
+/// one pool after another.
+pub const DELEGATED_DOMAIN: &[u8] = b"/pangea/delegated-certificate/1";
 
 /// Bytes of an ed25519 signature.
 pub const SIGNATURE_BYTES: usize = 64;
@@ -26,7 +30,7 @@ pub const MAX_BYTES: usize = 3 + MAX_PEER_BYTES + 16 + SIGNATURE_BYTES;
 const VERSION: u8 = 1;
 
 /// Maximum bytes of a peer id.
-const MAX_PEER_BYTES: usize = 64;
+pub(super) const MAX_PEER_BYTES: usize = 64;
 
 /// What a peer may do in the pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,11 +42,52 @@ pub enum Role {
 }
 
 impl Role {
-    const fn code(self) -> u8 {
+    /// Name on every surface.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Role::Member => "member",
+            Role::Client => "client",
+        }
+    }
+
+    /// The role with this name.
+    pub fn named(name: &str) -> Option<Role> {
+        [Role::Member, Role::Client].into_iter().find(|role| role.name() == name)
+    }
+
+    /// Whether a node in this role may admit others. A client may not: it takes no part in the pool.
+    pub const fn may_admit(self) -> bool {
+        matches!(self, Role::Member)
+    }
+
+    pub(super) const fn code(self) -> u8 {
         match self {
             Role::Member => 1,
             Role::Client => 2,
         }
+    }
+}
+
+/// A pool: the public half of its ed25519 signing key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PoolId(pub [u8; 32]);
+
+impl PoolId {
+    /// The pool whose signing key this is; `None` for a key that is not ed25519.
+    pub fn of(key: &PublicKey) -> Option<PoolId> {
+        key.clone().try_into_ed25519().ok().map(|key| PoolId(key.to_bytes()))
+    }
+
+    /// The key that verifies the pool's certificates; `None` if the bytes are no key.
+    pub fn key(&self) -> Option<PublicKey> {
+        libp2p_identity::ed25519::PublicKey::try_from_bytes(&self.0).ok().map(PublicKey::from)
+    }
+}
+
+/// The first eight hex digits, by which people tell pools apart.
+impl std::fmt::Display for PoolId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0[..4].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 
@@ -71,6 +116,9 @@ pub enum CertificateError {
     /// Another key signed it.
     #[error("the certificate is not signed by this pool's key")]
     Signature,
+    /// A member's signature in the chain is wrong, or its author may admit nobody.
+    #[error("the certificate is not signed by a member that may admit others")]
+    Issuer,
 }
 
 impl Certificate {
@@ -87,6 +135,11 @@ impl Certificate {
     /// What the pool's key signs.
     pub fn signed_bytes(&self) -> Vec<u8> {
         [DOMAIN, &self.body()].concat()
+    }
+
+    /// What the key of a member of `pool` signs.
+    pub fn delegated_bytes(&self, pool: &PoolId) -> Vec<u8> {
+        [DELEGATED_DOMAIN, &pool.0, &self.body()].concat()
     }
 }
 
@@ -112,25 +165,40 @@ impl SignedCertificate {
     /// # Errors
     /// [`CertificateError::Version`] or [`CertificateError::Malformed`]; the signature is not checked.
     pub fn parse(bytes: &[u8]) -> Result<SignedCertificate, CertificateError> {
-        SignedCertificate::parse_fields(bytes).filter(|parsed| parsed.encode() == bytes).ok_or(match bytes.first() {
-            Some(version) if *version != VERSION => CertificateError::Version(*version),
-            _ => CertificateError::Malformed,
-        })
+        match SignedCertificate::parse_first(bytes)? {
+            (parsed, []) => Ok(parsed),
+            _ => Err(CertificateError::Malformed),
+        }
     }
 
-    fn parse_fields(bytes: &[u8]) -> Option<SignedCertificate> {
+    /// Parses the certificate that `bytes` begin with; returns the bytes behind it as well.
+    ///
+    /// # Errors
+    /// Those of [`SignedCertificate::parse`].
+    pub(super) fn parse_first(bytes: &[u8]) -> Result<(SignedCertificate, &[u8]), CertificateError> {
+        let error = match bytes.first() {
+            Some(version) if *version != VERSION => CertificateError::Version(*version),
+            _ => CertificateError::Malformed,
+        };
+        let (parsed, rest) = SignedCertificate::parse_fields(bytes).ok_or(error)?;
+        let own = &bytes[..bytes.len() - rest.len()];
+        if parsed.encode() == own { Ok((parsed, rest)) } else { Err(error) }
+    }
+
+    fn parse_fields(bytes: &[u8]) -> Option<(SignedCertificate, &[u8])> {
         let ([_version, role, peer_bytes], rest) = bytes.split_first_chunk::<3>()?;
         let role = [Role::Member, Role::Client].into_iter().find(|known| known.code() == *role)?;
         let (peer, rest) = rest.split_at_checked(usize::from(*peer_bytes).min(MAX_PEER_BYTES))?;
         let (expires, rest) = rest.split_first_chunk()?;
-        let (serial, signature) = rest.split_first_chunk()?;
+        let (serial, rest) = rest.split_first_chunk()?;
+        let (signature, rest) = rest.split_first_chunk()?;
         let certificate = Certificate {
             peer: PeerId::from_bytes(peer).ok()?,
             role,
             expires_unix_s: u64::from_le_bytes(*expires),
             serial: u64::from_le_bytes(*serial),
         };
-        Some(SignedCertificate { certificate, signature: signature.try_into().ok()? })
+        Some((SignedCertificate { certificate, signature: *signature }, rest))
     }
 
     /// The certificate, if the pool with this public key signed it. Its expiry is not looked at.

@@ -13,10 +13,22 @@
 //! MAC = keyed BLAKE3 over the role, both peer ids and both nonces. The peer ids are those that the session
 //! authenticated, so a proof relayed through a third node does not verify; the role prevents the reflection of a
 //! proof. A stranger learns from the acceptor that it is refused, and nothing that depends on the key.
-//! Nodes without a pool key run the same exchange with a public key and declare it in their `Hello`.
+//! Nodes of an open pool run the same exchange with a public key and declare it in their `Hello`.
+//!
+//! Where one of the two has no pool key but a certificate, both show their certificates instead of MACs: each names the
+//! peer id that the session authenticated, so nobody else can use it. The caller checks it.
+//!
+//! ```text
+//!   Hello { certified or keyed }        ──►
+//!                                       ◄──     Hello { certified }
+//!   Certificate, and its bytes          ──►
+//!                                       ◄──     Certificate, and its bytes        or Refuse { why }
+//! ```
 
 use libp2p_identity::PeerId;
 use thiserror::Error;
+
+use crate::membership::{CertificateError, MAX_CHAIN_BYTES, NotProven};
 
 /// A key derived from the pool key's file, with which admission MACs are made.
 pub type MacKey = [u8; 32];
@@ -42,8 +54,8 @@ const MAC_DOMAIN: &[u8] = b"/pangea/admission/1";
 pub enum Frame {
     /// Opens the exchange, from both sides.
     Hello {
-        /// Whether the sender has a pool key.
-        keyed: bool,
+        /// How the sender proves that it belongs to the pool.
+        proof: ProofKind,
         /// 32 fresh random bytes.
         nonce: [u8; 32],
     },
@@ -53,6 +65,100 @@ pub enum Frame {
     Accept([u8; 32]),
     /// The acceptor refuses the dialer.
     Refuse(Refusal),
+    /// The sender's chain of certificates follows, this many bytes.
+    Certificate {
+        /// At most [`MAX_CHAIN_BYTES`].
+        bytes: u16,
+    },
+}
+
+/// How a node proves that it belongs to the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProofKind {
+    /// It knows the pool key.
+    Key,
+    /// It belongs to an open pool and proves nothing.
+    Nothing,
+    /// It has a certificate.
+    Certificate,
+}
+
+/// What a node has to prove that it belongs to its pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// Nothing: its pool is open.
+    Open,
+    /// The pool key, and a certificate that it has issued for itself.
+    Key {
+        /// Key of the MACs.
+        mac_key: MacKey,
+        /// The encoded chain of certificates.
+        chain: Vec<u8>,
+    },
+    /// A certificate that another member has issued.
+    Certificate {
+        /// The encoded chain of certificates.
+        chain: Vec<u8>,
+    },
+}
+
+impl Credentials {
+    fn kind(&self) -> ProofKind {
+        match self {
+            Self::Open => ProofKind::Nothing,
+            Self::Key { .. } => ProofKind::Key,
+            Self::Certificate { .. } => ProofKind::Certificate,
+        }
+    }
+
+    /// How two nodes with these credentials and that offer prove themselves to each other; `None` if they cannot.
+    fn agree(&self, offered: ProofKind) -> Option<ProofKind> {
+        match (self.kind(), offered) {
+            (ProofKind::Nothing, ProofKind::Nothing) => Some(ProofKind::Nothing),
+            (ProofKind::Nothing, _) | (_, ProofKind::Nothing) => None,
+            (ProofKind::Key, ProofKind::Key) => Some(ProofKind::Key),
+            _ => Some(ProofKind::Certificate),
+        }
+    }
+
+    fn mac_key(&self) -> MacKey {
+        match self {
+            Self::Key { mac_key, .. } => *mac_key,
+            Self::Open | Self::Certificate { .. } => blake3::derive_key(KEYLESS_CONTEXT, &[]),
+        }
+    }
+
+    fn chain(&self) -> &[u8] {
+        match self {
+            Self::Key { chain, .. } | Self::Certificate { chain } => chain,
+            Self::Open => &[],
+        }
+    }
+
+    fn shown(&self) -> Shown {
+        let chain = self.chain().to_vec();
+        Shown { frame: Frame::Certificate { bytes: u16::try_from(chain.len()).unwrap_or(u16::MAX) }, chain }
+    }
+
+    /// Why this node refuses one whose offer it cannot agree with.
+    fn no_agreement(&self) -> Refusal {
+        if matches!(self, Self::Open) { Refusal::KeylessHere } else { Refusal::KeyRequired }
+    }
+}
+
+/// A frame with the bytes that follow it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown {
+    /// The frame.
+    pub frame: Frame,
+    /// Bytes behind it; empty but for certificates.
+    pub chain: Vec<u8>,
+}
+
+impl From<Frame> for Shown {
+    fn from(frame: Frame) -> Shown {
+        Shown { frame, chain: Vec::new() }
+    }
 }
 
 /// Why a node refuses another.
@@ -74,10 +180,14 @@ pub enum Refusal {
     Malformed,
     /// This node accepts no more connections.
     Full,
+    /// The certificate of the other node, or of one that admitted it, has been revoked.
+    Revoked,
+    /// The certificate of the other node has expired.
+    Expired,
 }
 
 impl Refusal {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 10] = [
         Self::KeyRequired,
         Self::KeylessHere,
         Self::WrongKey,
@@ -86,6 +196,8 @@ impl Refusal {
         Self::Version,
         Self::Malformed,
         Self::Full,
+        Self::Revoked,
+        Self::Expired,
     ];
 
     const fn code(self) -> u8 {
@@ -98,6 +210,8 @@ impl Refusal {
             Self::Version => 6,
             Self::Malformed => 7,
             Self::Full => 8,
+            Self::Revoked => 9,
+            Self::Expired => 10,
         }
     }
 
@@ -106,12 +220,14 @@ impl Refusal {
         match self {
             Self::KeyRequired => "it has no pool key",
             Self::KeylessHere => "it has a pool key and this node has none",
-            Self::WrongKey => "wrong pool key",
+            Self::WrongKey => "it belongs to another pool",
             Self::Duplicate => "already connected",
             Self::Blocked => "quarantined",
             Self::Version => "it speaks another version of the admission protocol",
             Self::Malformed => "it does not speak the admission protocol",
             Self::Full => "too many connections",
+            Self::Revoked => "its certificate is revoked",
+            Self::Expired => "its certificate has expired",
         }
     }
 
@@ -119,15 +235,21 @@ impl Refusal {
     pub const fn of_this_node(self) -> &'static str {
         match self {
             Self::KeyRequired => {
-                "it belongs to a pool and this node has no pool key: start this one with --pool-key FILE"
+                "it belongs to a pool and this node runs with --open: start this one without, and join the pool with `pangea join`"
             }
-            Self::KeylessHere => "it has no pool key and this node has one: start both with the same --pool-key",
-            Self::WrongKey => "its pool key is another one: give both nodes the same --pool-key file",
+            Self::KeylessHere => "it runs with --open and this node does not: start both with it, or neither",
+            Self::WrongKey => {
+                "it belongs to another pool: join that one with `pangea join`, or give both nodes the same --pool-key file"
+            }
             Self::Duplicate => "it is already connected to this node",
             Self::Blocked => "it has quarantined this node",
             Self::Version => "it speaks another version of the admission protocol: run the same release on both",
             Self::Malformed => "it did not understand this node: run the same release on both",
             Self::Full => "it has as many connections as it takes",
+            Self::Revoked => "this node's certificate is revoked there: a new identity can be admitted again",
+            Self::Expired => {
+                "this node's certificate has expired: ask a member for an invitation, or compare the clocks"
+            }
         }
     }
 }
@@ -164,15 +286,23 @@ impl Frame {
     const PROOF: u8 = 3;
     const ACCEPT: u8 = 4;
     const REFUSE: u8 = 5;
+    const HELLO_CERTIFIED: u8 = 6;
+    const CERTIFICATE: u8 = 7;
 
     /// Encodes the frame: magic (4), version (1), kind (1), refusal code or 0 (1), 0 (1), body or zeros (32).
     pub fn encode(&self) -> [u8; FRAME_BYTES] {
         let (kind, code, body) = match self {
-            Self::Hello { keyed: true, nonce } => (Self::HELLO_KEYED, 0, *nonce),
-            Self::Hello { keyed: false, nonce } => (Self::HELLO_KEYLESS, 0, *nonce),
+            Self::Hello { proof: ProofKind::Key, nonce } => (Self::HELLO_KEYED, 0, *nonce),
+            Self::Hello { proof: ProofKind::Nothing, nonce } => (Self::HELLO_KEYLESS, 0, *nonce),
+            Self::Hello { proof: ProofKind::Certificate, nonce } => (Self::HELLO_CERTIFIED, 0, *nonce),
             Self::Proof(mac) => (Self::PROOF, 0, *mac),
             Self::Accept(mac) => (Self::ACCEPT, 0, *mac),
             Self::Refuse(refusal) => (Self::REFUSE, refusal.code(), [0; 32]),
+            Self::Certificate { bytes } => {
+                let mut body = [0; 32];
+                body[..2].copy_from_slice(&bytes.to_le_bytes());
+                (Self::CERTIFICATE, 0, body)
+            }
         };
         let mut bytes = [0; FRAME_BYTES];
         bytes[..4].copy_from_slice(&MAGIC);
@@ -200,8 +330,14 @@ impl Frame {
             return Err(FrameError::Malformed);
         }
         match kind {
-            Self::HELLO_KEYED => Ok(Self::Hello { keyed: true, nonce: body }),
-            Self::HELLO_KEYLESS => Ok(Self::Hello { keyed: false, nonce: body }),
+            Self::HELLO_KEYED => Ok(Self::Hello { proof: ProofKind::Key, nonce: body }),
+            Self::HELLO_KEYLESS => Ok(Self::Hello { proof: ProofKind::Nothing, nonce: body }),
+            Self::HELLO_CERTIFIED => Ok(Self::Hello { proof: ProofKind::Certificate, nonce: body }),
+            Self::CERTIFICATE => {
+                let bytes = u16::from_le_bytes([body[0], body[1]]);
+                let fits = usize::from(bytes) <= MAX_CHAIN_BYTES && body[2..] == [0; 30];
+                fits.then_some(Self::Certificate { bytes }).ok_or(FrameError::Malformed)
+            }
             Self::PROOF => Ok(Self::Proof(body)),
             Self::ACCEPT => Ok(Self::Accept(body)),
             Self::REFUSE if body == [0; 32] => Refusal::ALL
@@ -210,6 +346,26 @@ impl Frame {
                 .map(Self::Refuse)
                 .ok_or(FrameError::Malformed),
             _ => Err(FrameError::Malformed),
+        }
+    }
+
+    /// Bytes that follow this frame.
+    pub fn bytes_after(&self) -> usize {
+        match self {
+            Self::Certificate { bytes } => usize::from(*bytes),
+            _ => 0,
+        }
+    }
+}
+
+impl From<NotProven> for Refusal {
+    fn from(why: NotProven) -> Refusal {
+        match why {
+            NotProven::Expired => Refusal::Expired,
+            NotProven::Revoked(_) => Refusal::Revoked,
+            NotProven::Invalid(CertificateError::Signature) => Refusal::WrongKey,
+            NotProven::Invalid(CertificateError::Version(_)) => Refusal::Version,
+            NotProven::NoCertificate | NotProven::AnotherPeers(_) | NotProven::Invalid(_) => Refusal::Malformed,
         }
     }
 }
@@ -224,17 +380,11 @@ enum Role {
 /// The data that both sides authenticate with their MACs.
 struct Transcript {
     mac_key: MacKey,
-    keyed: bool,
     dialer: PeerId,
     acceptor: PeerId,
 }
 
 impl Transcript {
-    fn new(pool_mac_key: Option<&MacKey>, dialer: PeerId, acceptor: PeerId) -> Self {
-        let mac_key = pool_mac_key.map_or_else(|| blake3::derive_key(KEYLESS_CONTEXT, &[]), |key| *key);
-        Self { mac_key, keyed: pool_mac_key.is_some(), dialer, acceptor }
-    }
-
     /// MAC = BLAKE3(key; domain, role, len‖dialer id, len‖acceptor id, dialer nonce, acceptor nonce).
     fn mac(&self, role: Role, dialer_nonce: &[u8; 32], acceptor_nonce: &[u8; 32]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new_keyed(&self.mac_key);
@@ -256,17 +406,28 @@ impl Transcript {
 
 /// State of the dialling side.
 pub struct Dialer {
+    credentials: Credentials,
     transcript: Transcript,
     nonce: [u8; 32],
-    acceptor_nonce: Option<[u8; 32]>,
+    awaits: Awaits,
+}
+
+/// What a side waits for.
+enum Awaits {
+    /// The other side's `Hello`.
+    Hello,
+    /// The other side's MAC over this nonce of it.
+    Mac([u8; 32]),
+    /// The other side's certificate.
+    Certificate,
 }
 
 /// The dialer's next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DialerStep {
-    /// Send this frame and wait for the next one.
-    Send(Frame),
-    /// The acceptor has admitted this node and has proved that it knows the key.
+    /// Send this and wait for the next frame.
+    Send(Shown),
+    /// The acceptor has admitted this node and has proved that it belongs to the pool.
     Admitted,
     /// The acceptor refuses this node: close the connection.
     RefusedByAcceptor(Refusal),
@@ -277,31 +438,41 @@ pub enum DialerStep {
 impl Dialer {
     /// Starts the exchange over a session in which `local` dialled `remote`; returns the opening frame as well.
     /// `nonce`: 32 fresh random bytes.
-    pub fn new(mac_key: Option<&MacKey>, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> (Self, Frame) {
-        let transcript = Transcript::new(mac_key, local, remote);
-        let hello = Frame::Hello { keyed: transcript.keyed, nonce };
-        (Self { transcript, nonce, acceptor_nonce: None }, hello)
+    pub fn new(credentials: Credentials, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> (Self, Frame) {
+        let transcript = Transcript { mac_key: credentials.mac_key(), dialer: local, acceptor: remote };
+        let hello = Frame::Hello { proof: credentials.kind(), nonce };
+        (Self { credentials, transcript, nonce, awaits: Awaits::Hello }, hello)
     }
 
-    /// Processes a frame from the acceptor.
-    pub fn handle(&mut self, frame: &Frame) -> DialerStep {
-        match (self.acceptor_nonce, frame) {
+    /// Processes a frame from the acceptor, with the bytes that follow it. `check` checks the acceptor's chain of
+    /// certificates.
+    pub fn handle(&mut self, shown: &Shown, check: impl FnOnce(&[u8]) -> Result<(), NotProven>) -> DialerStep {
+        match (&self.awaits, &shown.frame) {
             (_, Frame::Refuse(refusal)) => DialerStep::RefusedByAcceptor(*refusal),
-            (None, Frame::Hello { keyed, .. }) if *keyed != self.transcript.keyed => {
-                DialerStep::Refuse(if *keyed { Refusal::KeylessHere } else { Refusal::KeyRequired })
-            }
-            (None, Frame::Hello { nonce, .. }) => {
-                self.acceptor_nonce = Some(*nonce);
-                DialerStep::Send(Frame::Proof(*self.transcript.mac(Role::Dialer, &self.nonce, nonce).as_bytes()))
-            }
-            (Some(acceptor_nonce), Frame::Accept(mac)) => {
+            (Awaits::Hello, Frame::Hello { proof, nonce }) => match self.credentials.agree(*proof) {
+                Some(ProofKind::Certificate) => {
+                    self.awaits = Awaits::Certificate;
+                    DialerStep::Send(self.credentials.shown())
+                }
+                Some(ProofKind::Key | ProofKind::Nothing) => {
+                    self.awaits = Awaits::Mac(*nonce);
+                    let mac = self.transcript.mac(Role::Dialer, &self.nonce, nonce);
+                    DialerStep::Send(Frame::Proof(*mac.as_bytes()).into())
+                }
+                None => DialerStep::Refuse(self.credentials.no_agreement()),
+            },
+            (Awaits::Mac(acceptor_nonce), Frame::Accept(mac)) => {
                 // blake3::Hash compares in constant time.
-                if self.transcript.mac(Role::Acceptor, &self.nonce, &acceptor_nonce) == *mac {
+                if self.transcript.mac(Role::Acceptor, &self.nonce, acceptor_nonce) == *mac {
                     DialerStep::Admitted
                 } else {
                     DialerStep::Refuse(Refusal::WrongKey)
                 }
             }
+            (Awaits::Certificate, Frame::Certificate { .. }) => match check(&shown.chain) {
+                Ok(()) => DialerStep::Admitted,
+                Err(why) => DialerStep::Refuse(why.into()),
+            },
             _ => DialerStep::Refuse(Refusal::Malformed),
         }
     }
@@ -309,237 +480,59 @@ impl Dialer {
 
 /// State of the accepting side.
 pub struct Acceptor {
+    credentials: Credentials,
     transcript: Transcript,
     nonce: [u8; 32],
-    dialer_nonce: Option<[u8; 32]>,
+    awaits: Awaits,
 }
 
 /// The acceptor's next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AcceptorStep {
-    /// Send this frame and wait for the next one.
-    Send(Frame),
-    /// The dialer has proved that it has the key. Send this frame to admit it, or `Frame::Refuse` for another reason.
-    Proven(Frame),
+    /// Send this and wait for the next frame.
+    Send(Shown),
+    /// The dialer has proved that it belongs to the pool. Send this to admit it, or `Frame::Refuse` for another reason.
+    Proven(Shown),
     /// Refuse the dialer: send `Frame::Refuse` with this and close.
     Refuse(Refusal),
 }
 
 impl Acceptor {
     /// Starts the exchange over a session in which `remote` dialled `local`. `nonce`: 32 fresh random bytes.
-    pub fn new(mac_key: Option<&MacKey>, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> Self {
-        Self { transcript: Transcript::new(mac_key, remote, local), nonce, dialer_nonce: None }
+    pub fn new(credentials: Credentials, local: PeerId, remote: PeerId, nonce: [u8; 32]) -> Self {
+        let transcript = Transcript { mac_key: credentials.mac_key(), dialer: remote, acceptor: local };
+        Self { credentials, transcript, nonce, awaits: Awaits::Hello }
     }
 
-    /// Processes a frame from the dialer.
-    pub fn handle(&mut self, frame: &Frame) -> AcceptorStep {
-        match (self.dialer_nonce, frame) {
-            (None, Frame::Hello { keyed, .. }) if *keyed != self.transcript.keyed => {
-                AcceptorStep::Refuse(if *keyed { Refusal::KeylessHere } else { Refusal::KeyRequired })
-            }
-            (None, Frame::Hello { nonce, .. }) => {
-                self.dialer_nonce = Some(*nonce);
-                AcceptorStep::Send(Frame::Hello { keyed: self.transcript.keyed, nonce: self.nonce })
-            }
-            (Some(dialer_nonce), Frame::Proof(mac)) => {
+    /// Processes a frame from the dialer, with the bytes that follow it. `check` checks the dialer's chain of certificates.
+    pub fn handle(&mut self, shown: &Shown, check: impl FnOnce(&[u8]) -> Result<(), NotProven>) -> AcceptorStep {
+        match (&self.awaits, &shown.frame) {
+            (Awaits::Hello, Frame::Hello { proof, nonce }) => match self.credentials.agree(*proof) {
+                Some(agreed) => {
+                    let certified = agreed == ProofKind::Certificate;
+                    self.awaits = if certified { Awaits::Certificate } else { Awaits::Mac(*nonce) };
+                    AcceptorStep::Send(Frame::Hello { proof: agreed, nonce: self.nonce }.into())
+                }
+                None => AcceptorStep::Refuse(self.credentials.no_agreement()),
+            },
+            (Awaits::Mac(dialer_nonce), Frame::Proof(mac)) => {
                 // blake3::Hash compares in constant time.
-                if self.transcript.mac(Role::Dialer, &dialer_nonce, &self.nonce) == *mac {
-                    AcceptorStep::Proven(Frame::Accept(
-                        *self.transcript.mac(Role::Acceptor, &dialer_nonce, &self.nonce).as_bytes(),
-                    ))
+                if self.transcript.mac(Role::Dialer, dialer_nonce, &self.nonce) == *mac {
+                    let accepted = self.transcript.mac(Role::Acceptor, dialer_nonce, &self.nonce);
+                    AcceptorStep::Proven(Frame::Accept(*accepted.as_bytes()).into())
                 } else {
                     AcceptorStep::Refuse(Refusal::WrongKey)
                 }
             }
+            (Awaits::Certificate, Frame::Certificate { .. }) => match check(&shown.chain) {
+                Ok(()) => AcceptorStep::Proven(self.credentials.shown()),
+                Err(why) => AcceptorStep::Refuse(why.into()),
+            },
             _ => AcceptorStep::Refuse(Refusal::Malformed),
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// The peer id of an ed25519 key whose secret is 32 times `byte`.
-    fn peer(byte: u8) -> PeerId {
-        let keypair = libp2p_identity::Keypair::ed25519_from_bytes([byte; 32]).unwrap();
-        keypair.public().to_peer_id()
-    }
-
-    /// The key from a pool key file of 32 times `byte`.
-    fn key(byte: u8) -> MacKey {
-        blake3::derive_key("pangea 2026-11 admission/1 pool key", &[byte; 32])
-    }
-
-    fn hex(bytes: &[u8]) -> String {
-        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// Runs an exchange with every frame encoded and parsed; returns the dialer's last step and the frames in hex.
-    fn exchange(dialer_key: Option<&MacKey>, acceptor_key: Option<&MacKey>) -> (DialerStep, Vec<String>) {
-        let (mut dialer, mut frame) = Dialer::new(dialer_key, peer(1), peer(2), [0xd1; 32]);
-        let mut acceptor = Acceptor::new(acceptor_key, peer(2), peer(1), [0xac; 32]);
-        let mut log = Vec::new();
-        loop {
-            log.push(hex(&frame.encode()));
-            let answer = match acceptor.handle(&Frame::parse(&frame.encode()).unwrap()) {
-                AcceptorStep::Send(frame) | AcceptorStep::Proven(frame) => frame,
-                AcceptorStep::Refuse(refusal) => Frame::Refuse(refusal),
-            };
-            log.push(hex(&answer.encode()));
-            match dialer.handle(&Frame::parse(&answer.encode()).unwrap()) {
-                DialerStep::Send(next) => frame = next,
-                end => return (end, log),
-            }
-        }
-    }
-
-    #[test]
-    fn the_encoding_of_an_exchange_is_pinned() {
-        let (end, log) = exchange(Some(&key(7)), Some(&key(7)));
-        assert_eq!(end, DialerStep::Admitted);
-        assert_eq!(
-            log,
-            [
-                "ffff706701010000d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1",
-                "ffff706701010000acacacacacacacacacacacacacacacacacacacacacacacacacacacacacacacac",
-                "ffff7067010300002b7610426896278d365fa42bddc60985fa3cbeee64cabc48dbed3103f1e08f97",
-                "ffff706701040000f423768b060f7133542fc60d9dde85ea3c7e2a36909cd3e55f7625a621f6912b",
-            ]
-        );
-    }
-
-    #[test]
-    fn the_encoding_of_a_keyless_exchange_is_pinned() {
-        let (end, log) = exchange(None, None);
-        assert_eq!(end, DialerStep::Admitted);
-        assert_eq!(
-            log,
-            [
-                "ffff706701020000d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1",
-                "ffff706701020000acacacacacacacacacacacacacacacacacacacacacacacacacacacacacacacac",
-                "ffff706701030000781410061a31b36d038ed6151f260d62ba284d9c4be37a4287d3b38e13873098",
-                "ffff7067010400000ae6bd5a0bca16cb6c2ab29c33d8fd9bcefa7dafb47a4047099a6cdc8ba8903d",
-            ]
-        );
-    }
-
-    #[test]
-    fn the_encoding_of_every_refusal_is_pinned() {
-        let log: Vec<_> = Refusal::ALL
-            .iter()
-            .map(|refusal| format!("{refusal:?} {}", hex(&Frame::Refuse(*refusal).encode())))
-            .collect();
-        assert_eq!(
-            log,
-            [
-                "KeyRequired ffff7067010501000000000000000000000000000000000000000000000000000000000000000000",
-                "KeylessHere ffff7067010502000000000000000000000000000000000000000000000000000000000000000000",
-                "WrongKey ffff7067010503000000000000000000000000000000000000000000000000000000000000000000",
-                "Duplicate ffff7067010504000000000000000000000000000000000000000000000000000000000000000000",
-                "Blocked ffff7067010505000000000000000000000000000000000000000000000000000000000000000000",
-                "Version ffff7067010506000000000000000000000000000000000000000000000000000000000000000000",
-                "Malformed ffff7067010507000000000000000000000000000000000000000000000000000000000000000000",
-                "Full ffff7067010508000000000000000000000000000000000000000000000000000000000000000000",
-            ]
-        );
-    }
-
-    #[test]
-    fn only_the_same_key_admits() {
-        let refused = |dialer: Option<&MacKey>, acceptor: Option<&MacKey>| exchange(dialer, acceptor).0;
-        let by = DialerStep::RefusedByAcceptor;
-        assert_eq!(refused(Some(&key(1)), Some(&key(2))), by(Refusal::WrongKey));
-        assert_eq!(refused(None, Some(&key(2))), by(Refusal::KeyRequired));
-        assert_eq!(refused(Some(&key(1)), None), by(Refusal::KeylessHere));
-    }
-
-    #[test]
-    fn an_acceptor_that_lies_about_the_key_is_refused_by_the_dialer() {
-        let (mut dialer, _) = Dialer::new(Some(&key(1)), peer(1), peer(2), [0; 32]);
-        let keyless = Frame::Hello { keyed: false, nonce: [1; 32] };
-        assert_eq!(dialer.handle(&keyless), DialerStep::Refuse(Refusal::KeyRequired));
-        let (mut dialer, _) = Dialer::new(Some(&key(1)), peer(1), peer(2), [0; 32]);
-        let DialerStep::Send(Frame::Proof(proof)) = dialer.handle(&Frame::Hello { keyed: true, nonce: [1; 32] }) else {
-            panic!("no proof")
-        };
-        // The dialer's own proof, reflected.
-        assert_eq!(dialer.handle(&Frame::Accept(proof)), DialerStep::Refuse(Refusal::WrongKey));
-    }
-
-    #[test]
-    fn a_proof_relayed_through_a_third_node_does_not_admit() {
-        // Dialer 1 talks to 3, which relays everything to 2 over a session of its own.
-        let (mut dialer, hello) = Dialer::new(Some(&key(1)), peer(1), peer(3), [4; 32]);
-        let mut acceptor = Acceptor::new(Some(&key(1)), peer(2), peer(3), [5; 32]);
-        let AcceptorStep::Send(answer) = acceptor.handle(&hello) else { panic!("no hello") };
-        let DialerStep::Send(proof) = dialer.handle(&answer) else { panic!("no proof") };
-        assert_eq!(acceptor.handle(&proof), AcceptorStep::Refuse(Refusal::WrongKey));
-    }
-
-    #[test]
-    fn a_replayed_proof_does_not_admit() {
-        let (mut dialer, hello) = Dialer::new(Some(&key(1)), peer(1), peer(2), [4; 32]);
-        let mut first = Acceptor::new(Some(&key(1)), peer(2), peer(1), [5; 32]);
-        let AcceptorStep::Send(answer) = first.handle(&hello) else { panic!("no hello") };
-        let DialerStep::Send(proof) = dialer.handle(&answer) else { panic!("no proof") };
-        let mut second = Acceptor::new(Some(&key(1)), peer(2), peer(1), [6; 32]);
-        second.handle(&hello);
-        assert_eq!(second.handle(&proof), AcceptorStep::Refuse(Refusal::WrongKey));
-        assert!(matches!(first.handle(&proof), AcceptorStep::Proven(_)));
-    }
-
-    #[test]
-    fn frames_out_of_order_are_refused() {
-        let mut acceptor = Acceptor::new(None, peer(2), peer(1), [5; 32]);
-        assert_eq!(acceptor.handle(&Frame::Proof([0; 32])), AcceptorStep::Refuse(Refusal::Malformed));
-        let (mut dialer, _) = Dialer::new(None, peer(1), peer(2), [4; 32]);
-        assert_eq!(dialer.handle(&Frame::Accept([0; 32])), DialerStep::Refuse(Refusal::Malformed));
-    }
-
-    fn any_frame() -> impl Strategy<Value = Frame> {
-        prop_oneof![
-            (any::<bool>(), any::<[u8; 32]>()).prop_map(|(keyed, nonce)| Frame::Hello { keyed, nonce }),
-            any::<[u8; 32]>().prop_map(Frame::Proof),
-            any::<[u8; 32]>().prop_map(Frame::Accept),
-            proptest::sample::select(Refusal::ALL.to_vec()).prop_map(Frame::Refuse),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn every_frame_survives_encoding(frame in any_frame()) {
-            prop_assert_eq!(Frame::parse(&frame.encode()), Ok(frame));
-        }
-
-        #[test]
-        fn every_frame_has_one_encoding(
-            frame in any_frame(), at in 0..FRAME_BYTES, change in any::<u8>()
-        ) {
-            let mut bytes = frame.encode();
-            bytes[at] ^= change;
-            if let Ok(frame) = Frame::parse(&bytes) {
-                prop_assert_eq!(frame.encode(), bytes);
-            }
-        }
-
-        #[test]
-        fn any_bytes_are_a_frame_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
-            if let Ok(frame) = Frame::parse(&bytes) {
-                prop_assert_eq!(&frame.encode()[..], &bytes[..]);
-            }
-        }
-
-        #[test]
-        fn any_change_to_a_proof_is_refused(at in 0..32usize, change in 1..=255u8) {
-            let (mut dialer, hello) = Dialer::new(Some(&key(1)), peer(1), peer(2), [4; 32]);
-            let mut acceptor = Acceptor::new(Some(&key(1)), peer(2), peer(1), [5; 32]);
-            let AcceptorStep::Send(answer) = acceptor.handle(&hello) else { panic!("no hello") };
-            let DialerStep::Send(Frame::Proof(mut proof)) = dialer.handle(&answer) else { panic!("no proof") };
-            proof[at] ^= change;
-            prop_assert_eq!(acceptor.handle(&Frame::Proof(proof)), AcceptorStep::Refuse(Refusal::WrongKey));
-        }
-    }
-}
+#[path = "admission_tests.rs"]
+mod tests;

@@ -109,6 +109,15 @@ pub struct Dial {
     pub found_by: FoundBy,
 }
 
+/// A node that is known and not connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stranger {
+    /// Its peer id, if it is known.
+    pub peer: Option<PeerId>,
+    /// Where it listens, as far as is known.
+    pub addresses: Vec<Multiaddr>,
+}
+
 /// How a dial failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
@@ -215,8 +224,13 @@ impl DialPlan {
         });
     }
 
-    /// Adds an address named with `--peer`.
+    /// Adds an address that the user named, with `--peer` or an invitation; one that is known is dialled at once.
     pub fn add_named(&mut self, address: Multiaddr, now: Time) {
+        let known = |target: &&mut Target| target.source == Source::Flag && target.addresses[0] == address;
+        if let Some(target) = self.targets.iter_mut().find(known) {
+            (target.due, target.failures) = (now, 0);
+            return;
+        }
         self.push(Source::Flag, peer_of(&address), address, now);
     }
 
@@ -320,6 +334,15 @@ impl DialPlan {
             }
         }
         self.targets.iter().filter(heard).count() < MAX_HEARD
+    }
+
+    /// The nodes that the user named and that mDNS announces, without those connected.
+    pub fn strangers(&self, is_connected: impl Fn(&PeerId) -> bool) -> Vec<Stranger> {
+        let wanted = |target: &&Target| {
+            target.source != Source::Gossip && !target.own && !target.peer.as_ref().is_some_and(&is_connected)
+        };
+        let stranger = |target: &Target| Stranger { peer: target.peer, addresses: target.addresses.clone() };
+        self.targets.iter().filter(wanted).map(stranger).collect()
     }
 
     /// How `peer` was found, if it was announced or reported.

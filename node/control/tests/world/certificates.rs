@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use libp2p_identity::{Keypair, PeerId};
-use pangea_control::membership::{Certificate, NotProven, Proofs, Role, SignedCertificate};
+use pangea_control::membership::{Certificate, NotProven, PoolId, Proofs, Role, SignedCertificate};
 use pangea_control::pool::Advert;
 
 use crate::node::{EPOCH_UNIX_S, Run};
@@ -69,5 +69,5 @@ impl Run {
 
 /// The proofs of a node that starts.
 pub(crate) fn proofs() -> Proofs {
-    Proofs::new(pool_key(false).public())
+    Proofs::new(PoolId::of(&pool_key(false).public()).unwrap())
 }

@@ -14,7 +14,7 @@ use crate::fabric::Fabric;
 use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
 use crate::jobs::Jobs;
 use crate::placement;
-use crate::pool::{Pool, topology};
+use crate::pool::{Members, Pool, topology};
 
 /// The node behind the service. Cheap to clone; calls return at once or await the node's parts.
 pub trait Backend: Clone + Send + 'static {
@@ -53,6 +53,9 @@ pub trait Backend: Clone + Send + 'static {
     /// Where a model would be placed, and where it is placed now.
     fn plan_model(&self, model: &str) -> Result<ModelPlan>;
 
+    /// Who belongs to the pool; `None` without a network.
+    fn members(&self) -> Option<Members>;
+
     /// Round-trip time to a connected peer over the existing connection.
     fn check_peer(&self, peer: &str, timeout: Duration) -> impl Future<Output = Result<Duration>>;
 }
@@ -64,6 +67,8 @@ pub struct RunningNode {
     pub fabric: Fabric,
     /// The pool; `None` without a network.
     pub pool: Option<Pool>,
+    /// Who belongs to the pool; `None` without a network.
+    pub members: Option<Members>,
     /// The jobs of this node.
     pub jobs: Jobs,
     /// Address of the HTTP API; empty if it is disabled.
@@ -113,6 +118,10 @@ impl Backend for RunningNode {
 
     async fn probe_link(&self, peer: &str, message_bytes: u64, rounds: u32) -> Result<LinkProbe> {
         self.fabric.probe_link(peer, message_bytes, rounds).await
+    }
+
+    fn members(&self) -> Option<Members> {
+        self.members.clone()
     }
 
     fn jobs(&self) -> Vec<JobStatus> {

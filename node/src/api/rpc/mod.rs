@@ -6,7 +6,7 @@
 //! * `account`: what one connection holds: counted, reserved, released.
 //! * `socket`: the bytes of one connection, counted, with back-pressure on a client that does not read.
 //! * `login`: what a client gets that has not shown the node's key yet.
-//! * `node`, `tensor`, `job`, `model`: the capabilities.
+//! * `node`, `tensor`, `job`, `model`, `members`: the capabilities.
 //!
 //! Nothing is computed here and nothing blocks for long: a call either copies a chunk or
 //! awaits the backend. The service knows nothing of peers, streams or tasks.
@@ -17,6 +17,7 @@ mod connections;
 mod job;
 pub mod limits;
 mod login;
+mod members;
 mod model;
 mod node;
 mod slot;

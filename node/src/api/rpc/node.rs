@@ -21,6 +21,7 @@ use super::limits::{
     CHECK_TIMEOUT, CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT, MAX_MODEL_TIMEOUT, MAX_PROBE_BYTES, MAX_PROBE_ROUNDS,
     MODEL_TIMEOUT,
 };
+use super::members::MembershipObject;
 use super::model::{self, ModelObject};
 use super::tensor::{SinkObject, Tensors};
 use crate::serve::Served;
@@ -193,6 +194,17 @@ impl<B: Backend> node::Server for NodeObject<B> {
         let peer = params.get_peer()?.to_str()?;
         let probe = self.backend.probe_link(peer, message_bytes, rounds).await.map_err(exception)?;
         probe.to_wire(results.get().init_probe());
+        Ok(())
+    }
+
+    async fn membership(
+        self: Rc<Self>,
+        _: node::MembershipParams,
+        mut results: node::MembershipResults,
+    ) -> capnp::Result<()> {
+        let none = || exception(Error::new(ErrorKind::Unavailable, "this node has no network"));
+        let members = self.backend.members().ok_or_else(none)?;
+        results.get().set_membership(new_client(MembershipObject::new(members, self.account.clone())));
         Ok(())
     }
 

@@ -1,13 +1,15 @@
-//! The pool key: 32 secret bytes that the nodes of one pool share, and the file that holds them.
-//! The key never leaves this node: only MACs and signatures made with keys derived from it do (see `admission` and
+//! The pool key: 32 secret bytes, the file that holds them, and the first key of a node that has a pool of its own. The key never
+//! leaves this node: only MACs and signatures made with keys derived from it do (see `admission` and
 //! `pangea_control::membership`), and nothing prints it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use libp2p::identity::{Keypair, PublicKey};
-use pangea_control::membership::{Certificate, SignedCertificate};
+use libp2p::identity::Keypair;
+use pangea_control::membership::{Certificate, PoolId, Revocation, SignedCertificate, SignedRevocation};
 use thiserror::Error;
+
+use crate::storage::whole_file;
 
 /// Hex digits in a pool key file: 32 bytes.
 const HEX_DIGITS: usize = 64;
@@ -81,6 +83,29 @@ impl PoolKey {
         Self::parse(&text).map_err(problem)
     }
 
+    /// Reads a pool key file, or creates it with a new key. Two nodes that start at once on one folder get the same key.
+    ///
+    /// # Errors
+    /// [`PoolKeyError`]: the file can be neither read nor created, or is not 64 hex digits. Nothing is ever overwritten.
+    pub fn load_or_create(path: &Path) -> Result<Self, PoolKeyError> {
+        if path.exists() {
+            return Self::load(path);
+        }
+        let digits: String = rand::random::<[u8; 32]>().iter().map(|byte| format!("{byte:02x}")).collect();
+        match whole_file::create(path, format!("{digits}\n").as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                let problem = PoolKeyProblem::Unwritable(error.to_string());
+                Err(PoolKeyError { path: path.to_owned(), problem })
+            }
+            _ => Self::load(path),
+        }
+    }
+
+    /// A new key that is not stored.
+    pub fn ephemeral() -> Self {
+        Self::from_bytes(&rand::random())
+    }
+
     /// Key of the admission MACs.
     pub(super) fn mac_key(&self) -> &[u8; 32] {
         &self.mac_key
@@ -102,9 +127,22 @@ pub struct PoolSigner {
 }
 
 impl PoolSigner {
-    /// The key that verifies the pool's certificates.
-    pub fn public(&self) -> PublicKey {
-        self.keypair.public()
+    /// The pool; its public key verifies the pool's certificates.
+    ///
+    /// # Panics
+    /// Never: the key is ed25519.
+    pub fn pool(&self) -> PoolId {
+        PoolId::of(&self.keypair.public()).unwrap_or(PoolId([0; 32]))
+    }
+
+    /// Signs `revocation`.
+    ///
+    /// # Errors
+    /// The error of the library of keys.
+    pub fn revoke(&self, revocation: Revocation) -> Result<SignedRevocation, String> {
+        let signature = self.keypair.sign(&revocation.signed_bytes()).map_err(|error| error.to_string())?;
+        let signature = signature.try_into().map_err(|_| "the signature has another length".to_owned())?;
+        Ok(SignedRevocation { revocation, signature })
     }
 
     /// Signs `certificate`.
@@ -140,6 +178,9 @@ pub enum PoolKeyProblem {
     /// The file cannot be read.
     #[error("cannot be read: {0}")]
     Unreadable(String),
+    /// The file cannot be created.
+    #[error("cannot be created: {0}")]
+    Unwritable(String),
     /// The file contains only white space.
     #[error("is empty")]
     Empty,
@@ -206,6 +247,18 @@ mod tests {
     }
 
     #[test]
+    fn a_nodes_own_key_is_created_once_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pool.key");
+        let first = PoolKey::load_or_create(&path).unwrap();
+        assert!(PoolKey::load_or_create(&path).unwrap() == first && PoolKey::load(&path).unwrap() == first);
+        std::fs::write(&path, "not a key").unwrap();
+        assert!(PoolKey::load_or_create(&path).is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"not a key", "nothing is overwritten");
+        assert!(PoolKey::ephemeral() != PoolKey::ephemeral());
+    }
+
+    #[test]
     fn the_key_is_never_printed() {
         assert_eq!(format!("{:?}", PoolKey::from_bytes(&[7; 32])), "PoolKey(secret)");
     }
@@ -214,15 +267,15 @@ mod tests {
     fn each_pool_key_has_a_signing_key_of_its_own() {
         let [one, other] = [1, 2].map(|byte| PoolKey::from_bytes(&[byte; 32]).signer().unwrap());
         let peer = libp2p::PeerId::random();
+        let keys = [&one, &other].map(|signer| signer.pool().key().unwrap());
         let certificate =
             Certificate { peer, role: pangea_control::membership::Role::Member, expires_unix_s: 9, serial: 1 };
         let signed = one.sign(certificate.clone()).unwrap();
-        assert_eq!(signed.verify(&one.public()), Ok(&certificate));
-        assert!(signed.verify(&other.public()).is_err());
+        assert_eq!(signed.verify(&keys[0]), Ok(&certificate));
+        assert!(signed.verify(&keys[1]).is_err());
         // The derivation is part of the protocol: nodes of every release must get the same key.
-        let key = one.public().try_into_ed25519().unwrap().to_bytes();
         assert_eq!(
-            key.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+            one.pool().0.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
             "64ac608fe2ee2add6a2eb95cc34bc7bbbe3ec40b11f0922d31d19e6d3f7c9afe"
         );
     }

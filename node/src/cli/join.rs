@@ -1,0 +1,141 @@
+//! `pangea join`: a running node joins the pool of a token or a PIN, or asks members on the network to admit it, with six digits
+//! that people compare.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use clap::Args;
+use pangea_client::{AskedMember, JoinedPool, Membership};
+use serde::Serialize;
+
+use super::args::{JsonArgs, OutputArgs, RpcArgs, duration, host_or_multiaddr};
+use super::failure::Failure;
+use super::session::note;
+use super::{print, print_json};
+
+/// Have a running node join another pool
+///
+/// With a token or PIN of `pangea invite` the node joins at once. Without either, members on the local network are asked: this
+/// node and each of them show the same six digits, and once people have compared them, `pangea members accept` on the member
+/// and the same digits here admit the node.
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct JoinArgs {
+    /// Token or PIN that `pangea invite` shows on a member
+    #[arg(value_name = "TOKEN|PIN")]
+    invitation: Option<String>,
+
+    /// Member to ask, as a multiaddr or HOST:PORT; may be repeated [default: those on the local network]
+    #[arg(long, value_name = "ADDR", value_parser = host_or_multiaddr)]
+    address: Vec<String>,
+
+    /// Six digits that the member's screen shows; without a terminal and without this, the digits are only shown
+    #[arg(long, value_name = "DIGITS", conflicts_with = "invitation")]
+    digits: Option<String>,
+
+    /// Time for the member's owner to accept this node
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    timeout: Duration,
+
+    /// Which node.
+    #[command(flatten)]
+    rpc: RpcArgs,
+
+    /// Form of the result.
+    #[command(flatten)]
+    json: JsonArgs,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pangea join 481516                             with the PIN of `pangea invite`
+  pangea join pangea1aetaajaiaejcbcodyqdn…       with its token
+  pangea join                                    people compare six digits
+  pangea join --address 192.168.1.20:7777 481516";
+
+/// The result of `--json` while people compare digits.
+#[derive(Serialize)]
+struct Asked<'a> {
+    asked: &'a [AskedMember],
+}
+
+pub(super) async fn run(args: JoinArgs, output: OutputArgs) -> Result<(), Failure> {
+    let client = args.rpc.node().await?;
+    let membership = client.membership().await?;
+    if let Some(invitation) = &args.invitation {
+        return conclude(&membership.join(invitation, &args.address).await?, args.json.json);
+    }
+    let asked = membership.ask(&args.address).await?;
+    let name = client.status().await?.name;
+    let digits = match &args.digits {
+        Some(digits) => digits.clone(),
+        None if !std::io::stdin().is_terminal() || args.json.json => {
+            return if args.json.json { print_json(&Asked { asked: &asked }) } else { print(&show(&asked, &name)) };
+        }
+        None => {
+            note(&output, show(&asked, &name));
+            typed()?
+        }
+    };
+    let same = |asked: &&AskedMember| plain(&asked.digits) == plain(&digits);
+    let Some(member) = asked.iter().find(same) else {
+        let message =
+            "no member that this node asked shows these digits: somebody may stand between the two; nothing was joined";
+        return Err(Failure::new(super::failure::Exit::Untrusted, message));
+    };
+    note(&output, format!("The digits are the same. Waiting until {} accepts this node …", member.name));
+    let joined = wait(&membership, member, args.timeout).await?;
+    conclude(&joined, args.json.json)
+}
+
+async fn wait(membership: &Membership, member: &AskedMember, timeout: Duration) -> Result<JoinedPool, Failure> {
+    Ok(membership.await_acceptance(&member.peer, &member.digits, timeout).await?)
+}
+
+fn plain(digits: &str) -> String {
+    digits.chars().filter(char::is_ascii_digit).collect()
+}
+
+/// Reads the digits that the member shows from the terminal.
+fn typed() -> Result<String, Failure> {
+    let mut error = std::io::stderr();
+    let asked = error.write_all(b"Digits on the member's screen: ").and_then(|()| error.flush());
+    asked.map_err(|error| Failure::failed(format!("cannot write to the terminal: {error}")))?;
+    let mut line = String::new();
+    match std::io::stdin().read_line(&mut line) {
+        Ok(_) if plain(&line).len() == 6 => Ok(line),
+        Ok(_) => Err(Failure::usage("six digits are needed; nothing was joined")),
+        Err(error) => Err(Failure::failed(format!("cannot read from the terminal: {error}"))),
+    }
+}
+
+fn show(asked: &[AskedMember], name: &str) -> String {
+    let mut text = String::from("Asked to join. Compare with `pangea members list` there, then accept there:\n\n");
+    for member in asked {
+        let (digits, plain) = (&member.digits, plain(&member.digits));
+        text.push_str(&format!("  {digits}   on {}: pangea members accept {name} {plain}\n", member.name));
+    }
+    text.push_str("\nand confirm here with the same digits (pangea join --digits …).\n");
+    text
+}
+
+fn conclude(joined: &JoinedPool, json: bool) -> Result<(), Failure> {
+    if json {
+        return print_json(joined);
+    }
+    let JoinedPool { pool, member, role, connected } = joined;
+    let peers = if *connected == 1 { "1 peer".to_owned() } else { format!("{connected} peers") };
+    print(&format!("Joined the pool of {member} ({pool}) as a {role}; connected to {peers}.\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_digits_are_shown_with_the_command_that_accepts_them() {
+        let member = AskedMember { name: "mac1".to_owned(), digits: "048 151".to_owned(), ..AskedMember::default() };
+        let text = show(&[member], "mac2");
+        assert!(text.contains("048 151   on mac1: pangea members accept mac2 048151"), "{text}");
+    }
+}
