@@ -388,7 +388,7 @@ fn show(outcome: &Outcome) -> String {
     }
     text.push_str(&format!(
         "  Both products are right; the demo took {}. Nothing is left behind.\n\
-         \x20 Next: `pangea node` on two machines, then `pangea matmul A.npy B.npy -o C.npy`.\n",
+         \x20 Next: `pangea node` on two machines, `pangea invite` on one; it says the rest.\n",
         seconds(outcome.seconds)
     ));
     text

@@ -57,7 +57,8 @@ use failure::Failure;
 const EXAMPLES: &str = "\
 Examples:
   pangea demo                          see it work; no set-up needed
-  pangea node                          on every machine; they find each other
+  pangea node                          on every machine
+  pangea invite                        on the first; says how the others join
   pangea matmul A.npy B.npy -o C.npy   multiply two files on all of them
   pangea chat 'Why is the sky blue?'   ask a model
   pangea peers                         list the peers
