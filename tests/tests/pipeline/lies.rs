@@ -90,7 +90,10 @@ fn a_liar_that_one_node_audited_is_convicted_by_another_one_that_has_the_model()
     let peer = ["--peer", one.address.as_str()];
     let liar =
         stage.cluster.node("liar").with(peer[0], peer[1]).with("--layers", "15-29").fault("corrupt-token").start();
-    computed_by(&one, &[&one, &liar]);
+    // No question before the other node is there: the first answer with its layers may convict the liar.
+    eventually("the layers are placed on both", || {
+        [&one, &liar].iter().all(|node| node.process.count("are ready") > 0)
+    });
     // It has the model, and never asks the liar for anything.
     let other = stage.serving("other").with(peer[0], peer[1]).start();
     other.process.line(&format!("Connected to peer {}", liar.peer));
@@ -100,11 +103,17 @@ fn a_liar_that_one_node_audited_is_convicted_by_another_one_that_has_the_model()
         one.status_of(&liar).quarantined
     });
     eventually("the other node has checked the evidence", || other.status_of(&liar).quarantined);
-    let folders = std::fs::read_dir(other.data_dir.join("evidence")).unwrap();
-    let record = folders
-        .map(|folder| std::fs::read_to_string(folder.unwrap().path().join("evidence.json")).unwrap())
-        .find(|record| record.contains(&liar.peer))
-        .expect("a record of evidence");
+    // It is kept after the verdict, in a folder whose name begins with a dot until it is whole.
+    let kept = || {
+        let folders = std::fs::read_dir(other.data_dir.join("evidence")).ok()?;
+        let whole = folders
+            .map(|folder| folder.unwrap())
+            .filter(|folder| !folder.file_name().as_encoded_bytes().starts_with(b"."));
+        let mut records = whole.filter_map(|folder| std::fs::read_to_string(folder.path().join("evidence.json")).ok());
+        records.find(|record| record.contains(&liar.peer))
+    };
+    eventually("the evidence is kept", || kept().is_some());
+    let record = kept().unwrap();
     let record: Value = serde_json::from_str(&record).unwrap();
     assert_eq!((&record["found_by"], &record["kind"]), (&json!(one.peer), &json!("stage")), "{record}");
 }
