@@ -362,6 +362,17 @@ impl Node {
         other.process.line(&format!("Connected to peer {}", self.peer));
     }
 
+    /// The folders of evidence that the node keeps against a peer. They are written after the verdict, under names that begin
+    /// with a dot until they are whole; those are left out.
+    pub fn evidence_against(&self, peer: &Node) -> Vec<PathBuf> {
+        let Ok(folders) = std::fs::read_dir(self.data_dir.join("evidence")) else { return Vec::new() };
+        let is_whole = |folder: &PathBuf| {
+            let name = folder.file_name().unwrap().to_str().unwrap();
+            !name.starts_with('.') && name.contains(&peer.peer)
+        };
+        folders.map(|folder| folder.unwrap().path()).filter(is_whole).collect()
+    }
+
     /// Status of the node.
     pub fn status(&self) -> NodeStatus {
         self.client().status().unwrap()

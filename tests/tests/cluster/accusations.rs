@@ -26,8 +26,7 @@ fn catches(node: &Node, liar: &Node) {
 
 /// The records of evidence that a node keeps against a peer.
 fn records(node: &Node, peer: &Node) -> Vec<serde_json::Value> {
-    let Ok(folders) = std::fs::read_dir(node.data_dir.join("evidence")) else { return Vec::new() };
-    let files = folders.map(|folder| folder.unwrap().path().join("evidence.json"));
+    let files = node.evidence_against(peer).into_iter().map(|folder| folder.join("evidence.json"));
     let read = files.filter_map(|file| serde_json::from_slice(&std::fs::read(file).ok()?).ok());
     read.filter(|record: &serde_json::Value| record["peer"] == peer.peer.as_str()).collect()
 }

@@ -15,17 +15,7 @@ use rustix::process::Signal;
 
 /// The folder of an accusation of `peer`, which is written while the job continues.
 fn evidence_against(accuser: &Node, peer: &Node) -> PathBuf {
-    let root = accuser.data_dir.join("evidence");
-    let find = || {
-        let folders = std::fs::read_dir(&root).ok()?;
-        // A folder has a name that begins with a dot until it is whole.
-        let whole = folders
-            .map(|folder| folder.unwrap())
-            .filter(|folder| !folder.file_name().as_encoded_bytes().starts_with(b"."));
-        let mut of_peer =
-            whole.map(|folder| folder.path()).filter(|folder| folder.to_str().unwrap().contains(&peer.peer));
-        of_peer.find(|folder| folder.join("evidence.json").exists())
-    };
+    let find = || accuser.evidence_against(peer).into_iter().find(|folder| folder.join("evidence.json").exists());
     eventually("the evidence is kept", || find().is_some());
     find().unwrap()
 }

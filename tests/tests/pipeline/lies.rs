@@ -31,12 +31,8 @@ fn an_audited_answer_is_right_and_liars_are_excluded() {
         liars.iter().all(|liar| one.status_of(liar).quarantined)
     });
     for liar in &liars {
-        let evidence = std::fs::read_dir(one.data_dir.join("evidence")).unwrap();
-        let folder = evidence.map(|folder| folder.unwrap().path()).find(|folder| {
-            let name = folder.file_name().unwrap().to_str().unwrap();
-            name.contains(&liar.peer)
-        });
-        let file = folder.unwrap_or_else(|| panic!("no evidence against {}", liar.peer)).join("evidence.json");
+        eventually("the evidence is kept", || !one.evidence_against(liar).is_empty());
+        let file = one.evidence_against(liar)[0].join("evidence.json");
         let said: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
         assert!(said.to_string().contains(&liar.peer), "{said}");
     }
@@ -103,17 +99,8 @@ fn a_liar_that_one_node_audited_is_convicted_by_another_one_that_has_the_model()
         one.status_of(&liar).quarantined
     });
     eventually("the other node has checked the evidence", || other.status_of(&liar).quarantined);
-    // It is kept after the verdict, in a folder whose name begins with a dot until it is whole.
-    let kept = || {
-        let folders = std::fs::read_dir(other.data_dir.join("evidence")).ok()?;
-        let whole = folders
-            .map(|folder| folder.unwrap())
-            .filter(|folder| !folder.file_name().as_encoded_bytes().starts_with(b"."));
-        let mut records = whole.filter_map(|folder| std::fs::read_to_string(folder.path().join("evidence.json")).ok());
-        records.find(|record| record.contains(&liar.peer))
-    };
-    eventually("the evidence is kept", || kept().is_some());
-    let record = kept().unwrap();
+    eventually("the evidence is kept", || !other.evidence_against(&liar).is_empty());
+    let record = std::fs::read_to_string(other.evidence_against(&liar)[0].join("evidence.json")).unwrap();
     let record: Value = serde_json::from_str(&record).unwrap();
     assert_eq!((&record["found_by"], &record["kind"]), (&json!(one.peer), &json!("stage")), "{record}");
 }
@@ -202,9 +189,7 @@ fn a_stage_that_signs_two_claims_about_one_session_is_quarantined_for_it() {
         one.status_of(&liar).quarantined
     });
     assert!(!one.status_of(&last).quarantined);
-    let folders = std::fs::read_dir(one.data_dir.join("evidence")).unwrap();
-    let kept = folders.filter(|folder| folder.as_ref().unwrap().file_name().to_str().unwrap().contains(&liar.peer));
-    assert!(kept.count() > 0, "no evidence is kept");
+    eventually("the evidence is kept", || !one.evidence_against(&liar).is_empty());
 }
 
 #[test]
