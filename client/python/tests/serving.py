@@ -1,4 +1,4 @@
-"""A node that serves SmolLM2, for tests of programs that speak HTTP."""
+"""A node that serves a model, for tests of programs that speak HTTP."""
 
 from __future__ import annotations
 
@@ -26,14 +26,21 @@ class Serving:
 
 @contextlib.contextmanager
 def node_with(*flags: str) -> Iterator[Serving]:
-    """Starts a node with these flags; the test is skipped where the binary or the model is not there."""
-    binary = os.environ.get("PANGEA_BIN")
-    if not binary:
-        pytest.skip("SKIPPED: PANGEA_BIN (a `pangea` binary) is not set")
+    """Starts a node that serves SmolLM2, with these flags; the test is skipped where the binary or the model is not there."""
     folder = os.environ.get("PANGEA_TEST_MODELS") or pathlib.Path.home() / ".cache/pangea/test-models"
     model = pathlib.Path(folder) / f"{MODEL}.gguf"
     if not model.is_file():
         pytest.skip(f"SKIPPED: {model} is not there")
+    with node_serving(model, *flags) as serving:
+        yield serving
+
+
+@contextlib.contextmanager
+def node_serving(model: pathlib.Path, *flags: str) -> Iterator[Serving]:
+    """Starts a node that serves the model in a file; the test is skipped where the binary is not there."""
+    binary = os.environ.get("PANGEA_BIN")
+    if not binary:
+        pytest.skip("SKIPPED: PANGEA_BIN (a `pangea` binary) is not set")
     with tempfile.TemporaryDirectory() as directory:
         arguments = ["--ephemeral", "--no-mdns", "--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0"]
         arguments += ["--api-addr", "127.0.0.1:0", "--data-dir", directory, "--model", str(model), *flags]

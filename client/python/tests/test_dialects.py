@@ -70,6 +70,15 @@ def test_messages_plain_streamed_and_counted(serving: Serving) -> None:
         assert counted.input_tokens == message.usage.input_tokens + message.usage.cache_read_input_tokens
 
 
+def test_models_are_listed_for_both_sdks(serving: Serving) -> None:
+    with anthropic.Anthropic(base_url=serving.url, api_key="none", max_retries=0) as client:
+        models = list(client.models.list())
+        assert [(model.id, model.display_name) for model in models] == [(MODEL, MODEL)]
+        assert client.models.retrieve(MODEL) == models[0] and models[0].created_at.year > 2000
+    with openai.OpenAI(base_url=f"{serving.url}/v1", api_key="none", max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == [MODEL]
+
+
 def test_a_tool_is_used_through_messages(serving: Serving) -> None:
     with anthropic.Anthropic(base_url=serving.url, api_key="none", max_retries=0) as client:
         tool = {"name": "get_weather", "description": "The weather", "input_schema": SCHEMA}

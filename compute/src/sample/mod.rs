@@ -9,6 +9,7 @@
 //! | [`answer_format`] | free text or JSON |
 //! | [`grammar`] | JSON Schema as a constraint on tokens |
 //! | [`mask`] | sets of allowed tokens |
+//! | [`recommended`] | the terms that a model's authors recommend |
 //! | [`stop`] | stop strings in streamed text |
 //! | `penalty`, `ranking`, `truncation` | biases and penalties; the highest logits; top-k, typical, top-p, min-p |
 //! | `philox`, `math` | counter-based random numbers; exp and ln |
@@ -20,6 +21,7 @@ mod math;
 mod penalty;
 mod philox;
 mod ranking;
+pub mod recommended;
 pub mod stop;
 mod truncation;
 

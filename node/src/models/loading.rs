@@ -29,6 +29,14 @@ impl LoadedPart {
     /// `InvalidInput` for a file that no engine here runs, `Overloaded` where memory does not suffice, with the numbers.
     pub(crate) fn load(file: &ModelFile, part: ModelPart, pool: &Pool, devices: &Devices) -> Result<LoadedPart> {
         let has_head = part.head;
+        if has_head && file.chat_template().is_none() {
+            let file = file.path().file_name().unwrap_or_default().display();
+            tracing::warn!(
+                event = "no_chat_template",
+                %file,
+                "{file} has no chat template: it may be a base model, which goes on with a text and does not answer; models that answer have 'instruct', 'chat' or 'it' in their names"
+            );
+        }
         let scratch = Model::load_bytes(file, &part, pool.threads()).map_err(compute_error)?.scratch;
         let _scratch = devices.lease_within(Kind::Loading, scratch, MEMORY_TIMEOUT)?;
         // Tokenizer and weights have nothing to do with each other: both at once start sooner.

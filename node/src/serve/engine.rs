@@ -27,7 +27,7 @@ use crate::devices::{Devices, Kind};
 use crate::engine_metrics::{self, EngineMetrics};
 use crate::jobs::Jobs;
 use crate::model_text::{ModelText, Prompt};
-use crate::models::LoadedPart;
+use crate::models::{LoadedPart, catalogue};
 use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
 use crate::supervise::Supervisor;
@@ -309,7 +309,9 @@ impl Engine {
 }
 
 /// Checks a request completely and prepares it.
-fn prepare(shared: &Shared, request: Request, arrived: Time) -> std::result::Result<Prepared, RequestRefused> {
+fn prepare(shared: &Shared, mut request: Request, arrived: Time) -> std::result::Result<Prepared, RequestRefused> {
+    let known = catalogue::known(&shared.facts.name).map(|known| known.sampling).unwrap_or_default();
+    shared.text.recommended.or(known).fill(&mut request.sampling, request.open_terms);
     request.check().map_err(Error::from)?;
     request.sampling.check(shared.facts.vocabulary).map_err(compute_error)?;
     let prompt = shared.text.tokens(&request.prompt)?;

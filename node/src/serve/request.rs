@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use pangea_client::AnswerStage;
+use pangea_compute::sample::recommended::OpenTerms;
 use pangea_compute::sample::{AnswerFormat, Sampling};
 
 use crate::model_text::{Prompt, TokenText, WrongField};
@@ -21,6 +22,8 @@ pub struct Request {
     pub prompt: Prompt,
     /// Sampling terms. Choice `i` uses seed + `i`.
     pub sampling: Sampling,
+    /// The terms of the sampling that are the model's to choose.
+    pub open_terms: OpenTerms,
     /// Maximum tokens of one answer; `None`: until the model ends it, or the context is full.
     pub max_tokens: Option<usize>,
     /// Texts at which an answer ends; they are not part of it.
@@ -50,6 +53,7 @@ impl Request {
             id: String::new(),
             prompt,
             sampling: Sampling::default(),
+            open_terms: OpenTerms::default(),
             max_tokens: None,
             stop: Vec::new(),
             choices: 1,

@@ -68,8 +68,18 @@ fn foreign_pages_wrong_methods_and_bodies_are_refused() {
     assert_eq!(send("POST", &[], "{"), 400);
     assert_eq!(send("POST", &[], "[]"), 400);
     assert_eq!(send("POST", &[], &"x".repeat(17 << 20)), 413);
+    assert_eq!(send("POST", &[("Content-Type", "multipart/form-data; boundary=x")], &body), 415);
+    assert_eq!(send("POST", &[("Content-Type", "application/json"), ("Content-Encoding", "gzip")], &body), 415);
+    let headers = [("Content-Type", "audio/wav")];
+    let refused = http::send(serving.api(), "POST", "/v1/messages", &headers, &body);
+    assert_eq!(refused.status, 415);
+    let refused: Value = serde_json::from_str(&refused.text()).unwrap();
+    assert_eq!(refused["error"]["type"], "invalid_request_error");
+    assert!(refused["error"]["message"].as_str().unwrap().contains("audio/wav"), "{refused}");
     assert_eq!(get(serving.api(), "/v1/nothing").status, 404);
     assert_eq!(send("POST", &[], &body), 200);
+    // As `curl -d` says it.
+    assert_eq!(send("POST", &[("Content-Type", "application/x-www-form-urlencoded")], &body), 200);
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! Tools in a conversation: how the models of each family write calls, which JSON a forced call is, and what a model is told
 //! whose template knows no tools. Nothing is called here, and no tokens are made.
 //!
-//! `reader`: an answer's text as text and calls, while it arrives. `json_span`: where a JSON object in a text ends.
+//! `reader`: an answer's text as text and calls, while it arrives. `json_span`: where a JSON object in a text ends. `xml_call`:
+//! calls whose arguments are in tags.
 
 mod json_span;
 mod reader;
+mod xml_call;
 
 use serde_json::{Map, Value as Json, json};
 
@@ -15,7 +17,8 @@ pub use reader::{AnswerPiece, ToolReader};
 /// How the models of a family write calls in their answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolSyntax {
-    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`: Hermes, Qwen.
+    /// `<tool_call>{"name": …, "arguments": …}</tool_call>`: Hermes, Qwen; or the same between `<tool_call>` and its end as
+    /// `<function=…><parameter=…>…</parameter></function>`: Qwen-Coder.
     Hermes,
     /// `{"name": …, "parameters": …}`, perhaps after `<|python_tag|>`: Llama 3.
     Llama3,

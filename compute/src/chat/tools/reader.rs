@@ -3,8 +3,9 @@
 
 use serde_json::Value as Json;
 
-use super::ToolSyntax;
 use super::json_span::JsonSpan;
+use super::xml_call::{XmlCall, XmlPart};
+use super::{ToolSyntax, functions};
 
 /// A piece of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +25,8 @@ pub enum AnswerPiece {
 #[derive(Clone, Debug)]
 pub struct ToolReader {
     syntax: ToolSyntax,
-    names: Vec<String>,
+    /// Names of the tools, and the JSON Schemas of their parameters.
+    tools: Vec<(String, Json)>,
     /// Whether everything after the first call is dropped.
     single: bool,
     place: Place,
@@ -44,6 +46,8 @@ enum Place {
     /// After the mark that begins a call.
     Opened,
     Object(Object),
+    /// After the tag with the name of a call in tags.
+    Tags(XmlCall),
     /// After a call.
     Closing,
     /// Nothing more is read.
@@ -64,15 +68,17 @@ struct Object {
 }
 
 impl ToolReader {
-    /// A reader at the beginning of an answer. `names`: the tools; `forced`: the answer follows the prompt's
+    /// A reader at the beginning of an answer. `tools`: in OpenAI's form; `forced`: the answer follows the prompt's
     /// [`ToolSyntax::forced_prefix`]; `single`: at most one call is read.
-    pub fn new(syntax: ToolSyntax, names: Vec<String>, forced: bool, single: bool) -> ToolReader {
+    pub fn new(syntax: ToolSyntax, tools: &Json, forced: bool, single: bool) -> ToolReader {
+        let tools = functions(tools).map(|(name, schema)| (name.to_owned(), schema.cloned().unwrap_or_default()));
         let place = match syntax {
             _ if forced => Place::Opened,
             ToolSyntax::Hermes | ToolSyntax::Mistral => Place::Text,
             ToolSyntax::Llama3 | ToolSyntax::Json => Place::Start,
         };
-        ToolReader { syntax, names, single, place, held: String::new(), read: String::new(), called: false }
+        let tools = tools.collect();
+        ToolReader { syntax, tools, single, place, held: String::new(), read: String::new(), called: false }
     }
 
     /// The pieces that `text` completes.
@@ -88,6 +94,8 @@ impl ToolReader {
         let mut rest = std::mem::take(&mut self.read);
         match std::mem::replace(&mut self.place, Place::Over) {
             Place::Object(object) if object.arguments.is_some() => return Vec::new(),
+            // The arguments stay cut off.
+            Place::Tags(_) => return Vec::new(),
             Place::Object(object) => rest.push_str(&object.text),
             Place::Closing | Place::Over => return Vec::new(),
             Place::Start | Place::Text | Place::Opened => {}
@@ -105,6 +113,7 @@ impl ToolReader {
             Place::Text => self.text(pieces),
             Place::Opened => self.opened(pieces),
             Place::Object(_) => self.object(pieces),
+            Place::Tags(_) => self.tags(pieces),
             Place::Closing => self.closing(),
             Place::Over => {
                 self.held.clear();
@@ -168,10 +177,44 @@ impl ToolReader {
             self.place = Place::Object(Object::default());
             return true;
         }
-        if self.syntax == ToolSyntax::Mistral && is_name(first) {
-            return self.named(at, pieces);
+        match self.syntax {
+            ToolSyntax::Mistral if is_name(first) => self.named(at, pieces),
+            ToolSyntax::Hermes if first == '<' => self.tag(at, pieces),
+            _ => self.no_call(pieces),
         }
-        self.no_call(pieces)
+    }
+
+    /// Qwen-Coder's form: the name in a tag, then each argument in one.
+    fn tag(&mut self, at: usize, pieces: &mut Vec<AnswerPiece>) -> bool {
+        let begun = match XmlCall::begin(&self.held[at..], &self.tools) {
+            XmlPart::Short => return false,
+            XmlPart::Other => return self.no_call(pieces),
+            XmlPart::Read { len, part } => (len, part),
+        };
+        let (len, (name, call)) = begun;
+        self.held.drain(..at + len);
+        pieces.extend([AnswerPiece::Call { name }, AnswerPiece::Arguments("{".to_owned())]);
+        self.place = Place::Tags(call);
+        true
+    }
+
+    fn tags(&mut self, pieces: &mut Vec<AnswerPiece>) -> bool {
+        let Place::Tags(call) = &mut self.place else { return false };
+        match call.next(&self.held) {
+            XmlPart::Short => false,
+            XmlPart::Read { len, part } => {
+                self.held.drain(..len);
+                pieces.push(AnswerPiece::Arguments(part));
+                true
+            }
+            // The end tag, or what no call contains: it ends the call.
+            XmlPart::Other => {
+                let end = XmlCall::end(&self.held);
+                self.held.drain(..end);
+                pieces.push(AnswerPiece::Arguments("}".to_owned()));
+                self.ended()
+            }
+        }
     }
 
     /// Mistral's newer form: the name, perhaps an id, then the arguments.
@@ -207,7 +250,7 @@ impl ToolReader {
             object.text.push_str(&taken);
             let begun = if object.whole { Head::Other } else { head(&object.text) };
             match begun {
-                Head::Begun { name, arguments } if may_be(self.syntax, &self.names, name) => {
+                Head::Begun { name, arguments } if may_be(self.syntax, &self.tools, name) => {
                     pieces.push(AnswerPiece::Call { name: name.to_owned() });
                     object.arguments = Some(JsonSpan::default());
                     // The arguments begin in what was just taken: before that the head was not complete.
@@ -226,7 +269,7 @@ impl ToolReader {
             return false;
         }
         if object.arguments.is_none() {
-            let called = whole_call(&object.text).filter(|(name, _)| may_be(self.syntax, &self.names, name));
+            let called = whole_call(&object.text).filter(|(name, _)| may_be(self.syntax, &self.tools, name));
             let Some((name, arguments)) = called else {
                 let text = std::mem::take(&mut object.text);
                 self.read.push_str(&text);
@@ -234,6 +277,11 @@ impl ToolReader {
             };
             pieces.extend([AnswerPiece::Call { name }, AnswerPiece::Arguments(arguments)]);
         }
+        self.ended()
+    }
+
+    /// A call ends.
+    fn ended(&mut self) -> bool {
         self.read.clear();
         self.called = true;
         self.place = if self.single { Place::Over } else { Place::Closing };
@@ -277,10 +325,10 @@ fn is_name(c: char) -> bool {
 }
 
 /// Without a mark of its own, JSON is a call only of a tool that exists.
-fn may_be(syntax: ToolSyntax, names: &[String], name: &str) -> bool {
+fn may_be(syntax: ToolSyntax, tools: &[(String, Json)], name: &str) -> bool {
     match syntax {
         ToolSyntax::Hermes | ToolSyntax::Mistral => !name.is_empty(),
-        ToolSyntax::Llama3 | ToolSyntax::Json => names.iter().any(|known| known == name),
+        ToolSyntax::Llama3 | ToolSyntax::Json => tools.iter().any(|(known, _)| known == name),
     }
 }
 

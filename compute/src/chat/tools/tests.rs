@@ -5,8 +5,16 @@ use crate::sample::grammar::{Grammar, GrammarVocabulary};
 
 const TOOLS: [&str; 2] = ["get_weather", "add"];
 
+/// The tools of the answers: what Qwen-Coder writes needs the types of their arguments.
+fn tools() -> Json {
+    let schema = json!({"type": "object", "properties": {
+        "city": {"type": "string"}, "unit": {"enum": ["C", "F"]}, "days": {"type": "integer"}, "at": {"type": "object"},
+    }});
+    json!(TOOLS.map(|name| tool(name, schema.clone())))
+}
+
 fn reader(syntax: ToolSyntax) -> ToolReader {
-    ToolReader::new(syntax, TOOLS.map(str::to_owned).to_vec(), false, false)
+    ToolReader::new(syntax, &tools(), false, false)
 }
 
 /// The answer's text, and its calls with their arguments.
@@ -50,6 +58,25 @@ const ANSWERS: &[Case] = &[
         "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": \"cut",
         "",
         &[("add", r#"{"a": "cut"#)],
+    ),
+    (
+        ToolSyntax::Hermes,
+        "Well.\n<tool_call>\n<function=get_weather>\n<parameter=city>\n12\n</parameter>\n<parameter=days>\n3\n</parameter>\n<parameter=at>\n{\"a\": [1]}\n</parameter>\n</function>\n</tool_call>",
+        "Well.",
+        &[("get_weather", r#"{"city": "12", "days": 3, "at": {"a":[1]}}"#)],
+    ),
+    (
+        ToolSyntax::Hermes,
+        "<tool_call>\n<function=add>\n</function>\n</tool_call>\n<tool_call>\n<function=other>\n<parameter=text>\nif a < b {\n  \"x\"\n}\n\n</parameter>\n<parameter=unit>true</parameter></function></tool_call>",
+        "",
+        &[("add", "{}"), ("other", r#"{"text": "if a < b {\n  \"x\"\n}\n", "unit": true}"#)],
+    ),
+    (ToolSyntax::Hermes, "<tool_call>\n<function>\n</tool_call>", "<tool_call>\n<function>\n</tool_call>", &[]),
+    (
+        ToolSyntax::Hermes,
+        "<tool_call><function=add><parameter=unit>C</parameter><parameter=city>Rom",
+        "",
+        &[("add", r#"{"unit": "C""#)],
     ),
     (
         ToolSyntax::Llama3,
@@ -138,10 +165,10 @@ fn a_forced_answer_begins_inside_the_call_and_a_single_one_ends_with_it() {
         (ToolSyntax::Llama3, "{\"name\": \"add\", \"parameters\": {}}"),
         (ToolSyntax::Json, "{\"name\": \"add\", \"arguments\": {}}"),
     ] {
-        let forced = ToolReader::new(syntax, vec!["add".to_owned()], true, false);
+        let forced = ToolReader::new(syntax, &tools(), true, false);
         let call = ("add".to_owned(), "{}".to_owned());
         assert_eq!(read(forced, &[answer]), (String::new(), vec![call.clone()]), "{syntax:?}");
-        let twice = ToolReader::new(syntax, vec!["add".to_owned()], true, true);
+        let twice = ToolReader::new(syntax, &tools(), true, true);
         assert_eq!(read(twice, &[answer, ";", answer]), (String::new(), vec![call]), "{syntax:?}");
     }
 }

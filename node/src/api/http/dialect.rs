@@ -244,7 +244,7 @@ pub(super) mod tests {
 
     /// A turn of 5 tokens after a prompt of 7.
     fn turn() -> Turn {
-        let reader = ToolReader::new(ToolSyntax::Hermes, vec!["add".to_owned()], false, false);
+        let reader = ToolReader::new(ToolSyntax::Hermes, &serde_json::json!([]), false, false);
         Turn {
             id: "id".to_owned(),
             created_s: 1_700_000_000,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use pangea_compute::sample::recommended::OpenTerms;
 use pangea_compute::sample::{AnswerFormat, MAX_LOGPROBS, Sampling};
 use pangea_control::jobs::{Api, Owner};
 use serde::Deserialize;
@@ -35,16 +36,26 @@ struct StreamOptions {
     include_usage: bool,
 }
 
-/// Reads the fields of the sampling.
-pub(super) fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
+/// Reads the fields of the sampling; those that are left out are the model's to choose.
+pub(super) fn sampling(fields: &mut Fields) -> Result<(Sampling, OpenTerms), ApiError> {
     let defaults = Sampling::default();
-    Ok(Sampling {
-        temperature: fields.optional("temperature")?.unwrap_or(defaults.temperature),
-        top_k: top_k(fields)?.unwrap_or(defaults.top_k),
-        top_p: fields.optional("top_p")?.unwrap_or(defaults.top_p),
-        min_p: fields.optional("min_p")?.unwrap_or(defaults.min_p),
+    let temperature = fields.optional("temperature")?;
+    let (top_k, top_p, min_p) = (top_k(fields)?, fields.optional("top_p")?, fields.optional("min_p")?);
+    let repetition_penalty = fields.optional("repetition_penalty")?;
+    let open = OpenTerms {
+        temperature: temperature.is_none(),
+        top_k: top_k.is_none(),
+        top_p: top_p.is_none(),
+        min_p: min_p.is_none(),
+        repetition_penalty: repetition_penalty.is_none(),
+    };
+    let sampling = Sampling {
+        temperature: temperature.unwrap_or(defaults.temperature),
+        top_k: top_k.unwrap_or(defaults.top_k),
+        top_p: top_p.unwrap_or(defaults.top_p),
+        min_p: min_p.unwrap_or(defaults.min_p),
         typical_p: fields.optional("typical_p")?.unwrap_or(defaults.typical_p),
-        repetition_penalty: fields.optional("repetition_penalty")?.unwrap_or(defaults.repetition_penalty),
+        repetition_penalty: repetition_penalty.unwrap_or(defaults.repetition_penalty),
         repetition_window: defaults.repetition_window,
         presence_penalty: fields.optional("presence_penalty")?.unwrap_or(defaults.presence_penalty),
         frequency_penalty: fields.optional("frequency_penalty")?.unwrap_or(defaults.frequency_penalty),
@@ -55,7 +66,8 @@ pub(super) fn sampling(fields: &mut Fields) -> Result<Sampling, ApiError> {
             None => rand::random(),
         },
         logprobs: None,
-    })
+    };
+    Ok((sampling, open))
 }
 
 /// Reads `stop`: a text or several.
@@ -69,7 +81,7 @@ pub(super) fn stops(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
 
 /// Reads the fields that OpenAI's endpoints have.
 pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
-    let sampling = sampling(fields)?;
+    let (sampling, open_terms) = sampling(fields)?;
     let choices = fields.optional("n")?.unwrap_or(1);
     let stop = stops(fields)?;
     let stream = fields.optional("stream")?.unwrap_or(false);
@@ -79,6 +91,7 @@ pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
     }
     let request = Request {
         sampling,
+        open_terms,
         choices,
         stop,
         max_tokens: fields.optional("max_tokens")?,

@@ -45,7 +45,7 @@ async fn count_tokens(State(app): State<App>, holder: KeyHolder, body: Body) -> 
 fn parse(fields: &mut Fields) -> Result<Wanted, ApiError> {
     fields.unsupported("mcp_servers", &[json!([])])?;
     fields.unsupported("container", &[])?;
-    let sampling = sampling(fields)?;
+    let (sampling, open_terms) = sampling(fields)?;
     let max_tokens: usize = fields.required("max_tokens")?;
     if max_tokens == 0 {
         return Err(ApiError::field("max_tokens", "max_tokens is 0; it must be at least 1"));
@@ -57,6 +57,7 @@ fn parse(fields: &mut Fields) -> Result<Wanted, ApiError> {
     let (prompt, single_call) = prompt(fields)?;
     let request = Request {
         sampling,
+        open_terms,
         stop,
         format,
         max_tokens: Some(max_tokens),

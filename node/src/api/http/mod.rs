@@ -5,6 +5,7 @@
 //! | `connections`, `write_deadline` | the port, connections from accepting to draining; clients that do not read |
 //! | `guard`, `cors` | Host, Origin, key, how often a client asks; pages of other origins |
 //! | `key_holder` | who holds which API key, and what is left of its limits |
+//! | `content_type` | bodies that are not JSON |
 //! | `fields`, `generation` | the JSON of requests, read field by field |
 //! | `chat`, `completions` | the two endpoints that generate |
 //! | `federation` | votes on answers |
@@ -31,6 +32,7 @@ mod answer;
 mod chat;
 mod completions;
 mod connections;
+mod content_type;
 mod conversation;
 mod cors;
 mod dialect;
@@ -258,6 +260,7 @@ fn routes(app: App, guard: Guard, cors: Cors) -> Router {
         .merge(responses::routes())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn(content_type::check))
         .layer(from_fn_with_state(Arc::new(guard), Guard::check))
         .layer(from_fn_with_state(cors, Cors::answer))
         .layer(from_fn(error::in_dialect))

@@ -14,6 +14,7 @@ use super::App;
 use super::error::ApiError;
 use super::key_holder::KeyHolder;
 use super::limits::READY_RETRY;
+use super::ollama_stream::timestamp;
 use crate::pool::{Advert, StageAdvert, StageState};
 use crate::serve::ServedModel;
 use crate::supervise::Unwell;
@@ -31,10 +32,13 @@ pub(super) fn routes() -> Router<App> {
         .route("/readyz", get(readyz))
 }
 
-/// `/v1/models`: every configured model, from the start.
+/// `/v1/models`: every configured model, from the start. One document has the fields of OpenAI's API and those of Anthropic's,
+/// whose lists come in pages: this is the only one.
 async fn list(State(app): State<App>, holder: KeyHolder) -> Json<Value> {
     let models: Vec<Value> = models(&app, &holder).iter().map(|model| entry(&app, model)).collect();
-    Json(json!({"object": "list", "data": models}))
+    let id = |model: Option<&Value>| model.map(|model| model["id"].clone());
+    let (first, last) = (id(models.first()), id(models.last()));
+    Json(json!({"object": "list", "data": models, "has_more": false, "first_id": first, "last_id": last}))
 }
 
 /// The models that the holder of a key may use.
@@ -50,7 +54,10 @@ async fn one(State(app): State<App>, holder: KeyHolder, Path(id): Path<String>) 
 }
 
 fn entry(app: &App, model: &ServedModel) -> Value {
-    let mut entry = json!({"id": model.name, "object": "model", "created": app.started_s, "owned_by": "pangea"});
+    let mut entry = json!({
+        "id": model.name, "object": "model", "created": app.started_s, "owned_by": "pangea",
+        "type": "model", "display_name": model.name, "created_at": timestamp(app.started_s),
+    });
     let digest = model.digest.map(|digest| digest.to_string());
     let nodes = nodes(app, model);
     entry["pangea"] = json!({"state": model.state, "why": model.why, "digest": digest, "nodes": nodes});

@@ -61,12 +61,13 @@ fn common(fields: &mut Fields) -> Result<Wanted, ApiError> {
     for (field, name) in [("repeat_penalty", "repetition_penalty"), ("repeat_last_n", "repetition_window")] {
         options.rename(field, name);
     }
-    let mut sampling = sampling(&mut options)?;
+    let (mut sampling, mut open_terms) = sampling(&mut options)?;
     sampling.repetition_window = match options.optional::<i64>("repetition_window")? {
         // All tokens; none.
         None | Some(-1) => None,
         Some(0) => {
             sampling.repetition_penalty = 1.0;
+            open_terms.repetition_penalty = false;
             None
         }
         Some(window) => Some(usize::try_from(window).map_err(|_| {
@@ -77,6 +78,7 @@ fn common(fields: &mut Fields) -> Result<Wanted, ApiError> {
     let max_tokens = options.optional::<i64>("num_predict")?.and_then(|most| usize::try_from(most).ok());
     let request = Request {
         sampling,
+        open_terms,
         max_tokens,
         stop: stops(&mut options)?,
         format: format(fields)?,

@@ -65,8 +65,10 @@ fn parse(fields: &mut Fields) -> Result<(Wanted, Echo), ApiError> {
     let Generate { mut request, stream, .. } = generate(fields)?;
     request.max_tokens = fields.optional("max_output_tokens")?;
     echo.note("max_output_tokens", json!(request.max_tokens));
-    echo.note("temperature", json!(request.sampling.temperature));
-    echo.note("top_p", json!(request.sampling.top_p));
+    // What is left to the model is not known before the model is.
+    let (sampling, open) = (&request.sampling, request.open_terms);
+    echo.note("temperature", json!((!open.temperature).then_some(sampling.temperature)));
+    echo.note("top_p", json!((!open.top_p).then_some(sampling.top_p)));
     let mut variables: Map<String, Value> = fields.optional("chat_template_kwargs")?.unwrap_or_default();
     let reasoning: Option<Value> = fields.optional("reasoning")?;
     if let Some(effort) = reasoning.as_ref().and_then(|reasoning| reasoning["effort"].as_str()) {

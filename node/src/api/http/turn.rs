@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_turn_with_calls_ends_for_them_unless_it_was_cut() {
-        let reader = || Some(ToolReader::new(ToolSyntax::Hermes, vec!["add".to_owned()], false, false));
+        let reader = || Some(ToolReader::new(ToolSyntax::Hermes, &serde_json::json!([]), false, false));
         let said = "One moment. <tool_call>{\"name\": \"add\", \"arguments\": {}}</tool_call>";
         for (finish, end) in [(Finish::Stop, TurnEnd::Calls), (Finish::Length, TurnEnd::Length)] {
             let mut parts = Parts::new(reader());
