@@ -82,6 +82,14 @@ interface Node {
 
   membership @16 () -> (membership :Membership.Membership);
   # Who belongs to the node's pool. Unavailable for a node without a network.
+
+  loadModel @17 (model :Text, timeoutMs :UInt64) -> (model :Model.ModelStatus);
+  # Makes the node serve a model (by name, path or download source) besides those that it serves. Returns once the model is
+  # loaded. Overloaded with the sizes where the memory does not suffice; Unavailable after the timeout, in which case loading
+  # goes on. With a timeout of 0 the node's default applies.
+
+  dropModel @18 (model :Text) -> (model :Model.ModelStatus);
+  # Drops a model in the whole pool: no node serves it until it is loaded again. NotFound for a model that no node serves.
 }
 
 struct Topology {

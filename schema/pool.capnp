@@ -50,6 +50,7 @@ struct Model {
   running @9 :UInt16;          # answers that it generates now
   waiting @10 :UInt16;         # answers that wait for a place
   tokensPerS @11 :UInt16;      # of a single answer; 0: not measured
+  unloaded @12 :Bool;          # whether the node has unloaded it because nobody used it; a request loads it
 }
 
 struct Stage {
@@ -96,6 +97,13 @@ struct Refusal {
   why @1 :Text;                # for people, at most 1024 bytes
 }
 
+struct DropRecord {
+  # Whether the pool has dropped a model; the record with the highest version counts.
+  model @0 :Data;              # digest
+  version @1 :UInt64;
+  dropped @2 :Bool;
+}
+
 struct Advert {
   version @0 :UInt16;          # of this message: 1
   peer @1 :Data;               # the author, who signed the message
@@ -121,4 +129,6 @@ struct Advert {
   refusals @21 :List(Refusal); # of a master: models that the live nodes cannot hold; at most 64
   certificate @22 :Data;       # proof that the author belongs to the pool, signed with the pool's key; empty in a pool
                                # without a key. It is checked before any other field is read
+  drops @23 :List(DropRecord); # what the author knows of dropped models; at most 64
+  wanted @24 :List(Data);      # digests of models for which requests wait at the author; at most 16
 }

@@ -85,6 +85,16 @@ impl Client {
         self.block_on(self.client.model(name, timeout))
     }
 
+    /// See [`crate::Client::load_model`].
+    pub fn load_model(&self, model: &str, timeout: Option<Duration>) -> Result<ModelStatus> {
+        self.block_on(self.client.load_model(model, timeout))
+    }
+
+    /// See [`crate::Client::drop_model`].
+    pub fn drop_model(&self, model: &str) -> Result<ModelStatus> {
+        self.block_on(self.client.drop_model(model))
+    }
+
     /// See [`Model::generate`].
     pub fn generate(
         &self,

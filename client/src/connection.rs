@@ -268,6 +268,31 @@ impl Client {
         Ok(Model::new(model, self.connection.clone()))
     }
 
+    /// Makes the node serve a model (by name, path or download source) besides those that it serves, and waits until the model
+    /// is loaded. Without `timeout` the node's default applies.
+    ///
+    /// # Errors
+    /// `Overloaded` with the sizes where the memory does not suffice; `NotFound` for an unknown model; `Unavailable` after
+    /// the timeout, in which case loading goes on.
+    pub async fn load_model(&self, model: &str, timeout: Option<Duration>) -> Result<ModelStatus> {
+        let mut request = self.node.load_model_request();
+        request.get().set_model(model);
+        request.get().set_timeout_ms(model::timeout_ms(timeout));
+        let response = request.send().promise.await.map_err(error)?;
+        response.get().and_then(|results| ModelStatus::from_wire(results.get_model()?)).map_err(error)
+    }
+
+    /// Drops a model in the whole pool: no node serves it until it is loaded again.
+    ///
+    /// # Errors
+    /// `NotFound` for a model that no node of the pool serves.
+    pub async fn drop_model(&self, model: &str) -> Result<ModelStatus> {
+        let mut request = self.node.drop_model_request();
+        request.get().set_model(model);
+        let response = request.send().promise.await.map_err(error)?;
+        response.get().and_then(|results| ModelStatus::from_wire(results.get_model()?)).map_err(error)
+    }
+
     /// Counters of this connection, and of all connections since the node started.
     pub async fn counters(&self) -> Result<(Counters, Counters)> {
         let response = self.node.counters_request().send().promise.await.map_err(error)?;

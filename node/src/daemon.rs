@@ -70,7 +70,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let ollama = service.api.as_ref().and_then(|api| api.ollama).map(http::bind_ollama).transpose()?;
     let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
     let devices = Devices::new(work.max_memory, work.threads);
-    let sessions = EngineSettings::new(roomy_sessions_bytes(work.max_memory));
+    let sessions =
+        EngineSettings { keep: work.keep_loaded, ..EngineSettings::new(roomy_sessions_bytes(work.max_memory)) };
     let receipts = ReceiptStore::new(&identity.data_dir);
     let keys = ApiKeys::of(&identity.data_dir);
     let peer = keypair.public().to_peer_id();

@@ -1,4 +1,4 @@
-//! A model file small enough to be made in a test: a Llama of two layers with pseudo-random weights and a tokenizer of
+//! A model file small enough to be made in a test: a Llama of a few layers with pseudo-random weights and a tokenizer of
 //! single bytes. Its answers make no sense, but everything that runs a model runs it.
 
 use std::collections::BTreeMap;
@@ -8,10 +8,7 @@ use pangea_units::SplitMix64;
 /// Alignment of tensors in bytes.
 const ALIGNMENT: usize = 32;
 
-const LAYERS: usize = 2;
-const WIDTH: usize = 64;
 const HEADS: usize = 4;
-const FEED_FORWARD: usize = 128;
 
 /// Tokens: every byte, and the two that begin and end a text.
 const VOCABULARY: usize = 258;
@@ -28,11 +25,15 @@ pub struct TinyModel {
     pub name: String,
     /// Seed of the weights.
     pub seed: u64,
+    /// Number of layers.
+    pub layers: usize,
+    /// Elements of the activations; a multiple of 16.
+    pub width: usize,
 }
 
 impl Default for TinyModel {
     fn default() -> TinyModel {
-        TinyModel { architecture: "llama".to_owned(), name: "Tiny".to_owned(), seed: 1 }
+        TinyModel { architecture: "llama".to_owned(), name: "Tiny".to_owned(), seed: 1, layers: 2, width: 64 }
     }
 }
 
@@ -48,7 +49,7 @@ enum Value {
 impl TinyModel {
     /// The bytes of the file.
     pub fn gguf(&self) -> Vec<u8> {
-        let (metadata, tensors) = (self.metadata(), tensors());
+        let (metadata, tensors) = (self.metadata(), self.tensors());
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
         out.extend((tensors.len() as u64).to_le_bytes());
@@ -87,10 +88,10 @@ impl TinyModel {
         [
             ("general.architecture".to_owned(), Value::Text(self.architecture.clone())),
             ("general.name".to_owned(), Value::Text(self.name.clone())),
-            (of_model("block_count"), Value::U32(LAYERS as u32)),
+            (of_model("block_count"), Value::U32(self.layers as u32)),
             (of_model("context_length"), Value::U32(CONTEXT as u32)),
-            (of_model("embedding_length"), Value::U32(WIDTH as u32)),
-            (of_model("feed_forward_length"), Value::U32(FEED_FORWARD as u32)),
+            (of_model("embedding_length"), Value::U32(self.width as u32)),
+            (of_model("feed_forward_length"), Value::U32(2 * self.width as u32)),
             (of_model("attention.head_count"), Value::U32(HEADS as u32)),
             (of_model("attention.head_count_kv"), Value::U32(HEADS as u32 / 2)),
             (of_model("attention.layer_norm_rms_epsilon"), Value::F32(1e-5)),
@@ -106,27 +107,28 @@ impl TinyModel {
         .into_iter()
         .collect()
     }
-}
 
-fn tensors() -> Vec<(String, Vec<usize>)> {
-    let mut tensors = vec![("token_embd.weight".to_owned(), vec![WIDTH, VOCABULARY])];
-    for layer in 0..LAYERS {
-        for (name, shape) in [
-            ("attn_norm", vec![WIDTH]),
-            ("attn_q", vec![WIDTH, WIDTH]),
-            ("attn_k", vec![WIDTH, WIDTH / 2]),
-            ("attn_v", vec![WIDTH, WIDTH / 2]),
-            ("attn_output", vec![WIDTH, WIDTH]),
-            ("ffn_norm", vec![WIDTH]),
-            ("ffn_gate", vec![WIDTH, FEED_FORWARD]),
-            ("ffn_up", vec![WIDTH, FEED_FORWARD]),
-            ("ffn_down", vec![FEED_FORWARD, WIDTH]),
-        ] {
-            tensors.push((format!("blk.{layer}.{name}.weight"), shape));
+    fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let (width, feed_forward) = (self.width, 2 * self.width);
+        let mut tensors = vec![("token_embd.weight".to_owned(), vec![width, VOCABULARY])];
+        for layer in 0..self.layers {
+            for (name, shape) in [
+                ("attn_norm", vec![width]),
+                ("attn_q", vec![width, width]),
+                ("attn_k", vec![width, width / 2]),
+                ("attn_v", vec![width, width / 2]),
+                ("attn_output", vec![width, width]),
+                ("ffn_norm", vec![width]),
+                ("ffn_gate", vec![width, feed_forward]),
+                ("ffn_up", vec![width, feed_forward]),
+                ("ffn_down", vec![feed_forward, width]),
+            ] {
+                tensors.push((format!("blk.{layer}.{name}.weight"), shape));
+            }
         }
+        tensors.push(("output_norm.weight".to_owned(), vec![width]));
+        tensors
     }
-    tensors.push(("output_norm.weight".to_owned(), vec![WIDTH]));
-    tensors
 }
 
 impl Value {

@@ -3,7 +3,7 @@
 //! * `args`: flags that several commands share; other flags are defined with their command, those of `pangea node` in
 //!   [`config`](crate::config). `failure`: failures and exit codes.
 //! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `jobs`, `keys`, `launch`, `invite`,
-//!   `join`, `members`, `models`, `models_plan`, `receipts`,
+//!   `join`, `load` (with `drop`), `members`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: the demo's child processes.
 //! * `session`, `multiplier`: the node that a command uses, or a fabric in this process.
@@ -26,6 +26,7 @@ mod jobs;
 mod join;
 mod keys;
 mod launch;
+mod load;
 mod log;
 mod matmul;
 mod matrix;
@@ -101,6 +102,8 @@ enum Command {
     Keys(keys::KeysCommand),
     #[command(subcommand)]
     Models(models::ModelsCommand),
+    Load(load::LoadArgs),
+    Drop(load::DropArgs),
     #[command(subcommand)]
     Receipts(receipts::ReceiptsCommand),
     /// Measure products, links and models
@@ -172,6 +175,8 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Bench(BenchCommand::Llm(args)) => bench_llm::run(args, output),
         Command::Launch(args) => block_on(launch::run(args, output)),
         Command::Keys(command) => keys::run(command, output),
+        Command::Load(args) => block_on(load::run_load(args, output)),
+        Command::Drop(args) => block_on(load::run_drop(args)),
         Command::Models(command) => models::run(command, output),
         Command::Receipts(command) => receipts::run(command, output),
         Command::Perplexity(args) => perplexity::run(args, output),

@@ -2,12 +2,13 @@
 //!
 //! * [`network`], [`service`], [`work`], [`identity`]: the flags of `pangea node` by concern. The name, help, effect and
 //!   test of a flag are in one of these modules only; the help, `config.toml` and the errors are derived from it.
-//!   Those of votes are in `federation`.
+//!   Those of votes are in `federation`. `duration`: durations as people write them.
 //! * [`raw`]: all flags together, as given on the command line, in the environment or in [`mod@file`]; all of them optional.
 //! * [`node`]: [`NodeConfig`], the resolved configuration, with defaults. Verbosity is in [`mod@log`].
 //!
 //! A flag overrides the environment, and the environment overrides the file. Nothing here creates a file or binds a port.
 
+mod duration;
 mod federation;
 pub mod file;
 pub mod identity;
@@ -18,6 +19,7 @@ pub mod raw;
 pub mod service;
 pub mod work;
 
+pub use duration::duration;
 pub use federation::FederationConfig;
 pub use identity::{IdentityConfig, data_dir};
 pub use log::{LogConfig, LogFormat, LogLevel};

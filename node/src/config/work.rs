@@ -2,10 +2,12 @@
 //! memory and threads are also used by the commands that compute in their own process.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use clap::Args;
 use clap::builder::FalseyValueParser;
 
+use super::duration::duration;
 use super::node::ConfigError;
 use crate::fault::Fault;
 use crate::host;
@@ -48,6 +50,11 @@ pub struct WorkFlags {
     #[arg(long, value_name = "SIZE", env = "PANGEA_MAX_MEMORY", hide_env_values = true, value_parser = memory_limit)]
     pub max_memory: Option<ByteSize>,
 
+    /// Time for which a model that nobody uses stays in memory, such as 30m, or forever; the next request loads it again
+    /// [default: forever]
+    #[arg(long, value_name = "TIME", env = "PANGEA_KEEP_LOADED", hide_env_values = true, value_parser = keep_loaded)]
+    pub keep_loaded: Option<KeepLoaded>,
+
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N", env = "PANGEA_THREADS", hide_env_values = true, value_parser = thread_count)]
     pub threads: Option<usize>,
@@ -65,6 +72,10 @@ pub struct WorkFlags {
     pub fault: Option<Fault>,
 }
 
+/// Value of `--keep-loaded`; `None`: for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepLoaded(Option<Duration>);
+
 /// Configuration of the work of a node.
 #[derive(Clone, Debug)]
 pub struct WorkConfig {
@@ -77,6 +88,8 @@ pub struct WorkConfig {
     pub layers: Option<Range<u32>>,
     /// Memory limit for tensors, in bytes.
     pub max_memory: u64,
+    /// Time for which a model that nobody uses stays in memory; `None`: for ever.
+    pub keep_loaded: Option<Duration>,
     /// Compute threads, at least 1.
     pub threads: usize,
     /// Which of the sessions are audited that this node coordinates.
@@ -109,6 +122,7 @@ impl WorkFlags {
             split: self.split,
             layers: self.layers.map(LayerRange::range),
             max_memory: max_memory(self.max_memory),
+            keep_loaded: self.keep_loaded.and_then(|keep| keep.0),
             threads: threads(self.threads),
             audit: self.audit.unwrap_or_default(),
             works: !self.client,
@@ -154,6 +168,13 @@ pub fn thread_count(text: &str) -> Result<usize, String> {
     }
 }
 
+fn keep_loaded(text: &str) -> Result<KeepLoaded, String> {
+    match text {
+        "forever" => Ok(KeepLoaded(None)),
+        time => duration(time).map(|time| KeepLoaded(Some(time))).map_err(|why| format!("{why}, or forever")),
+    }
+}
+
 fn audit_share(text: &str) -> Result<AuditPolicy, String> {
     let share = text.parse().map_err(|_| "use a number from 0 (no session) to 1 (every session)".to_owned())?;
     AuditPolicy::new(share).map_err(|_| "--audit must be between 0 (no session) and 1 (every session)".to_owned())
@@ -187,11 +208,22 @@ mod tests {
             ("--threads", "many", "whole number"),
             ("--max-memory", "5", "at least 16.0 MiB"),
             ("--max-memory", "lots", "not a size"),
+            ("--keep-loaded", "0", "at least 1ms, such as 30s, or forever"),
+            ("--keep-loaded", "5 weeks", "or forever"),
             ("--audit", "1.5", "between 0"),
             ("--audit", "often", "0 (no session)"),
         ] {
             assert!(refusal(&[flag, value], "").contains(why), "{flag} {value}: {}", refusal(&[flag, value], ""));
         }
+    }
+
+    #[test]
+    fn unused_models_stay_for_a_time_or_for_ever() {
+        let keep = |arguments: &[&str]| resolve(arguments, "").work.keep_loaded;
+        assert_eq!(keep(&[]), None);
+        assert_eq!(keep(&["--keep-loaded", "forever"]), None);
+        assert_eq!(keep(&["--keep-loaded", "30m"]), Some(Duration::from_secs(1800)));
+        assert_eq!(resolve(&[], "keep-loaded = \"90s\"").work.keep_loaded, Some(Duration::from_secs(90)));
     }
 
     #[test]

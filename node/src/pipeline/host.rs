@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::Pool;
 use pangea_compute::model::{Model, PageBudget};
+use pangea_compute::{Digest, Pool};
 use tokio::sync::{mpsc, watch};
 
 use super::limits::MAX_PAYLOAD_BYTES;
@@ -22,6 +22,7 @@ use super::links::Links;
 use super::payload::Payload;
 use super::stage::{Stage, StageEvent};
 use super::wire::{ChainId, Message, SessionId, StageAt};
+use crate::clock;
 use crate::devices::Lease;
 use crate::engine_metrics::EngineMetrics;
 use crate::fault::Fault;
@@ -29,6 +30,7 @@ use crate::model_text::ModelText;
 use crate::observe::Observer;
 use crate::pool::StagePace;
 use crate::supervise::{Part, Supervisor};
+use pangea_control::Time;
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
 use pangea_control::session::coordinated::CoordinatedSessions;
@@ -135,6 +137,8 @@ struct StageHandle {
     /// Decides who may send what to the stage.
     gate: Gate,
     load: StageLoad,
+    /// When the stage was started, or its load changed last.
+    used_at: Time,
     broken: bool,
     /// Whether another stage reported the chain's failure before it failed here.
     broke_elsewhere: bool,
@@ -245,6 +249,7 @@ impl Pipeline {
             memory,
             gate,
             load: StageLoad::default(),
+            used_at: clock::now(),
             broken: false,
             broke_elsewhere: false,
             _part: part,
@@ -294,6 +299,14 @@ impl Pipeline {
     /// How fast a stage and the rest of its chain are, once measured.
     pub fn pace(&self, chain: ChainId) -> Option<StagePace> {
         self.stages().get(&chain).and_then(|stage| stage.load.pace)
+    }
+
+    /// Sessions of this node's stages of a model, and when the last one was used; `None` without a stage.
+    pub fn use_of(&self, model: &Digest) -> Option<(usize, Time)> {
+        let stages = self.stages();
+        let of_model = stages.iter().filter(|(chain, _)| chain.model == *model).map(|(_, stage)| stage);
+        let used = of_model.map(|stage| (stage.load.sessions, stage.used_at));
+        used.reduce(|(sessions, used_at), (others, later)| (sessions + others, used_at.max(later)))
     }
 
     /// Whether any stage on this node has a session.
@@ -349,6 +362,10 @@ impl Pipeline {
 
     pub(super) fn set_load(&self, chain: ChainId, load: StageLoad) {
         if let Some(stage) = self.stages().get_mut(&chain) {
+            let is_used = [stage.load, load].into_iter().any(|load| load.sessions + load.running + load.waiting > 0);
+            if is_used {
+                stage.used_at = clock::now();
+            }
             stage.load = load;
         }
     }

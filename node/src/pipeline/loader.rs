@@ -3,8 +3,9 @@
 
 mod own_files;
 mod stage_loading;
+mod unloading;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -28,11 +29,13 @@ use crate::models::LoadedPart;
 use crate::placement::Sessions;
 use crate::pool::{ModelAdvert, Pool, ServingAdvert, StagePace, View};
 use crate::{clock, compute_error};
+use pangea_control::Time;
 use pangea_control::devices::roomy_sessions_bytes;
 use pangea_control::placement::{Placement, PublishedPlacements, broken_elsewhere, pool_facts, room_positions};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::BatchLimits;
 use pangea_control::session::chains::{ChainUse, Chains};
+use pangea_control::session::whole_models::WholeModels;
 use pangea_units::ByteSize;
 
 /// Rows of prompts in a step without answers: at most a quarter of a second on a slow machine.
@@ -57,6 +60,8 @@ pub struct ChainLimits {
     pub waiting: usize,
     /// Time that an answer may wait.
     pub wait: Duration,
+    /// Time for which a model that nobody uses stays in memory; `None`: for ever.
+    pub keep: Option<Duration>,
 }
 
 impl ChainLimits {
@@ -110,6 +115,8 @@ struct Inner {
     blobs: Blobs,
     /// Folder with the user's own model files.
     own_files: OnceLock<PathBuf>,
+    /// Models whose whole file was on the disk before their layers were loaded.
+    on_disk: Mutex<BTreeSet<Digest>>,
     pool: Pool,
     devices: Devices,
     limits: ChainLimits,
@@ -122,6 +129,10 @@ struct Inner {
     /// Chains of placements.
     chains: Mutex<Chains>,
     published: Mutex<PublishedPlacements>,
+    /// When whole models leave memory.
+    whole_models: Mutex<WholeModels>,
+    /// Models for which requests here wait, with the time of the last one that asked.
+    wanted: Mutex<BTreeMap<Digest, Time>>,
     changed: watch::Sender<u64>,
 }
 
@@ -142,6 +153,7 @@ impl Loader {
             pipeline,
             blobs,
             own_files: OnceLock::new(),
+            on_disk: Mutex::default(),
             pool,
             devices,
             limits,
@@ -151,6 +163,8 @@ impl Loader {
             loading: Mutex::default(),
             chains: Mutex::default(),
             published: Mutex::default(),
+            whole_models: Mutex::new(WholeModels::new(limits.keep)),
+            wanted: Mutex::default(),
             changed: watch::Sender::new(0),
         }))
     }
@@ -178,6 +192,7 @@ impl Loader {
     /// `Overloaded` with the numbers if weights and sessions do not fit; errors of reading and packing.
     pub fn load_whole(&self, model: Digest, name: &str, path: &Path, metrics: Arc<EngineMetrics>) -> Result<ChainId> {
         let chain = ChainId::alone(model);
+        self.stays(model);
         if self.0.pipeline.has(chain) {
             return Ok(chain);
         }
@@ -486,6 +501,7 @@ impl Loader {
             self.restart_alone();
             let now = Arc::clone(&view.borrow_and_update());
             self.follow(&now);
+            self.unload_unused(&now, &pool_facts::placements(&now).unwrap_or_default());
             self.advertise_serving();
             self.0.changed.send_modify(|version| *version += 1);
             let held: Vec<Key> = self.loaded().keys().copied().collect();
@@ -521,6 +537,9 @@ impl Loader {
     /// master has not published its placement yet.
     pub fn start_pending(&self, chain: ChainId) {
         let view = Arc::clone(&self.view().borrow());
+        if chain == ChainId::alone(chain.model) && view.own.unloaded.contains(&chain.model) {
+            self.want(chain.model);
+        }
         self.follow(&view);
         let placement = self.published().of(&chain);
         if let Some(Err(error)) = placement.map(|placement| self.join(&view, &placement)) {
@@ -560,6 +579,14 @@ impl Loader {
 
     fn loaded(&self) -> MutexGuard<'_, HashMap<Key, LoadedLayers>> {
         self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn whole_models(&self) -> MutexGuard<'_, WholeModels> {
+        self.0.whole_models.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, BTreeMap<Digest, Time>> {
+        self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn loading(&self) -> MutexGuard<'_, HashMap<Key, Cancel>> {

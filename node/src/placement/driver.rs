@@ -199,11 +199,9 @@ impl PlacementDriver {
                     tokens_per_s,
                     "Placed {model}: {stages} ({reason})"
                 );
-                for (peer, why) in &left_out {
-                    let node = name(peer);
-                    tracing::info!(event = "left_out", model, %peer, why, "{node} has no layers of {model}: {why}");
-                }
+                self.log_left_out(&model, &left_out);
             }
+            Note::LeftOut { name: model, left_out } => self.log_left_out(&model, &left_out),
             Note::Slow { name: model, suspects, predicted_s, took_s } => {
                 let view = Arc::clone(&self.pool.view().borrow());
                 let name = |peer| view.advert(peer).map_or_else(|| peer.to_string(), |node| node.name.clone());
@@ -221,6 +219,14 @@ impl PlacementDriver {
             Note::Refused { name, why } => {
                 tracing::warn!(event = "not_placed", model = name, "cannot place {name}: {why}");
             }
+        }
+    }
+
+    fn log_left_out(&self, model: &str, left_out: &[(PeerId, String)]) {
+        let view = Arc::clone(&self.pool.view().borrow());
+        for (peer, why) in left_out {
+            let node = view.advert(peer).map_or_else(|| peer.to_string(), |node| node.name.clone());
+            tracing::info!(event = "left_out", model, %peer, why, "{node} has no layers of {model}: {why}");
         }
     }
 

@@ -10,7 +10,8 @@ use pangea_compute::Digest;
 use pangea_schema::pool_capnp as wire;
 
 use super::{
-    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace, StageState, Term,
+    Advert, DropRecord, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace,
+    StageState, Term,
 };
 use crate::wire::WireError;
 use crate::wire::field::{header_error, printable, read_flat, read_text, truncated};
@@ -41,6 +42,10 @@ const MAX_STAGE_ADVERTS: usize = 64;
 const MAX_PLACEMENTS: usize = 64;
 const MAX_PLACED_STAGES: usize = 256;
 const MAX_REFUSALS: usize = 64;
+const MAX_DROPS: usize = pangea_control::pool::drops::DROPS_MAX;
+/// Models for which requests of one node wait.
+pub const MAX_WANTED: usize = 16;
+
 const MAX_REFUSAL_BYTES: usize = 1024;
 
 type Read<T> = Result<T, WireError>;
@@ -151,7 +156,9 @@ fn write(advert: &Advert, mut to: wire::advert::Builder<'_>) {
     let mut list = to.reborrow().init_models(models.len() as u32);
     for (i, model) in models.iter().enumerate() {
         let serving = advert.serving.iter().find(|serving| serving.model == model.digest);
-        write_model(model, serving, list.reborrow().get(i as u32));
+        let mut to = list.reborrow().get(i as u32);
+        to.set_unloaded(advert.unloaded.contains(&model.digest));
+        write_model(model, serving, to);
     }
     let stages = head(&advert.stages, MAX_STAGE_ADVERTS);
     let mut list = to.reborrow().init_stages(stages.len() as u32);
@@ -164,11 +171,24 @@ fn write(advert: &Advert, mut to: wire::advert::Builder<'_>) {
         write_placement(placement, list.reborrow().get(i as u32));
     }
     let refusals = head(&advert.refusals, MAX_REFUSALS);
-    let mut list = to.init_refusals(refusals.len() as u32);
+    let mut list = to.reborrow().init_refusals(refusals.len() as u32);
     for (i, refusal) in refusals.iter().enumerate() {
         let mut to = list.reborrow().get(i as u32);
         to.set_model(refusal.model.as_bytes());
         to.set_why(truncated(&refusal.why, MAX_REFUSAL_BYTES));
+    }
+    let drops = head(&advert.drops, MAX_DROPS);
+    let mut list = to.reborrow().init_drops(drops.len() as u32);
+    for (i, record) in drops.iter().enumerate() {
+        let mut to = list.reborrow().get(i as u32);
+        to.set_model(record.model.as_bytes());
+        to.set_version(record.version);
+        to.set_dropped(record.dropped);
+    }
+    let wanted = head(&advert.wanted, MAX_WANTED);
+    let mut list = to.init_wanted(wanted.len() as u32);
+    for (i, model) in wanted.iter().enumerate() {
+        list.set(i as u32, model.as_bytes());
     }
 }
 
@@ -291,6 +311,10 @@ fn read(from: wire::advert::Reader<'_>) -> Read<Advert> {
     limited("stages", stages.len(), MAX_STAGE_ADVERTS)?;
     limited("placements", placements.len(), MAX_PLACEMENTS)?;
     limited("refusals", refusals.len(), MAX_REFUSALS)?;
+    let drops = from.get_drops().map_err(header_error)?;
+    limited("dropped models", drops.len(), MAX_DROPS)?;
+    let wanted = from.get_wanted().map_err(header_error)?;
+    limited("wanted models", wanted.len(), MAX_WANTED)?;
     Ok(Advert {
         peer: read_peer(from.get_peer())?,
         incarnation: from.get_incarnation(),
@@ -310,10 +334,17 @@ fn read(from: wire::advert::Reader<'_>) -> Read<Advert> {
         speed,
         links: links.iter().map(read_link).collect::<Read<_>>()?,
         serving: models.iter().filter(|model| model.get_serving()).map(read_serving).collect::<Read<_>>()?,
+        unloaded: models
+            .iter()
+            .filter(|model| model.get_unloaded())
+            .map(|model| read_digest(model.get_digest()))
+            .collect::<Read<_>>()?,
+        wanted: wanted.iter().map(read_digest).collect::<Read<_>>()?,
         models: models.iter().map(read_model).collect::<Read<_>>()?,
         stages: stages.iter().map(read_stage).collect::<Read<_>>()?,
         placements: placements.iter().map(read_placement).collect::<Read<_>>()?,
         refusals: refusals.iter().map(read_refusal).collect::<Read<_>>()?,
+        drops: drops.iter().map(read_drop).collect::<Read<_>>()?,
     })
 }
 
@@ -440,6 +471,10 @@ fn read_pace(from: wire::pace::Reader<'_>) -> StagePace {
 fn read_refusal(from: wire::refusal::Reader<'_>) -> Read<PlacementRefusal> {
     let why = printable(read_text("refusal", from.get_why(), MAX_REFUSAL_BYTES)?);
     Ok(PlacementRefusal { model: read_digest(from.get_model())?, why })
+}
+
+fn read_drop(from: wire::drop_record::Reader<'_>) -> Read<DropRecord> {
+    Ok(DropRecord { model: read_digest(from.get_model())?, version: from.get_version(), dropped: from.get_dropped() })
 }
 
 fn read_placement(from: wire::placement::Reader<'_>) -> Read<Placement> {

@@ -6,7 +6,9 @@ use libp2p::PeerId;
 use pangea_compute::Digest;
 
 use super::codec::{MAX_ADVERT_BYTES, decode, decode_if, encode, encode_with};
-use super::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term};
+use super::{
+    Advert, DropRecord, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term,
+};
 use crate::wire::WireError;
 use crate::wire::conformance::{disturb, hex};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
@@ -97,6 +99,9 @@ fn full() -> Advert {
             stages: vec![PlacedStage { peer: peer(1), layers: 0..15 }, PlacedStage { peer: peer(2), layers: 15..30 }],
         }],
         refusals: vec![PlacementRefusal { model, why: "no room".to_owned() }],
+        unloaded: vec![model],
+        wanted: vec![model],
+        drops: vec![DropRecord { model, version: 4, dropped: true }],
         ..advert_of(peer(1))
     }
 }
@@ -121,13 +126,17 @@ fn adverts_of_earlier_versions_are_decoded() {
         let digits = text.split("full").next().unwrap().split_whitespace().collect::<String>();
         (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
     };
-    let mut earlier = full();
+    let undropped = Advert { drops: Vec::new(), unloaded: Vec::new(), wanted: Vec::new(), ..full() };
+    let mut earlier = undropped.clone();
     earlier.refusals.clear();
     earlier.stages.iter_mut().for_each(|stage| (stage.broken, stage.pace) = (None, None));
-    let mut uncertified = full();
+    let mut uncertified = undropped.clone();
     uncertified.stages.iter_mut().for_each(|stage| stage.pace = None);
-    let versions =
-        [(include_str!("goldens_earlier.txt"), earlier), (include_str!("goldens_uncertified.txt"), uncertified)];
+    let versions = [
+        (include_str!("goldens_earlier.txt"), earlier),
+        (include_str!("goldens_uncertified.txt"), uncertified),
+        (include_str!("goldens_undropped.txt"), undropped),
+    ];
     for (text, full) in versions {
         assert_eq!(decode(&bytes_of(text, "new")).unwrap(), advert_of(peer(1)));
         assert_eq!(decode(&bytes_of(text, "full")).unwrap(), full);

@@ -29,6 +29,6 @@ pub(crate) use goldens::advert_of;
 pub use handle::Pool;
 pub use members::Members;
 pub use pangea_control::pool::{
-    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace, StageState, Term,
-    View,
+    Advert, DropRecord, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace,
+    StageState, Term, View,
 };

@@ -34,11 +34,12 @@ pub fn of(view: &View) -> Topology {
 }
 
 fn node(advert: &Advert, view: &View) -> TopologyNode {
+    let served = advert.models.iter().filter(|model| model.served && !view.is_dropped(&model.digest));
     TopologyNode {
         peer: advert.peer.to_string(),
         name: advert.name.clone(),
         master: view.master() == Some(advert.peer),
-        models: advert.models.iter().filter(|model| model.served).map(|model| model.name.clone()).collect(),
+        models: served.map(|model| model.name.clone()).collect(),
         device: advert.device.clone(),
         memory_bytes: advert.memory_bytes,
         gflops: advert.f32_flops_per_s / 1e9,

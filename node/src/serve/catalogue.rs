@@ -2,8 +2,11 @@
 //! answered a first request. Loading happens on threads of its own and delays only requests for that
 //! model.
 
+mod assigning;
+mod changes;
 mod entry;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -25,8 +28,9 @@ use crate::{clock, compute_error, models};
 
 use entry::{Entry, Source, State};
 use pangea_control::Time;
+use pangea_control::placement::assignment::Assignments;
 use pangea_control::placement::{pool_facts, preview};
-use pangea_control::pool::{NameChoices, NameChosen, ServedLately, full_name, served};
+use pangea_control::pool::{Drops, NameChoices, NameChosen, ServedLately, full_name, served};
 
 /// Interval at which models whose first answer failed are looked at.
 const RETRY_TICK: Duration = Duration::from_secs(1);
@@ -44,6 +48,12 @@ struct Inner {
     names: Mutex<NameChoices>,
     /// The models that other nodes served a short while ago.
     lately: Mutex<ServedLately>,
+    /// The models that the pool dropped.
+    drops: Mutex<Drops>,
+    /// What the pool needs of a node that was started without models.
+    assignments: Option<Mutex<Assignments>>,
+    /// The models that are being fetched or read to be loaded.
+    preparing: Mutex<BTreeSet<String>>,
     /// The parts needed to compute with other nodes, set once the node has a pool.
     node: OnceLock<Node>,
 }
@@ -71,7 +81,7 @@ pub struct ServedModel {
     pub name: String,
     /// Digest of the model, once known.
     pub digest: Option<Digest>,
-    /// `absent`, `loading`, `ready`, `unproven`, `unplaced` or `failed`.
+    /// `absent`, `loading`, `ready`, `unloaded`, `unproven`, `unplaced`, `failed` or `dropped`.
     pub state: &'static str,
     /// Why it failed, why no node can hold it, or why it is still absent.
     pub why: Option<String>,
@@ -113,8 +123,9 @@ impl Served {
             let source = Source::File { model: model.clone(), folder: folder.to_owned() };
             entries.push(Arc::new(Entry::new(name, name, source, state)));
         }
+        let assignments = models.is_empty().then(Mutex::default);
         let (entries, folder) = (RwLock::new(entries), folder.to_owned());
-        Ok(Served(Arc::new(Inner { entries, folder, ..Inner::default() })))
+        Ok(Served(Arc::new(Inner { entries, folder, assignments, ..Inner::default() })))
     }
 
     /// Records that this node was told of peers, whose models it does not know yet.
@@ -154,6 +165,8 @@ impl Served {
         loop {
             let now = Arc::clone(&view.borrow_and_update());
             self.update(&now, clock::now());
+            self.load_wanted(&now);
+            self.assign(&now, clock::now());
             self.retry();
             // A model whose first answer failed is due at some time, whatever the pool does.
             if let Ok(Err(_)) = tokio::time::timeout(RETRY_TICK, view.changed()).await {
@@ -166,11 +179,12 @@ impl Served {
     /// name are two models: [`NameChoices`] says which has the name, and any other is named `name@` plus the start of its
     /// digest.
     fn update(&self, view: &View, now: Time) {
+        self.learn_drops(view, now);
         self.0.lately.lock().unwrap_or_else(PoisonError::into_inner).update(view, now);
         let counted = served::served(view);
         let mut served: Vec<&ModelAdvert> =
             view.nodes.values().flat_map(|node| &node.models).filter(|model| model.served).collect();
-        served.retain(|model| counted.contains_key(&model.digest));
+        served.retain(|model| counted.contains_key(&model.digest) && !self.is_dropped(&model.digest));
         served.sort_by(|one, other| (&one.name, one.digest).cmp(&(&other.name, other.digest)));
         served.dedup_by(|one, other| (&one.name, one.digest) == (&other.name, other.digest));
         let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
@@ -189,7 +203,7 @@ impl Served {
             );
         }
         entries.retain(|entry| match &entry.source {
-            Source::File { .. } => true,
+            Source::File { .. } | Source::Copy(_) => true,
             Source::Pool(digest) => {
                 let stays = served.iter().any(|model| model.digest == *digest) || self.has_whole_copy(digest);
                 stays && entry.name == names.listed(&entry.called, digest)
@@ -316,7 +330,7 @@ impl Served {
 
     /// Whether every local model has answered a request, and every other one is placed in the pool.
     pub fn is_ready(&self) -> bool {
-        self.list().iter().all(|model| matches!(model.state, "ready" | "absent"))
+        self.list().iter().all(|model| matches!(model.state, "ready" | "unloaded" | "absent"))
     }
 
     /// Metrics of the engines of the models served now.
@@ -377,16 +391,10 @@ impl Served {
         let Some(entry) = self.find(name) else {
             return Err(self.not_found(name));
         };
-        let wanted = entry.state.send_if_modified(|state| {
-            let absent = matches!(state, State::Absent { .. });
-            if absent {
-                *state = State::Loading;
-            }
-            absent
-        });
-        if wanted {
-            self.load(&entry)?;
-        }
+        let is_unloaded = self.is_unloaded(&entry);
+        let waits =
+            |state: &State| matches!(state, State::Absent { .. }) || (is_unloaded && matches!(state, State::Ready(_)));
+        self.start_loading(&entry, waits)?;
         let mut state = entry.state.subscribe();
         let settled = tokio::time::timeout(timeout, state.wait_for(|state| !matches!(state, State::Loading))).await;
         let loading =
@@ -406,6 +414,38 @@ impl Served {
             }
             State::Loading | State::Absent { why: None } => Err(loading()),
         }
+    }
+
+    /// Whether this node serves a model and has unloaded it, because nobody used it.
+    fn is_unloaded(&self, entry: &Entry) -> bool {
+        let Some((node, digest)) = self.0.node.get().zip(entry.digest.get()) else { return false };
+        entry.source.pooled().is_none() && node.loader.is_unloaded(digest)
+    }
+
+    /// Loads the unloaded models of this node for which requests at other nodes wait.
+    fn load_wanted(&self, view: &View) {
+        if view.own.unloaded.is_empty() {
+            return;
+        }
+        let is_wanted = |model: &Digest| view.everyone().any(|advert| advert.wanted.contains(model));
+        for entry in self.entries() {
+            if entry.digest.get().is_some_and(is_wanted) && self.is_unloaded(&entry) {
+                // Without a thread, the next view tries again.
+                let _ = self.start_loading(&entry, |state| matches!(state, State::Ready(_)));
+            }
+        }
+    }
+
+    /// Loads a model whose state is one of these.
+    fn start_loading(&self, entry: &Arc<Entry>, from: impl Fn(&State) -> bool) -> Result<()> {
+        let wanted = entry.state.send_if_modified(|state| {
+            let from = from(state);
+            if from {
+                *state = State::Loading;
+            }
+            from
+        });
+        if wanted { self.load(entry) } else { Ok(()) }
     }
 
     /// Loads a model, whose state is `Loading` already, on a thread of its own.
@@ -429,6 +469,10 @@ impl Served {
                 State::Absent { why: None } | State::Loading | State::Ready(_) | State::Unproven { .. } => {}
             }
             entry.state.send_replace(state);
+            // Dropped while it was loading.
+            if let Some(digest) = entry.digest.get().filter(|_| !served.lists(&entry)) {
+                served.withdraw(*digest);
+            }
         };
         let on_panic = move |why: &str| {
             let error = Error::new(ErrorKind::Internal, format!("loading the model panicked: {why}"));

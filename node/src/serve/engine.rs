@@ -47,6 +47,8 @@ pub struct EngineSettings {
     pub wait: Duration,
     /// When tokens are drafted; drafts never change the answers.
     pub drafts: Drafts,
+    /// Time for which a model that nobody uses stays in memory; `None`: for ever.
+    pub keep: Option<Duration>,
 }
 
 impl EngineSettings {
@@ -58,12 +60,13 @@ impl EngineSettings {
             waiting: 64,
             wait: Duration::from_secs(120),
             drafts: Drafts::Paying,
+            keep: None,
         }
     }
 
     /// Limits of the model's chain.
     pub fn limits(&self) -> ChainLimits {
-        ChainLimits { running: self.running, waiting: self.waiting, wait: self.wait }
+        ChainLimits { running: self.running, waiting: self.waiting, wait: self.wait, keep: self.keep }
     }
 }
 

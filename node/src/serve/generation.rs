@@ -261,6 +261,7 @@ impl Generation {
         match action {
             Action::FindRoute { choices, exclusions } => {
                 let Some(route) = self.engine.routes.best(&exclusions, &self.asked.prefix) else {
+                    self.engine.routes.missed();
                     return Some(generation::Event::NoRoute);
                 };
                 self.found = route.kept;

@@ -22,6 +22,7 @@ use crate::trust::Auditor;
 use pangea_control::devices::models_bytes;
 use pangea_control::generation::Exclusions;
 use pangea_control::placement::{ModelNeeds, missing_layers, newest_usable, pool_facts};
+use pangea_control::pool::served::is_unloaded;
 use pangea_control::routing::Prefix;
 use pangea_units::LayerRange;
 
@@ -139,6 +140,20 @@ impl Pooled {
 }
 
 impl Pooled {
+    /// On a lite client, an owner that has unloaded the model: it refuses the session and loads the model. Other nodes tell the
+    /// owners by their adverts, and a lite client has none.
+    fn waking(&self, exclusions: &Exclusions) -> Option<Route> {
+        let view = Arc::clone(&self.loader.view().borrow());
+        if view.own.works || !is_unloaded(&view, &self.model) {
+            return None;
+        }
+        let may_wake = |peer: &PeerId| !exclusions.peers.contains(peer) && self.loader.pipeline().reaches(peer);
+        let owner =
+            view.nodes.values().find(|advert| advert.unloaded.contains(&self.model) && may_wake(&advert.peer))?;
+        let stages = vec![StageAt { peer: owner.peer, layers: 0..self.layers }];
+        Some(Route { chain: ChainId::alone(self.model), stages, kept: None })
+    }
+
     /// The best node that answers with all layers of its own, if there is one that `may_take` requests.
     fn server(
         &self,
@@ -188,7 +203,7 @@ impl Routes for Pooled {
         }
         match placed.as_ref().is_none_or(|placed| placed.stages.iter().any(is_suspect)) {
             // A model that is to be split is loaded here completely only after a request for it.
-            true => self.alone(exclusions).or(placed),
+            true => self.alone(exclusions).or(placed).or_else(|| self.waking(exclusions)),
             false => placed,
         }
     }
@@ -197,8 +212,18 @@ impl Routes for Pooled {
         self.loader.changed()
     }
 
+    fn missed(&self) {
+        if is_unloaded(&self.loader.view().borrow(), &self.model) {
+            self.loader.want(self.model);
+        }
+    }
+
     fn unplaceable(&self) -> Option<String> {
         let view = Arc::clone(&self.loader.view().borrow());
+        if view.is_dropped(&self.model) {
+            let name = &self.local.name;
+            return Some(format!("the model {name} was dropped; load it again with: pangea load {name}"));
+        }
         if let Some(why) = self.missing(&view) {
             return Some(why);
         }
@@ -208,6 +233,9 @@ impl Routes for Pooled {
 
     fn request_local(&self) {
         if self.loader.pipeline().has(ChainId::alone(self.model)) || !self.fits_here() {
+            return;
+        }
+        if self.loader.view().borrow().is_dropped(&self.model) {
             return;
         }
         if self.loading.swap(true, Ordering::Relaxed) {

@@ -60,6 +60,9 @@ pub trait Routes: Send + Sync {
     /// Changes whenever the routes may have changed.
     fn changed(&self) -> watch::Receiver<u64>;
 
+    /// Notes that a request waits for a route.
+    fn missed(&self);
+
     /// Why no route can exist while the pool does not change, if that is certain.
     fn unplaceable(&self) -> Option<String>;
 
@@ -92,6 +95,8 @@ impl Routes for SoleRoute {
     fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
     }
+
+    fn missed(&self) {}
 
     fn unplaceable(&self) -> Option<String> {
         None

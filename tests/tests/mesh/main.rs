@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod clients;
+mod loading;
 mod logs;
 mod losses;
 mod owners;
+mod permutations;
 
 use std::path::PathBuf;
 
@@ -32,6 +34,15 @@ impl Mesh {
         let path = self.cluster.folder().join(format!("{name}.gguf"));
         let seed = name.bytes().fold(1, |seed, byte| seed * 31 + u64::from(byte));
         std::fs::write(&path, TinyModel { name: name.to_owned(), seed, ..TinyModel::default() }.gguf()).unwrap();
+        path
+    }
+
+    /// A file of this name of about 40 MB: with its sessions it takes more than half of 64 MiB.
+    fn large_file(&self, name: &str) -> PathBuf {
+        let path = self.cluster.folder().join(format!("{name}.gguf"));
+        let seed = name.bytes().fold(1, |seed, byte| seed * 31 + u64::from(byte));
+        let model = TinyModel { name: name.to_owned(), seed, layers: 4, width: 512, ..TinyModel::default() };
+        std::fs::write(&path, model.gguf()).unwrap();
         path
     }
 

@@ -35,6 +35,12 @@ pub(super) fn reason(costs: &Costs<'_>, chain: &[usize], node: usize) -> String 
         let offered = ByteSize(costs.nodes[node].memory_bytes);
         return format!("it has {offered} left for it, and one layer takes {}", ByteSize(layer_bytes));
     }
+    if costs.len() < 3 && costs.capacity(node, true, false) == 0 && costs.capacity(node, false, true) == 0 {
+        let layers = needs.size.layers;
+        let least = [0..1, layers.saturating_sub(1)..layers].iter().map(|stage| needs.stage_bytes(stage)).min();
+        let (offered, least) = (ByteSize(costs.nodes[node].memory_bytes), ByteSize(least.unwrap_or(0)));
+        return format!("it has {offered} left for it, and the first or the last of two stages takes at least {least}");
+    }
     if chain.iter().any(|used| costs.nodes[*used].numerics != costs.nodes[node].numerics) {
         return "its version computes other bits; update it or the other nodes".to_owned();
     }

@@ -18,10 +18,12 @@
 //! * [`missing_layers()`]: which layers no node has any more.
 //! * [`PublishedPlacements`]: the placements that count until a new master has published its own.
 //! * [`newest_usable()`]: the placement that a request may use now, the room of its stages, and where a chain failed.
+//! * [`assignment`]: what a node without models of its own serves for the pool.
 //! * `load_failures`: when a model that cannot be loaded is tried again.
 //! * `measured`: the speeds of nodes for a model, as its stages show them; `slowness`: nodes that are slower than they say.
 //! * `cooldown`: nodes excluded for now; `replan_delay`: when a better plan replaces a working placement.
 
+pub mod assignment;
 mod chains;
 mod cooldown;
 mod cost;

@@ -86,6 +86,8 @@ pub(super) struct ModelPlacement {
     load_failures: LoadFailures,
     /// Since when some owner of the model answers it alone.
     answered_since: Option<Time>,
+    /// Incarnations of the nodes of which it was logged that they get layers or why they get none.
+    told: BTreeMap<PeerId, u64>,
 }
 
 impl ModelPlacement {
@@ -103,7 +105,25 @@ impl ModelPlacement {
             speeds: MeasuredSpeeds::default(),
             load_failures: LoadFailures::default(),
             answered_since: None,
+            told: BTreeMap::new(),
         }
+    }
+
+    /// The nodes without layers of a model that several nodes compute of which that was not logged yet, each with the reason.
+    pub(super) fn newly_left_out(&self, left_out: &[(PeerId, String)], view: &View) -> Vec<(PeerId, String)> {
+        let is_spread = self.serving.as_ref().is_some_and(|serving| serving.placement.stages.len() > 1);
+        if !self.needs.split && !is_spread {
+            return Vec::new();
+        }
+        let is_new =
+            |peer: &PeerId| view.advert(peer).is_some_and(|advert| self.told.get(peer) != Some(&advert.incarnation));
+        left_out.iter().filter(|(peer, _)| is_new(peer)).cloned().collect()
+    }
+
+    /// Records that these nodes' part in the model, or the lack of one, is logged.
+    pub(super) fn tell_left_out(&mut self, peers: impl Iterator<Item = PeerId>, view: &View) {
+        self.told.retain(|peer, _| view.advert(peer).is_some());
+        self.told.extend(peers.filter_map(|peer| Some((peer, view.advert(&peer)?.incarnation))));
     }
 
     /// The refusal to publish if the pool cannot hold the model.

@@ -24,6 +24,7 @@ use super::slowness::{self, Observed, SlowChain, Slowness};
 use super::{Placement, PlacementRefusal};
 use super::{left_out, pool_facts};
 use crate::pool::models_said::ModelsSaid;
+use crate::pool::served::is_unloaded;
 use crate::pool::{NameChoices, Term, View};
 
 /// Time for which a model is still placed after the last node that serves it left: answers continue, and nodes restart.
@@ -54,6 +55,13 @@ pub enum Note {
         /// Predicted speed.
         prediction: Prediction,
         /// The nodes that got no layers, each with the reason as a clause.
+        left_out: Vec<(PeerId, String)>,
+    },
+    /// Nodes that came since a model was placed, and get no layers of it.
+    LeftOut {
+        /// Name of the model.
+        name: String,
+        /// The nodes, each with the reason as a clause.
         left_out: Vec<(PeerId, String)>,
     },
     /// A working placement is slower than its stages say that they are.
@@ -170,7 +178,9 @@ impl PlacementMaster {
     fn observe_models(&mut self, view: &View, now: Time) {
         if self.said.changed(view) {
             self.served.clear();
-            for (digest, needs) in pool_facts::models(view) {
+            // A model that is unloaded everywhere is placed once a request comes for it.
+            for (digest, needs) in pool_facts::models(view).into_iter().filter(|(digest, _)| !is_unloaded(view, digest))
+            {
                 self.served.push(digest);
                 self.epochs.entry(digest).or_default();
                 let model = self.models.entry(digest).or_insert_with(|| ModelPlacement::new(needs.clone(), now));
@@ -186,7 +196,8 @@ impl PlacementMaster {
             if model.served_at != now {
                 model.needs.served_by.clear();
             }
-            now.since(model.served_at) < ORPHANED
+            let digest = &model.needs.digest;
+            now.since(model.served_at) < ORPHANED && !view.is_dropped(digest) && !is_unloaded(view, digest)
         });
     }
 
@@ -308,6 +319,8 @@ impl PlacementMaster {
         let (offers, best) = model.best(&all, &self.suspects, view, now);
         let excluded: Vec<PeerId> =
             all.iter().map(|offer| offer.peer).filter(|peer| offers.iter().all(|offer| offer.peer != *peer)).collect();
+        let newly_left_out =
+            best.as_ref().map_or_else(|_| Vec::new(), |plan| model.newly_left_out(&plan.left_out, view));
         let plan = match (best, &model.serving) {
             (Ok(plan), Some(serving)) => match model.worth_of(plan, serving, &offers, &self.suspects, view) {
                 Worth::Now(plan) => plan,
@@ -320,7 +333,9 @@ impl PlacementMaster {
                 }
                 Worth::Nothing => {
                     model.replan_delay.clear();
-                    return None;
+                    model.tell_left_out(newly_left_out.iter().map(|(peer, _)| *peer), view);
+                    let name = model.needs.name.clone();
+                    return (!newly_left_out.is_empty()).then(|| Note::LeftOut { name, left_out: newly_left_out });
                 }
             },
             (Ok(plan), None) => plan,
@@ -348,6 +363,7 @@ impl PlacementMaster {
         *epoch = (*epoch + 1).max(view.own.incarnation.min(MAX_EPOCH));
         let placement = Placement { model: digest, name, epoch: *epoch, term, stages: plan.stages };
         model.forming = Some(Running::new(placement.clone(), view, now));
+        model.tell_left_out(view.everyone().map(|advert| advert.peer), view);
         let used = |peer: &PeerId| placement.stages.iter().any(|stage| stage.peer == *peer);
         let left_out = plan.left_out.into_iter().filter(|(peer, _)| !excluded.contains(peer));
         let left_out = left_out

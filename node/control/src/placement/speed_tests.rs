@@ -12,7 +12,8 @@ use super::plan_tests::peer;
 use super::*;
 use crate::Time;
 use crate::pool::{
-    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term, View, advert_of,
+    Advert, DropRecord, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term, View,
+    advert_of,
 };
 
 const MODEL: Digest = Digest([7; 32]);
@@ -43,6 +44,9 @@ fn node(claimed: f64, real: f64) -> Node {
 struct Pool {
     nodes: Vec<Node>,
     split: bool,
+    /// Whether the model is dropped, and whether its owner has unloaded it.
+    dropped: bool,
+    unloaded: bool,
     /// Seconds that each hop takes besides its link.
     wait_s: f64,
     placer: Placer,
@@ -70,6 +74,8 @@ impl Pool {
         let mut pool = Pool {
             nodes: nodes.to_vec(),
             split,
+            dropped: false,
+            unloaded: false,
             wait_s: 0.0,
             placer: Placer::new(Arc::new(empty_view())),
             placements: Vec::new(),
@@ -145,6 +151,8 @@ impl Pool {
             speed: Some(LayerSpeed { weight_bytes_per_s: node.claimed * 1e9, macs_per_s: node.claimed * 2e10 }),
             links: others.map(link).collect(),
             models: if number == 1 { vec![model] } else { Vec::new() },
+            drops: if self.dropped { vec![DropRecord { model: MODEL, version: 1, dropped: true }] } else { Vec::new() },
+            unloaded: if self.unloaded && number == 1 { vec![MODEL] } else { Vec::new() },
             stages,
             term: Some(term),
             placements: if number == 1 { self.placements.clone() } else { Vec::new() },
@@ -232,6 +240,34 @@ fn predictions_of_other_chains_count_what_the_hops_of_this_one_take() {
     assert!(predicted.len() > 1 && predicted.iter().all(|ratio| (0.75..1.25).contains(ratio)), "{predicted:?}");
     assert!((0.75..1.25).contains(&(pool.predicted_s() / came_s)));
     assert!(!pool.notes.iter().any(|note| matches!(note, Note::Slow { .. })), "nobody is to blame");
+}
+
+#[test]
+fn shares_of_a_split_follow_memory_down_to_one_layer_and_who_gets_none_is_named_once_with_the_reason() {
+    let layer_bytes = LAYER_BYTES + size().session_layer_bytes();
+    let with = |bytes: u64| Node { memory_bytes: bytes * 16 / 15 + 16, ..node(30.0, 30.0) };
+    // Node 2 has room for the head and one layer, node 3 for less than a layer.
+    let mut pool = Pool::new(&[node(30.0, 30.0), with(layer_bytes + (1 << 20))], true);
+    assert_eq!(pool.shares(), BTreeMap::from([(1, LAYERS - 1), (2, 1)]));
+    pool.nodes.push(with(layer_bytes / 2));
+    pool.run(10);
+    let left_out: Vec<_> = pool.notes.iter().filter(|note| matches!(note, Note::LeftOut { .. })).collect();
+    let [Note::LeftOut { left_out, .. }] = left_out[..] else { panic!("{left_out:?}") };
+    assert!(matches!(&left_out[..], [(of, why)] if *of == peer(3) && why.contains("one layer takes")), "{left_out:?}");
+}
+
+#[test]
+fn a_model_that_is_dropped_or_unloaded_has_no_placement_until_it_is_wanted_again() {
+    let mut pool = Pool::new(&[node(30.0, 30.0); 2], true);
+    let placed = pool.newest().clone();
+    for change in [|pool: &mut Pool, is| pool.dropped = is, |pool: &mut Pool, is| pool.unloaded = is] {
+        change(&mut pool, true);
+        pool.run(2);
+        assert_eq!(pool.placements, []);
+        change(&mut pool, false);
+        pool.run(5);
+        assert!(pool.newest().epoch > placed.epoch && pool.newest().stages == placed.stages, "{:?}", pool.newest());
+    }
 }
 
 #[test]

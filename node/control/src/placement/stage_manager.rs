@@ -17,6 +17,7 @@ use super::Placement;
 use super::offer::ModelNeeds;
 use super::pool_facts;
 use crate::devices::{models_bytes, roomy_sessions_bytes};
+use crate::pool::served::is_unloaded;
 use crate::pool::{StageAdvert, StagePace, StageState, View};
 
 /// Time for which a stage is kept after a newer placement left it out: requests routed by the older placement still arrive.
@@ -27,6 +28,9 @@ const ORPHANED: Duration = Duration::from_secs(30);
 
 /// Time for which sessions of an earlier placement may hold the memory that a new stage waits for.
 const YIELD_AFTER: Duration = Duration::from_secs(5);
+
+/// Time for which sessions may use a stage after its model was dropped: as long as a node that is stopped lets answers end.
+const DROPPED_GRACE: Duration = Duration::from_secs(10);
 
 /// Least time between two adverts that differ only in bytes fetched.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
@@ -151,7 +155,7 @@ impl StageManager {
         if let Some(placements) = placements.filter(|_| view.own.works) {
             let wanted = wanted(placements, view.local);
             self.mark(&wanted, now);
-            self.unload_unwanted(placements, now, &mut effects);
+            self.unload_unwanted(view, placements, now, &mut effects);
             self.order_missing(view, &wanted, now, &mut effects);
         }
         self.publish(now, &mut effects);
@@ -177,18 +181,21 @@ impl StageManager {
     }
 
     /// Unloads stages that no placement names any more and that no session uses.
-    fn unload_unwanted(&mut self, placements: &[&Placement], now: Time, effects: &mut Vec<Effect>) {
+    fn unload_unwanted(&mut self, view: &View, placements: &[&Placement], now: Time, effects: &mut Vec<Effect>) {
         let needed = self.waiting.values().min().copied();
         self.stages.retain(|(model, start, end), stage| {
             let Some(since) = stage.unwanted_since else { return true };
             let gone_for = now.since(since);
-            let replaced = placements.iter().any(|placement| placement.model == *model);
+            let dropped = view.is_dropped(model);
+            let replaced =
+                dropped || is_unloaded(view, model) || placements.iter().any(|placement| placement.model == *model);
             let grace = match (replaced, needed) {
                 (true, Some(_)) => Duration::ZERO,
                 (true, None) => LINGER,
                 (false, _) => ORPHANED,
             };
-            let yields = needed.is_some_and(|since| now.since(since) >= YIELD_AFTER);
+            let yields =
+                needed.is_some_and(|since| now.since(since) >= YIELD_AFTER) || (dropped && gone_for >= DROPPED_GRACE);
             let layers = *start..*end;
             match stage.state {
                 _ if gone_for < grace => return true,

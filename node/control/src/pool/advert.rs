@@ -8,6 +8,7 @@ use libp2p_identity::PeerId;
 use multiaddr::Multiaddr;
 use pangea_units::Digest;
 
+use super::drops::DropRecord;
 use super::placed::{Placement, PlacementRefusal};
 
 /// The version of a mastership. A higher term fences every lower one.
@@ -60,12 +61,18 @@ pub struct Advert {
     pub models: Vec<ModelAdvert>,
     /// Models that it answers with all layers of its own.
     pub serving: Vec<ServingAdvert>,
+    /// Models that it serves and has unloaded, because nobody used them: it loads them for the next request.
+    pub unloaded: Vec<Digest>,
+    /// Models for which requests at the node wait, without a node that could answer them.
+    pub wanted: Vec<Digest>,
     /// Stages of the node.
     pub stages: Vec<StageAdvert>,
     /// As the master: the current placements.
     pub placements: Vec<Placement>,
     /// As the master: the models that cannot be placed.
     pub refusals: Vec<PlacementRefusal>,
+    /// What the node knows of dropped models.
+    pub drops: Vec<DropRecord>,
 }
 
 impl Advert {
@@ -91,9 +98,12 @@ impl Advert {
             links: Vec::new(),
             models: Vec::new(),
             serving: Vec::new(),
+            unloaded: Vec::new(),
+            wanted: Vec::new(),
             stages: Vec::new(),
             placements: Vec::new(),
             refusals: Vec::new(),
+            drops: Vec::new(),
         }
     }
 }

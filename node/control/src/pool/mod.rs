@@ -3,6 +3,7 @@
 //! * [`advert`]: a node's report of itself; [`placed`]: the master's decisions about models in it.
 //! * [`roster`]: which nodes are present; [`election`]: which of them is the master; [`term_keeper`]: when its term is
 //!   announced.
+//! * [`drops`]: which models the pool has dropped.
 //! * [`served`]: which models count; [`served_lately`]: which were there a short while ago; [`name_choice`]: which of several
 //!   with one name a request means.
 //! * [`view`]: the pool at one moment, as the rest of the node reads it.
@@ -10,6 +11,7 @@
 //! What follows from a view (placements, routes) is decided elsewhere.
 
 pub mod advert;
+pub mod drops;
 pub mod election;
 mod model_name;
 pub(crate) mod models_said;
@@ -24,6 +26,7 @@ pub mod view;
 pub use advert::{
     Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace, StageState, Term,
 };
+pub use drops::{DropRecord, Drops};
 pub use model_name::{full_name, is_full_name};
 pub use name_choice::{NameChoices, NameChosen};
 pub use served_lately::ServedLately;

@@ -12,7 +12,7 @@ pub(crate) struct ModelsSaid {
 }
 
 impl ModelsSaid {
-    /// Whether a node came or went, or says something else of its name, its models or of whether it computes for others, since the
+    /// Whether a node came or went, or says something else of its name, its models, those unloaded or dropped, or of whether it computes for others, since the
     /// last call.
     pub(crate) fn changed(&mut self, view: &View) -> bool {
         let mut known = self.adverts.iter_mut();
@@ -22,7 +22,9 @@ impl ModelsSaid {
                 || (before.peer == advert.peer
                     && before.works == advert.works
                     && before.name == advert.name
-                    && before.models == advert.models);
+                    && before.models == advert.models
+                    && before.unloaded == advert.unloaded
+                    && before.drops == advert.drops);
             if same {
                 before.clone_from(advert);
             }

@@ -1,4 +1,5 @@
-//! Which of the models that adverts name count: those that a person asked a node to serve, and of each node only so many.
+//! Which of the models that adverts name count: those that a person asked a node to serve and that nobody dropped, and of each
+//! node only so many.
 //! Nothing is placed here.
 
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ pub const MODELS_MAX: usize = 64;
 pub fn served(view: &View) -> BTreeMap<Digest, usize> {
     let mut places: BTreeMap<Digest, usize> = BTreeMap::new();
     for advert in view.everyone() {
-        let served = advert.models.iter().filter(|model| model.served);
+        let served = advert.models.iter().filter(|model| model.served && !view.is_dropped(&model.digest));
         for (place, model) in served.take(SERVED_PER_NODE).enumerate() {
             let known = places.entry(model.digest).or_insert(place);
             *known = place.min(*known);
@@ -34,6 +35,15 @@ pub fn served(view: &View) -> BTreeMap<Digest, usize> {
         }
     }
     places
+}
+
+/// Whether every node that serves a model has unloaded it because nobody used it.
+pub fn is_unloaded(view: &View, model: &Digest) -> bool {
+    let mut servers = view
+        .everyone()
+        .filter(|advert| advert.models.iter().any(|known| known.served && known.digest == *model))
+        .peekable();
+    servers.peek().is_some() && servers.all(|advert| advert.unloaded.contains(model))
 }
 
 #[cfg(test)]

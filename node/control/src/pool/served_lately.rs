@@ -84,6 +84,7 @@ impl ServedLately {
                 }
             }
         }
+        self.models.retain(|(_, digest), _| !view.is_dropped(digest));
         self.models.values_mut().for_each(|holders| holders.present = false);
         for ((name, digest), nodes) in present {
             self.models.insert((name.to_owned(), digest), Holders { nodes, present: true, last: now });

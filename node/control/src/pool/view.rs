@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use libp2p_identity::PeerId;
+use pangea_units::Digest;
 
 use super::advert::{Advert, LinkAdvert, Term};
 
@@ -41,6 +42,11 @@ impl View {
     /// The adverts of this node and of every other.
     pub fn everyone(&self) -> impl Iterator<Item = &Arc<Advert>> + Clone {
         std::iter::once(&self.own).chain(self.nodes.values())
+    }
+
+    /// Whether a model is dropped, as this node knows.
+    pub fn is_dropped(&self, model: &Digest) -> bool {
+        self.own.drops.iter().any(|record| record.model == *model && record.dropped)
     }
 
     /// The link between two nodes as `from` measured it. It counts only if both nodes advertise it: a node's

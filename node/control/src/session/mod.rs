@@ -5,7 +5,7 @@
 //! * [`gate`]: which sender may send which message to a stage. [`coordinated`]: the same for a session's coordinator.
 //! * [`batch`]: continuous batching on the first stage: which rows of which sequence are computed next.
 //! * [`grouping`]: in how many groups answers pass through the stages, as measured.
-//! * [`chains`]: how long a node keeps its stages of chains.
+//! * [`chains`]: how long a node keeps its stages of chains; [`whole_models`]: how long it keeps whole models.
 //! * `pace`: how long a stage and the rest of its chain take for a frame.
 //! * [`link_state`]: which streams form the link to a peer.
 //! * `id`, `frame`, `token`: the values that messages and decisions share.
@@ -23,6 +23,7 @@ pub mod link_state;
 mod pace;
 pub mod stage;
 mod token;
+pub mod whole_models;
 
 pub use first_stage::{Drafter, Drafts, GRAMMAR_TIMEOUT};
 pub use frame::{FrameRows, Start, StartSource, SteppedSequence};

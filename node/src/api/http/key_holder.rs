@@ -130,6 +130,14 @@ impl KeyHolder {
     }
 
     /// # Errors
+    /// `Unauthorized` for the holder of a key that the owner gave away: such a key uses the node and does not change it.
+    pub(super) fn check_owner(&self) -> Result<(), ApiError> {
+        let Some(holder) = &self.0 else { return Ok(()) };
+        let message = format!("the API key {:?} may ask models and not change which are served", holder.name);
+        Err(ApiError::new(ErrorKind::Unauthorized, message).status(StatusCode::FORBIDDEN))
+    }
+
+    /// # Errors
     /// `Unauthorized` for a model that the holder may not use.
     pub(super) fn check(&self, model: &str) -> Result<(), ApiError> {
         match &self.0 {

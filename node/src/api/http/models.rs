@@ -1,20 +1,22 @@
-//! Models and the node's state: `/v1/models`, `/api/models`, `/api/status`, `/healthz`, `/readyz`. This file only reports.
+//! Models and the node's state: `/v1/models`, `/api/models`, `/api/status`, `/healthz`, `/readyz`; which models are served. The
+//! catalogue loads and drops them.
 
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use pangea_client::ErrorKind;
 use serde_json::{Value, json};
 
-use super::App;
 use super::error::ApiError;
+use super::fields::Fields;
 use super::key_holder::KeyHolder;
-use super::limits::READY_RETRY;
+use super::limits::{READY_RETRY, READY_TIME};
 use super::ollama_stream::timestamp;
+use super::{App, Body};
 use crate::pool::{Advert, StageAdvert, StageState};
 use crate::serve::ServedModel;
 use crate::supervise::Unwell;
@@ -25,6 +27,8 @@ pub(super) fn routes() -> Router<App> {
         .route("/v1/models", get(list))
         .route("/v1/models/{*id}", get(one))
         .route("/api/pangea/models", get(details))
+        .route("/api/pangea/models/load", post(load))
+        .route("/api/pangea/models/drop", post(drop_model))
         .route("/api/models", get(details))
         .route("/api/pangea/status", get(status))
         .route("/api/status", get(status))
@@ -111,6 +115,24 @@ async fn details(State(app): State<App>) -> Json<Value> {
         })
         .collect();
     Json(json!({"models": models}))
+}
+
+/// `/api/pangea/models/load`: serves a model besides those that this node serves.
+async fn load(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Json<Value>, ApiError> {
+    holder.check_owner()?;
+    let model: String = Fields::read(body).await?.required("model")?;
+    match app.served.load_model(&model, READY_TIME).await {
+        Ok(loaded) => Ok(Json(entry(&app, &loaded))),
+        Err(error) if error.kind() == ErrorKind::Unavailable => Err(ApiError::from(error).retry_after(READY_RETRY)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// `/api/pangea/models/drop`: drops a model in the whole pool.
+async fn drop_model(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Json<Value>, ApiError> {
+    holder.check_owner()?;
+    let model: String = Fields::read(body).await?.required("model")?;
+    Ok(Json(entry(&app, &app.served.drop_model(&model)?)))
 }
 
 /// `/api/status`: this node's status.

@@ -274,6 +274,33 @@ impl<B: Backend> node::Server for NodeObject<B> {
         Ok(())
     }
 
+    async fn load_model(
+        self: Rc<Self>,
+        params: node::LoadModelParams,
+        mut results: node::LoadModelResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let params = params.get()?;
+        let timeout = match params.get_timeout_ms() {
+            0 => MODEL_TIMEOUT,
+            milliseconds => Duration::from_millis(milliseconds).min(MAX_MODEL_TIMEOUT),
+        };
+        let loaded = self.served.load_model(params.get_model()?.to_str()?, timeout).await.map_err(exception)?;
+        model::status(loaded).to_wire(results.get().init_model());
+        Ok(())
+    }
+
+    async fn drop_model(
+        self: Rc<Self>,
+        params: node::DropModelParams,
+        mut results: node::DropModelResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let dropped = self.served.drop_model(params.get()?.get_model()?.to_str()?).map_err(exception)?;
+        model::status(dropped).to_wire(results.get().init_model());
+        Ok(())
+    }
+
     async fn model(self: Rc<Self>, params: node::ModelParams, mut results: node::ModelResults) -> capnp::Result<()> {
         let _call = self.account.call().map_err(exception)?;
         let params = params.get()?;

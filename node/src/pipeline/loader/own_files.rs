@@ -1,10 +1,13 @@
 //! Model files in this node's models folder that nobody named with `--model`: where the pool serves the very same model, its layers
 //! come from that file, and nothing is fetched or stored a second time. Files of other models are never offered to anyone.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
 
 use pangea_compute::Digest;
 use pangea_compute::model::ModelFile;
+use pangea_control::pool::served::MODELS_MAX;
 
 use super::Loader;
 use crate::models;
@@ -38,6 +41,21 @@ impl Loader {
         tracing::info!(event = "own_file", model = name, %file, "Model {name}: using the file {file} of this node");
         self.advertise(model, name);
         true
+    }
+
+    /// Like [`Loader::has_file`], before layers are loaded; remembers that the file was there.
+    pub fn finds_on_disk(&self, model: Digest, name: &str) -> bool {
+        let found = self.has_file(model, name);
+        let mut on_disk = self.0.on_disk.lock().unwrap_or_else(PoisonError::into_inner);
+        if found && (on_disk.len() < MODELS_MAX || on_disk.contains(&model)) {
+            on_disk.insert(model);
+        }
+        found
+    }
+
+    /// The models whose whole file was on this node's disk before their layers were loaded.
+    pub fn found_on_disk(&self) -> BTreeSet<Digest> {
+        self.0.on_disk.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn own_file(&self, folder: &Path, model: Digest, size: &ModelSize) -> Option<PathBuf> {

@@ -35,7 +35,7 @@ impl Loader {
         let (name, layers) = (&order.name, &order.layers);
         let blobs = self.0.blobs.called(name);
         // A file of the user is not fetched once more.
-        self.has_file(order.model, name);
+        self.finds_on_disk(order.model, name);
         let path = runtime.block_on(async {
             let mut attempt = 0;
             loop {

@@ -69,6 +69,8 @@ pub(super) struct Entry {
 pub(super) enum Source {
     /// A name in the models folder, or a path.
     File { model: String, folder: PathBuf },
+    /// A whole copy that was fetched from other nodes.
+    Copy(Digest),
     /// A model that other nodes serve.
     Pool(Digest),
 }
@@ -77,7 +79,7 @@ impl Source {
     /// Digest of a model that other nodes serve.
     pub(super) fn pooled(&self) -> Option<Digest> {
         match self {
-            Source::File { .. } => None,
+            Source::File { .. } | Source::Copy(_) => None,
             Source::Pool(digest) => Some(*digest),
         }
     }
@@ -126,7 +128,7 @@ impl State {
 impl Entry {
     pub(super) fn new(name: &str, called: &str, source: Source, state: State) -> Entry {
         let digest = match &source {
-            Source::Pool(digest) => OnceLock::from(*digest),
+            Source::Copy(digest) | Source::Pool(digest) => OnceLock::from(*digest),
             Source::File { .. } => OnceLock::new(),
         };
         let (name, called) = (name.to_owned(), called.to_owned());
@@ -168,6 +170,7 @@ impl Entry {
                 // The next request tries again.
                 Err(error) => return State::Absent { why: Some(error) },
             },
+            Source::Copy(digest) => node.loader.whole_copy(*digest).and_then(|path| self.local_engine(node, &path)),
             Source::Pool(digest) => match self.pooled_engine(node, *digest) {
                 Ok(engine) => return State::Ready(engine),
                 Err(error) => return State::Absent { why: Some(error) },
@@ -217,15 +220,24 @@ impl Entry {
             Error::new(error.kind(), format!("cannot load the model {}: {}", self.name, error.message()))
         };
         let loader = &node.loader;
-        let offered = loader.blobs().offer(path)?;
+        let (digest, manifest) = match &self.source {
+            Source::Copy(digest) => {
+                let gone = || Error::new(ErrorKind::Unavailable, "the copy of the model was removed");
+                (*digest, loader.blobs().have(digest).ok_or_else(gone)?.manifest)
+            }
+            _ => {
+                let offered = loader.blobs().offer(path)?;
+                (offered.digest, Arc::clone(&offered.manifest))
+            }
+        };
         let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
-        let size = blob::model_size(&offered.manifest, file.config());
-        loader.count(offered.digest, Arc::clone(&self.metrics));
+        let size = blob::model_size(&manifest, file.config());
+        loader.count(digest, Arc::clone(&self.metrics));
         // A second load of the same file sets the same digest.
-        let _ = self.digest.set(offered.digest);
+        let _ = self.digest.set(digest);
         let alone = !node.split && node.pinned.is_none();
         if alone {
-            match loader.load_whole(offered.digest, &self.name, path, Arc::clone(&self.metrics)) {
+            match loader.load_whole(digest, &self.name, path, Arc::clone(&self.metrics)) {
                 Ok(_) => {}
                 // The pool may have the memory that this node lacks.
                 Err(error) if error.kind() == ErrorKind::Overloaded => {
@@ -242,7 +254,7 @@ impl Entry {
             }
         }
         let advert = ModelAdvert {
-            digest: offered.digest,
+            digest,
             name: self.name.clone(),
             served: true,
             whole: true,
@@ -250,11 +262,12 @@ impl Entry {
             pinned: node.pinned.clone(),
             size,
         };
+        loader.stays(digest);
         loader.pool().update_advert(|own| {
             own.models.retain(|known| known.digest != advert.digest);
             own.models.push(advert);
         });
-        self.engine(node, &file, offered.digest, Some(path.to_owned()))
+        self.engine(node, &file, digest, Some(path.to_owned()))
     }
 
     /// Makes the engine of a model that other nodes compute; its header is enough.
@@ -357,7 +370,15 @@ impl Entry {
             State::Unproven { engine, .. } if engine.has_route() => None,
             _ => self.refusal(node),
         };
-        let name = if refusal.is_some() { "unplaced" } else { state.name() };
+        let is_unloaded = || {
+            let own = self.digest.get().filter(|_| self.source.pooled().is_none());
+            own.is_some_and(|digest| node.is_some_and(|node| node.loader.is_unloaded(digest)))
+        };
+        let name = match &*state {
+            _ if refusal.is_some() => "unplaced",
+            State::Ready(_) if is_unloaded() => "unloaded",
+            state => state.name(),
+        };
         let why = refusal.or_else(|| match &*state {
             State::Failed(error)
             | State::Absent { why: Some(error) }
