@@ -30,6 +30,10 @@ interface Membership {
   revoke @6 (node :Text) -> (revoked :Member);
   # Turns a waiting node away, or revokes a member for good, with everyone that it admitted. Unauthorized where this node does not
   # hold the pool's key.
+
+  compare @7 (node :Text) -> (pending :Member);
+  # Has a waiting node that shows no digits yet compare digits with this member; returns it with its digits, for people to compare
+  # before `accept`. Unavailable where the node cannot be asked, DeadlineExceeded where it does not answer.
 }
 
 struct Members {
@@ -46,7 +50,7 @@ struct Member {
   peer @0 :Text;
   name @1 :Text;
   state @2 :Text;
-  # `this node`, `connected`, `away`, `revoked` or `pending`.
+  # `this node`, `connected`, `away`, `revoked`, `pending` (it can be accepted) or `comparing` (it may accept this node).
   role @3 :Text;
   # `member` or `client`; empty while unknown.
   admittedBy @4 :Text;
@@ -54,7 +58,7 @@ struct Member {
   expires @5 :UInt64;
   # When its certificate expires; 0 while unknown.
   digits @6 :Text;
-  # Six digits of a waiting node.
+  # Six digits of a waiting node that has compared them, and of a member that compares them with this node.
 }
 
 struct Invitation {

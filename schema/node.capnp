@@ -131,7 +131,8 @@ struct PeerStatus {
   peer @0 :Text;
   name @1 :Text;
   state @2 :Text;
-  # `connecting`, `connected`, `quarantined` or `gone`.
+  # `connecting`, `connected`, `quarantined`, `gone`, or, of a node that was never connected, `refused` (one of the two does not
+  # admit the other) or `unreachable`. The peer id of an unreachable node may be unknown: it is empty then.
   addresses @3 :List(Text);
   trust @4 :Float64;
   # Trust from 0 to 1, from checked work only.

@@ -13,6 +13,7 @@
 # menu: 8 Simulate: play worlds of nodes that fail and lie, until Ctrl-C or the first broken promise | sim
 # menu: 9 Chaos: a hundred faults under load, then a node lost at every token of an answer | chaos 100
 # menu: 10 Mutants: break each decision about trust and membership once; a test must fail. Hours | mutants
+# menu: 11 Crowd: twenty nodes on this machine, how soon they know of each other, what an idle one costs | crowd
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
@@ -29,6 +30,7 @@ Usage: scripts/setup.sh [SUBCOMMAND]
                   model is measured as well, if it is on this machine
   fuzz [SECONDS]  fuzz each parser of bytes from outside, and machines fed with any events (60)
   soak [MINUTES]  two nodes on this machine: connections, ports and memory must stay flat (30)
+  crowd [NODES]   so many nodes on this machine (20): how soon all know of a newcomer and of a loss, what an idle one costs
   sim [SEED]      play one seed of the simulated world and print its log; without SEED, play seeds that the tests do not,
                   ten thousand at a time, until Ctrl-C or the first broken promise
   chaos [FAULTS]  as root on Linux: random faults of four nodes under a mixed load of products and answers (1000); then
@@ -104,6 +106,16 @@ soak() {
   cd "$REPOSITORY"
   PANGEA_SOAK_MINUTES=$minutes PANGEA_BIN="$PANGEA_BIN" cargo test --release --locked --workspace --test pool -- \
     --ignored --exact --nocapture soak::connections_ports_and_memory_stay_flat
+}
+
+# Prints what was measured.
+crowd() {
+  local nodes=${1:-20}
+  case "$nodes" in '' | *[!0-9]* | 0 | 1 | 2) fail "crowd takes a number of nodes from 3 on, not '$nodes'"; exit 2 ;; esac
+  need_pangea --workspace --test pool
+  cd "$REPOSITORY"
+  PANGEA_CROWD_NODES=$nodes PANGEA_BIN="$PANGEA_BIN" cargo test --release --locked --workspace --test pool -- \
+    --ignored --exact --nocapture crowd::everyone_soon_knows_of_a_newcomer_and_of_a_loss_and_idle_nodes_cost_little
 }
 
 # Whole control planes in one process, with virtual time: a seed gives the same run on every machine.
@@ -402,7 +414,7 @@ menu() {
 
 case "${1:-}" in
   '') menu ;;
-  build | demo | bench | fuzz | soak | sim | chaos | mutants | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
+  build | demo | bench | fuzz | soak | crowd | sim | chaos | mutants | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
   test) shift; [ $# -eq 0 ] || { fail "test takes no arguments"; exit 2; }; run_tests ;;
   help | -h | --help) usage ;;
   *) fail "there is no subcommand '$1'"; usage >&2; exit 2 ;;

@@ -30,7 +30,7 @@ pub struct MemberStatus {
     pub peer: String,
     /// Name that the node gives itself; empty while unknown.
     pub name: String,
-    /// `this node`, `connected`, `away`, `revoked` or `pending`.
+    /// `this node`, `connected`, `away`, `revoked`, `pending` (it can be accepted) or `comparing` (it may accept this node).
     pub state: String,
     /// `member` or `client`; empty while unknown.
     pub role: String,
@@ -39,7 +39,7 @@ pub struct MemberStatus {
     /// When its certificate expires, in seconds since 1970; 0 while unknown.
     #[serde(rename = "expires")]
     pub expires_unix_s: u64,
-    /// The six digits of a waiting node; otherwise empty.
+    /// The six digits of a node that waits and has compared them, or of a member that may accept this node; otherwise empty.
     pub digits: String,
 }
 
@@ -282,6 +282,18 @@ impl Membership {
         wire.set_member_for_s(member_for.as_secs());
         let response = request.send().promise.await.map_err(error)?;
         response.get().and_then(|results| results.get_accepted()).and_then(MemberStatus::from_wire).map_err(error)
+    }
+
+    /// Has the waiting node called `node` compare digits; returns it with its digits, for [`Membership::accept`].
+    ///
+    /// # Errors
+    /// `NotFound` where no such node waits; `Unavailable` or `DeadlineExceeded` where it cannot be asked or does not answer;
+    /// `Unauthorized` where this node may admit nobody.
+    pub async fn compare(&self, node: &str) -> Result<MemberStatus> {
+        let mut request = self.remote.compare_request();
+        request.get().set_node(node);
+        let response = request.send().promise.await.map_err(error)?;
+        response.get().and_then(|results| results.get_pending()).and_then(MemberStatus::from_wire).map_err(error)
     }
 
     /// Turns a waiting node away, or revokes a member for good.

@@ -8,11 +8,11 @@ use crate::text::{string, strings};
 /// One peer as this node sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct PeerStatus {
-    /// Peer id of the peer.
+    /// Peer id of the peer; empty if it is not known, of an address that was named and that nobody answers at.
     pub peer: String,
     /// Name that the peer gives itself.
     pub name: String,
-    /// `connecting`, `connected`, `quarantined` or `gone`.
+    /// `connecting`, `connected`, `quarantined`, `gone`, or, of a node that was never connected, `refused` or `unreachable`.
     pub state: String,
     /// Addresses of the peer.
     pub addresses: Vec<String>,
@@ -20,7 +20,7 @@ pub struct PeerStatus {
     pub trust: f64,
     /// Whether the peer gets no more work because one of its results failed a check.
     pub quarantined: bool,
-    /// Why the peer is quarantined or gone; otherwise empty.
+    /// Why the peer is quarantined, gone, refused or unreachable; otherwise empty.
     pub why: String,
     /// `tcp` or `quic`.
     pub transport: String,

@@ -1,6 +1,7 @@
 //! `pangea node`: one node from its configuration to its shutdown. The rooms do the node's work.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::api::http;
 use crate::api::rpc::{self, Limits, RunningNode};
 use crate::api_keys::ApiKeys;
-use crate::config::{IdentityConfig, NodeConfig, PoolChoice};
+use crate::config::{ApiConfig, IdentityConfig, NodeConfig, PoolChoice, WorkConfig};
 use crate::data_dir::{DataDir, NodeFile};
 use crate::devices::Devices;
 use crate::fabric::Fabric;
@@ -25,11 +26,12 @@ use crate::host;
 use crate::jobs::Jobs;
 use crate::membership::{Membership, PoolKey, Stored, handle};
 use crate::net::identity as keys;
-use crate::net::{NetConfig, addresses};
+use crate::net::{self, NetConfig, addresses};
 use crate::observe::Observer;
 use crate::pipeline::Pipeline;
 use crate::placement;
 use crate::pool::Members;
+use crate::prompt;
 use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, NodeAuditHost, Served};
 use crate::storage::State;
@@ -51,7 +53,7 @@ const JOIN_INTERVAL: Duration = Duration::from_secs(2);
 /// `InvalidInput` if the data directory or an address cannot be used, `Unavailable` if a
 /// port is in use.
 pub fn run(config: NodeConfig) -> Result<()> {
-    let NodeConfig { network, service, work, federation, identity, .. } = config;
+    let NodeConfig { network, service, work, federation, identity, log } = config;
     host::raise_open_files();
     let data_dir = DataDir::claim(&identity.data_dir, identity.ephemeral)?;
     let keypair = if identity.ephemeral {
@@ -62,13 +64,23 @@ pub fn run(config: NodeConfig) -> Result<()> {
     };
     let state = (!identity.ephemeral).then(|| State::open(&identity.data_dir));
     let role = if work.works { Role::Member } else { Role::Client };
-    let (membership, known) = belong(&network.pool, role, &keypair, &identity, state.as_ref())?;
-    let listener = rpc::bind(&service.rpc_addr.to_string())?;
+    let (membership, known) = belong(&network.pool, role, &keypair, &identity, state.as_ref(), network.join.is_some())?;
+    let works = work.works && !is_client(&membership, network.join.as_ref());
+    if work.works && !works {
+        may_be_client(&work)?;
+        tracing::info!(
+            event = "client",
+            "This node is a lite client, as its certificate or invitation says: it uses the pool and computes for nobody"
+        );
+    }
+    let listener = bind_or_free(service.rpc_addr, service.rpc_is_asked_for, |address| rpc::bind(&address.to_string()))?;
     let (socket, local) = local_socket(&data_dir);
     let rpc_addr = listener.local_addr().map_err(internal)?.to_string();
-    let api_listener = service.api.as_ref().map(|api| http::bind(api.address)).transpose()?;
+    let bind_api = |api: &ApiConfig| bind_or_free(api.address, api.is_asked_for, http::bind);
+    let api_listener = service.api.as_ref().map(bind_api).transpose()?;
     let ollama = service.api.as_ref().and_then(|api| api.ollama).map(http::bind_ollama).transpose()?;
     let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
+    let banner = Banner { membership: membership.clone(), models: work.models.clone() };
     let devices = Devices::new(work.max_memory, work.threads);
     let sessions =
         EngineSettings { keep: work.keep_loaded, ..EngineSettings::new(roomy_sessions_bytes(work.max_memory)) };
@@ -92,7 +104,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     }
     tracing::info!(event = "starting", %peer, "Starting node {peer}");
     let net = NetConfig {
-        listen: network.listen,
+        listen: if network.listen_is_asked_for { network.listen } else { net::with_free_ports(&network.listen) },
         membership,
         mdns: network.mdns,
         peers,
@@ -104,7 +116,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         name: identity.name,
         devices: devices.clone(),
         data_dir: Some(identity.data_dir),
-        works: work.works,
+        works,
         force_master: work.force_master,
         state,
         pipeline: Some((pipeline, sessions.limits())),
@@ -136,7 +148,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         served.join(loader, auditor, jobs.clone(), sessions, work.split, work.layers)?;
     }
     let seen = served.clone();
-    if let Some(pool) = runtime.pool().filter(|_| work.works) {
+    if let Some(pool) = runtime.pool().filter(|_| works) {
         placement::measure_speed(pool, devices, &supervisor);
     }
     let behind = RunningNode {
@@ -194,9 +206,16 @@ pub fn run(config: NodeConfig) -> Result<()> {
             }
             std::future::pending::<Result<()>>().await
         };
+        let asking = async {
+            match runtime.members().filter(|_| prompt::is_possible(&log)) {
+                Some(members) => prompt::run(&members).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             result = joining => result?,
-            never = announce(runtime.fabric(), facts, &data_dir) => match never {},
+            never = asking => match never {},
+            never = announce(runtime.fabric(), facts, &data_dir, banner) => match never {},
             () = following => {}
             why = supervisor.fatal() => return Err(Error::new(ErrorKind::Internal, format!("{why}; the node ends"))),
             () = signals.next() => {}
@@ -217,6 +236,21 @@ pub fn run(config: NodeConfig) -> Result<()> {
     })
 }
 
+/// Binds the address of a service. Where nobody asked for its port and another process has it, a free one does as well.
+///
+/// # Errors
+/// Those of `bind`.
+fn bind_or_free<T>(address: SocketAddr, is_asked_for: bool, bind: impl Fn(SocketAddr) -> Result<T>) -> Result<T> {
+    let error = match bind(address) {
+        Err(error) if !is_asked_for && error.kind() == ErrorKind::Unavailable => error,
+        result => return result,
+    };
+    let bound = bind(SocketAddr::new(address.ip(), 0)).map_err(|_| error)?;
+    let port = address.port();
+    tracing::info!(event = "port_taken", port, "Port {port} is in use; using a free one instead");
+    Ok(bound)
+}
+
 /// This node's place in its pool, and where members are.
 fn belong(
     pool: &PoolChoice,
@@ -224,18 +258,36 @@ fn belong(
     keypair: &Keypair,
     identity: &IdentityConfig,
     state: Option<&State>,
+    rejoins: bool,
 ) -> Result<(Membership, Vec<Multiaddr>)> {
     let data_dir = (!identity.ephemeral).then_some(identity.data_dir.as_path());
     let (name, stored) = (&identity.name, Stored::new(state.cloned(), data_dir));
     match (pool, data_dir) {
         (PoolChoice::Open, _) => Ok((Membership::open(keypair), Vec::new())),
-        (PoolChoice::Own, Some(data_dir)) => handle::own_or_joined(keypair, role, data_dir, name, stored),
+        (PoolChoice::Own, Some(data_dir)) => handle::own_or_joined(keypair, role, data_dir, name, stored, rejoins),
         (PoolChoice::Own, None) => {
             let own = PoolKey::ephemeral();
             Ok((Membership::holder(keypair, &own, role, name, stored)?, Vec::new()))
         }
         (PoolChoice::Key(key), _) => Ok((Membership::holder(keypair, key, role, name, stored)?, Vec::new())),
     }
+}
+
+/// Whether the node is a client in its pool, or in the one that it is about to join.
+fn is_client(membership: &Membership, token: Option<&Token>) -> bool {
+    let joins = token.filter(|token| membership.pool() != Some(token.pool));
+    joins.map(|token| token.role).or_else(|| membership.role()) == Some(Role::Client)
+}
+
+/// Whether a node that works as `work` says may be a client.
+///
+/// # Errors
+/// `InvalidInput` if it is to serve something, with what to do.
+fn may_be_client(work: &WorkConfig) -> Result<()> {
+    let serves = !work.models.is_empty() || work.layers.is_some() || work.force_master;
+    let message = "this node may only be a client in its pool, and a client serves nothing: leave out --model, --layers and \
+                   --force-master, or have it invited as a member";
+    if serves { Err(Error::new(ErrorKind::InvalidInput, message)) } else { Ok(()) }
 }
 
 /// Joins the pool of `--join`: asks until a member answers.
@@ -281,8 +333,8 @@ fn observe_build(observer: &Observer) {
 }
 
 /// Logs each address once `node.json` contains it. Where that cannot be written, the node works without until it can.
-async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> Infallible {
-    let mut unwritten = false;
+async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir, banner: Banner) -> Infallible {
+    let (mut unwritten, mut banner) = (false, Some(banner));
     let mut listening = fabric.listening();
     loop {
         let now = listening.borrow_and_update().clone();
@@ -311,6 +363,11 @@ async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> In
         for address in fresh {
             tracing::info!(event = "listening", address, "Listening on {address}");
         }
+        if !facts.listening.is_empty()
+            && let Some(banner) = banner.take()
+        {
+            banner.log(&facts);
+        }
         tokio::select! {
             changed = listening.changed() => if changed.is_err() {
                 // The fabric has ended; the supervisor reports why.
@@ -318,6 +375,34 @@ async fn announce(fabric: Fabric, mut facts: NodeFile, data_dir: &DataDir) -> In
             },
             () = tokio::time::sleep(NODE_FILE_RETRY), if unwritten => {}
         }
+    }
+}
+
+/// What a person wants to know once the node listens: where to use it, and how to add the next machine.
+struct Banner {
+    membership: Membership,
+    models: Vec<String>,
+}
+
+impl Banner {
+    fn log(&self, facts: &NodeFile) {
+        let models = if self.models.is_empty() { "none of its own".to_owned() } else { self.models.join(", ") };
+        match &facts.api {
+            Some(api) => tracing::info!(event = "ready", api, models, "API at http://{api}/v1; models: {models}"),
+            None => tracing::info!(event = "ready", models, "No HTTP API (--no-api); models: {models}"),
+        }
+        let overview = self.membership.overview();
+        // An open pool has said so already.
+        let Some(pool) = overview.pool else { return };
+        if self.membership.may_admit().is_err() {
+            return tracing::info!(event = "pool", %pool, "Pool {pool}, as a client");
+        }
+        let members = overview.members.iter().filter(|member| !member.revoked).count() + 1;
+        let size = if members == 1 { "this node alone".to_owned() } else { format!("{members} members known") };
+        tracing::info!(
+            event = "pool", %pool, members,
+            "Pool {pool}: {size}. To add a machine, run `pangea node` on it and `pangea invite` here; `pangea members list` shows who waits"
+        );
     }
 }
 

@@ -44,6 +44,7 @@
 //! | 6 | [`runtime`] | the threads that the rooms run on |
 //! | 7 | [`federation`] | the driver of votes: several samples of one answer |
 //! | 8 | [`api`] | the services for programs: Cap'n Proto, HTTP |
+//! | 8 | [`prompt`] | questions on the terminal of `pangea node` |
 //! | 9 | [`daemon`] | `pangea node` from start to end |
 //! | 10 | [`cli`] | the commands of the binary |
 //!
@@ -76,6 +77,7 @@ pub mod peers;
 pub mod pipeline;
 pub mod placement;
 pub mod pool;
+pub mod prompt;
 pub mod runtime;
 pub mod serve;
 pub mod storage;

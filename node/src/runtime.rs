@@ -26,6 +26,7 @@ use crate::pipeline::{ChainLimits, Loader, Pipeline};
 use crate::placement;
 use crate::pool::memory::Memory;
 use crate::pool::revocations::RevocationsDriver;
+use crate::pool::strangers::StrangersDriver;
 use crate::pool::{Advert, Members, Pool, PoolDriver, PoolSettings, codec};
 use crate::storage::State;
 use crate::supervise::Supervisor;
@@ -204,9 +205,10 @@ async fn run(
             if let Some(accusing) = accusing {
                 supervisor.task("evidence", accusing.run());
             }
-            if let Some(Pooled { pooling, revoking, .. }) = pooled {
+            if let Some(Pooled { pooling, revoking, meeting, .. }) = pooled {
                 supervisor.task("pool", pooling.run());
                 supervisor.task("revocations", revoking.run());
+                supervisor.task("strangers", meeting.run());
             }
             if let Some(followers) = followers {
                 // The swarm's events end with the swarm.
@@ -244,6 +246,7 @@ struct Pooled {
     members: Members,
     pooling: PoolDriver,
     revoking: RevocationsDriver,
+    meeting: StrangersDriver,
 }
 
 /// The parts that compute layers of models together with other nodes.
@@ -329,6 +332,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         Some(folder) => {
             let settings = EvidenceSettings {
                 keypair,
+                membership: membership.clone(),
                 peers: peers.clone(),
                 pool: pool.clone(),
                 devices: parts.devices.clone(),
@@ -359,8 +363,9 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         }
         _ => None,
     };
-    let members = Members::new(membership, network.clone(), pool.clone());
-    let pooled = Some(Pooled { network, pool, members, pooling, revoking });
+    let members = Members::new(membership.clone(), network.clone(), pool.clone());
+    let meeting = StrangersDriver::new(membership, members.clone(), followers.follow(Interest::Strangers));
+    let pooled = Some(Pooled { network, pool, members, pooling, revoking, meeting });
     let followers = Some(followers);
     Ok(Built { driver, inlets, fabric, findings, accusing, pooled, staged, followers })
 }

@@ -2,6 +2,7 @@
 //! Tests drive the nodes as people and programs do: flags, files, signals, the service, log lines.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use pangea_client::{NodeStatus, PeerStatus};
 use rustix::process::Signal;
 
 use crate::namespaces::Namespace;
-use crate::process::{Process, TIMEOUT, eventually};
+use crate::process::{Keyboard, Process, TIMEOUT, eventually};
 use crate::sockets::{Connection, connections};
 
 /// Environment variable that names the binary under test; by default the `pangea` next to the test's binary.
@@ -278,11 +279,36 @@ impl NodeBuilder {
 
     /// Starts the node and waits until it listens.
     pub fn start(&self) -> Node {
-        let process = self.launch();
-        process.line("Listening on ");
+        let node = self.once_it_listens(self.launch());
+        assert_eq!(self.facts()["pid"], node.process.pid());
+        node
+    }
+
+    /// Starts the node on a terminal of its own, which `script` of util-linux makes, and waits until it listens. The process is that
+    /// of `script`.
+    pub fn start_on_terminal(&self) -> (Node, Keyboard) {
+        let node = self.command();
+        let quoted = |word: &OsStr| format!("'{}'", word.to_str().unwrap().replace('\'', "'\\''"));
+        let words: Vec<String> = std::iter::once(node.get_program()).chain(node.get_args()).map(quoted).collect();
+        let mut command = Command::new("script");
+        command.args(["--quiet", "--flush", "--return", "--command", &words.join(" "), "/dev/null"]);
+        for (name, _) in node.get_envs().filter(|(_, value)| value.is_none()) {
+            command.env_remove(name);
+        }
+        let log = self.folder.path.join(format!("{}.log", self.name));
+        let (process, keyboard) = Process::with_keyboard(&self.name, command, &log);
+        (self.once_it_listens(process), keyboard)
+    }
+
+    /// What the running node says of itself in `node.json`.
+    fn facts(&self) -> serde_json::Value {
         let text = std::fs::read_to_string(self.data_dir().join("node.json")).unwrap();
-        let facts: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(facts["pid"], process.pid());
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn once_it_listens(&self, process: Process) -> Node {
+        process.line("Listening on ");
+        let facts = self.facts();
         let fact = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
         Node {
             process,

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -33,6 +33,16 @@ pub struct Process {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// What types to a process.
+pub struct Keyboard(ChildStdin);
+
+impl Keyboard {
+    /// Types a line.
+    pub fn type_line(&mut self, line: &str) {
+        self.0.write_all(format!("{line}\n").as_bytes()).unwrap();
+    }
+}
+
 struct Shared {
     state: Mutex<State>,
     changed: Condvar,
@@ -58,18 +68,30 @@ impl Process {
     /// # Panics
     /// Where the process cannot be started.
     pub fn start(name: &str, mut command: Command, log: &Path) -> Process {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("cannot start {name} ({command:?}): {error}"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = spawn(name, &mut command);
+        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        Process::watch(name, child, out, err, log)
+    }
+
+    /// Starts `command` like [`Process::start`], with a keyboard as its standard input.
+    ///
+    /// # Panics
+    /// Where the process cannot be started.
+    pub fn with_keyboard(name: &str, mut command: Command, log: &Path) -> (Process, Keyboard) {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = spawn(name, &mut command);
+        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let keyboard = Keyboard(child.stdin.take().unwrap());
+        (Process::watch(name, child, out, err, log), keyboard)
+    }
+
+    fn watch(name: &str, child: Child, out: ChildStdout, err: ChildStderr, log: &Path) -> Process {
         let log = File::options().create(true).append(true).open(log).unwrap();
         let pid = Pid::from_child(&child);
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
         shared.lock().pipes_open = 2;
         let mut threads = Vec::new();
-        let (out, err) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
         threads.push(read(out, true, log.try_clone().unwrap(), Arc::clone(&shared)));
         threads.push(read(err, false, log, Arc::clone(&shared)));
         threads.push(reap(child, pid, Arc::clone(&shared)));
@@ -192,6 +214,10 @@ impl Drop for Process {
             let _ = thread.join();
         }
     }
+}
+
+fn spawn(name: &str, command: &mut Command) -> Child {
+    command.spawn().unwrap_or_else(|error| panic!("cannot start {name} ({command:?}): {error}"))
 }
 
 fn read(pipe: impl Read + Send + 'static, out: bool, mut log: File, shared: Arc<Shared>) -> JoinHandle<()> {

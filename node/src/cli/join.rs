@@ -5,17 +5,22 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use pangea_client::{AskedMember, JoinedPool, Membership};
+use pangea_client::{AskedMember, JoinedPool, MemberStatus, Membership};
+use pangea_control::membership::{SixDigits, Token};
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, RpcArgs, duration, host_or_multiaddr};
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::session::note;
 use super::{print, print_json};
+use crate::config::{NodeConfig, PoolChoice};
+use crate::net::peer_address;
+use crate::pool::enrolment::Enrolment;
 
-/// Have a running node join another pool
+/// Join another pool
 ///
-/// With a token or PIN of `pangea invite` the node joins at once. Without either, members on the local network are asked: this
+/// With a token or PIN of `pangea invite` the node joins at once; if none runs here, its certificate is stored for its next
+/// start. Without either, members on the local network are asked: this
 /// node and each of them show the same six digits, and once people have compared them, `pangea members accept` on the member
 /// and the same digits here admit the node.
 #[derive(Args, Clone, Debug)]
@@ -60,12 +65,27 @@ struct Asked<'a> {
 }
 
 pub(super) async fn run(args: JoinArgs, output: OutputArgs) -> Result<(), Failure> {
-    let client = args.rpc.node().await?;
+    let Some(client) = args.rpc.node_if_there().await? else { return without_node(&args, &output).await };
     let membership = client.membership().await?;
     if let Some(invitation) = &args.invitation {
         return conclude(&membership.join(invitation, &args.address).await?, args.json.json);
     }
-    let asked = membership.ask(&args.address).await?;
+    let known = match &args.digits {
+        // Whoever compares these digits already is not asked again, nor is anyone else.
+        Some(digits) => membership
+            .list()
+            .await?
+            .members
+            .into_iter()
+            .find(|member| member.state == "comparing" && plain(&member.digits) == plain(digits)),
+        None => None,
+    };
+    let asked = match known {
+        Some(MemberStatus { peer, name, digits, .. }) => {
+            vec![AskedMember { peer, name, digits, ..AskedMember::default() }]
+        }
+        None => membership.ask(&args.address).await?,
+    };
     let name = client.status().await?.name;
     let digits = match &args.digits {
         Some(digits) => digits.clone(),
@@ -81,11 +101,40 @@ pub(super) async fn run(args: JoinArgs, output: OutputArgs) -> Result<(), Failur
     let Some(member) = asked.iter().find(same) else {
         let message =
             "no member that this node asked shows these digits: somebody may stand between the two; nothing was joined";
-        return Err(Failure::new(super::failure::Exit::Untrusted, message));
+        return Err(Failure::new(Exit::Untrusted, message));
     };
     note(&output, format!("The digits are the same. Waiting until {} accepts this node …", member.name));
     let joined = wait(&membership, member, args.timeout).await?;
     conclude(&joined, args.json.json)
+}
+
+/// Joins a pool for a node that does not run: its certificate is stored for its next start.
+async fn without_node(args: &JoinArgs, output: &OutputArgs) -> Result<(), Failure> {
+    let Some(invitation) = &args.invitation else {
+        let message = "no node runs here, and people compare digits with one that does: start `pangea node`, then run this again; \
+                       or join with a token or PIN of `pangea invite`";
+        return Err(Failure::new(Exit::Unreachable, message));
+    };
+    let config = NodeConfig::of_data_dir(args.rpc.data_dir.data_dir.clone())?;
+    if config.identity.ephemeral || !matches!(config.network.pool, PoolChoice::Own) {
+        let message = "by its settings (config.toml and the environment), the node of this data directory keeps no identity, or is in \
+                       a pool already: start it with `pangea node --join TOKEN`, without ephemeral, client, open and pool-key";
+        return Err(Failure::usage(message));
+    }
+    let node = Enrolment::open(&config.identity.data_dir, &config.identity.name)?;
+    let joined = if SixDigits::parse(invitation).is_some() {
+        let addresses: Result<Vec<_>, _> = args.address.iter().map(|text| peer_address::parse(text)).collect();
+        let addresses = addresses.map_err(|error| Failure::usage(error.to_string()))?;
+        note(output, "No node runs here; looking for the member that shows this PIN …");
+        node.with_pin(&plain(invitation), &addresses).await?
+    } else {
+        node.with_token(&Token::parse(invitation).map_err(|error| Failure::usage(error.to_string()))?).await?
+    };
+    if args.json.json {
+        return print_json(&joined);
+    }
+    let JoinedPool { pool, member, role, .. } = &joined;
+    print(&format!("Joined the pool of {member} ({pool}) as a {role}; `pangea node` is in it from its next start.\n"))
 }
 
 async fn wait(membership: &Membership, member: &AskedMember, timeout: Duration) -> Result<JoinedPool, Failure> {

@@ -97,7 +97,7 @@ fn show(peers: &[Shown]) -> String {
     for Shown { status: peer, .. } in peers {
         let known = |value: f64, text: String| if value > 0.0 { text } else { "-".to_owned() };
         table.row([
-            short_peer(&peer.peer),
+            if peer.peer.is_empty() { "-".to_owned() } else { short_peer(&peer.peer) },
             names.label(&peer.peer),
             peer.state.clone(),
             format!("{:.2}", peer.trust),
@@ -108,7 +108,11 @@ fn show(peers: &[Shown]) -> String {
     }
     let mut text = table.render();
     for Shown { status: peer, .. } in peers.iter().filter(|peer| !peer.status.why.is_empty()) {
-        let name = names.label(&peer.peer);
+        // Whoever does not answer has no name, but an address that a person may recognise.
+        let name = match peer.addresses.first().filter(|_| peer.name.is_empty()) {
+            Some(address) => address.clone(),
+            None => names.label(&peer.peer),
+        };
         text.push_str(&format!("\n  {name} is {}: {}\n", peer.state, peer.why));
     }
     if peers.iter().any(|peer| peer.check.is_some()) {

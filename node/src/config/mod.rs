@@ -27,4 +27,4 @@ pub use network::PoolChoice;
 pub use node::{ConfigError, NodeConfig};
 pub use raw::RawNodeConfig;
 pub use service::ApiConfig;
-pub use work::{max_memory, memory_limit, thread_count, threads};
+pub use work::{WorkConfig, max_memory, memory_limit, thread_count, threads};

@@ -56,6 +56,8 @@ pub struct NetworkFlags {
 pub struct NetworkConfig {
     /// libp2p addresses to listen on; port 0 picks a free one.
     pub listen: Vec<Multiaddr>,
+    /// Whether a person asked for these addresses; otherwise other ports do as well.
+    pub listen_is_asked_for: bool,
     /// Peers to stay connected to: a lost connection is made again.
     pub peers: Vec<Multiaddr>,
     /// Path of a `peers.json`, which is watched for changes. The default one may not exist yet.
@@ -82,6 +84,7 @@ pub enum PoolChoice {
 impl NetworkFlags {
     /// Fills in the defaults and reads the pool key.
     pub(super) fn resolve(self, data_dir: &Path) -> Result<NetworkConfig, ConfigError> {
+        let listen_is_asked_for = !self.listen.is_empty();
         let listen = if self.listen.is_empty() { default_listen() } else { self.listen };
         let peers_file = match self.peers_file {
             Some(path) if path.exists() => path,
@@ -96,7 +99,15 @@ impl NetworkFlags {
         if self.join.is_some() && !matches!(pool, PoolChoice::Own) {
             return Err(ConfigError::JoinedOtherwise);
         }
-        Ok(NetworkConfig { listen, peers: self.peer, peers_file, mdns: !self.no_mdns, pool, join: self.join })
+        Ok(NetworkConfig {
+            listen,
+            listen_is_asked_for,
+            peers: self.peer,
+            peers_file,
+            mdns: !self.no_mdns,
+            pool,
+            join: self.join,
+        })
     }
 }
 

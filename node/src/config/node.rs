@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{ArgMatches, FromArgMatches};
+use clap::{ArgMatches, Args, FromArgMatches};
 use thiserror::Error;
 
 use super::federation::FederationConfig;
@@ -12,7 +12,7 @@ use super::file::{ConfigFile, ConfigFileError};
 use super::identity::{IdentityConfig, data_dir};
 use super::log::{LogConfig, LogLevel};
 use super::network::NetworkConfig;
-use super::raw::{RawNodeConfig, given};
+use super::raw::{RawNodeConfig, given, with_value};
 use super::service::ServiceConfig;
 use super::work::WorkConfig;
 use crate::api_keys::ApiKeys;
@@ -153,6 +153,17 @@ impl NodeConfig {
                 None => error,
             }
         })
+    }
+
+    /// The configuration that `pangea node` has with this data directory and no flags: that of the environment and `config.toml`.
+    ///
+    /// # Errors
+    /// Those of [`NodeConfig::resolve`].
+    pub fn of_data_dir(data_dir: Option<PathBuf>) -> Result<NodeConfig, ConfigError> {
+        let flags = RawNodeConfig::augment_args(clap::Command::new("node").no_binary_name(true));
+        let arguments = data_dir.map(|folder| with_value("data-dir", folder.as_os_str()));
+        let typed = flags.try_get_matches_from(arguments).map_err(|error| ConfigError::Typed(error.to_string()))?;
+        NodeConfig::resolve(&typed, LogLevel::Error)
     }
 
     fn with_defaults(raw: RawNodeConfig, data_dir: PathBuf, level: LogLevel) -> Result<NodeConfig, ConfigError> {

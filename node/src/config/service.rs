@@ -81,6 +81,8 @@ pub struct ServiceFlags {
 pub struct ServiceConfig {
     /// Address of the Cap'n Proto service; port 0 picks a free one.
     pub rpc_addr: SocketAddr,
+    /// Whether a person asked for that address; otherwise another port does as well.
+    pub rpc_is_asked_for: bool,
     /// Key that clients of the Cap'n Proto service must show. It is always present if other hosts can reach the service.
     pub rpc_key: Option<ApiKey>,
     /// The HTTP API; `None` with `--no-api`.
@@ -92,6 +94,8 @@ pub struct ServiceConfig {
 pub struct ApiConfig {
     /// Address of the API; port 0 picks a free one.
     pub address: SocketAddr,
+    /// Whether a person asked for that port; otherwise another one does as well.
+    pub is_asked_for: bool,
     /// Key that clients must send. It is always present if other hosts can reach the API.
     pub key: Option<ApiKey>,
     /// Requests per second that one client may make; `None` without a limit.
@@ -123,6 +127,7 @@ impl ServiceFlags {
     /// Fills in the defaults.
     /// `has_keys`: whether the data directory has API keys, which the HTTP API requires then.
     pub(super) fn resolve(self, has_keys: bool) -> Result<ServiceConfig, ConfigError> {
+        let rpc_is_asked_for = self.rpc_addr.is_some();
         let rpc_addr = self.rpc_addr.unwrap_or((Ipv4Addr::LOCALHOST, RPC_PORT).into());
         let key = self.api_key.clone().filter(|key| !key.is_empty());
         if key.as_ref().is_some_and(|key| key.len() < MIN_API_KEY_CHARS || !key.chars().all(|c| c.is_ascii_graphic())) {
@@ -135,11 +140,12 @@ impl ServiceFlags {
             return Err(ConfigError::NoRpcKey { address: rpc_addr, min_chars: MIN_API_KEY_CHARS });
         }
         let api = if self.no_api { None } else { Some(self.api(key, has_keys)?) };
-        Ok(ServiceConfig { rpc_addr, rpc_key, api })
+        Ok(ServiceConfig { rpc_addr, rpc_is_asked_for, rpc_key, api })
     }
 
     /// The HTTP API at `--api-addr`; without it, at `--api-port` of loopback or of the private address (`--bind`).
     fn api(self, key: Option<ApiKey>, has_keys: bool) -> Result<ApiConfig, ConfigError> {
+        let is_asked_for = self.api_addr.is_some() || self.api_port.is_some();
         let address = self.api_addr.unwrap_or_else(|| {
             let host = match self.bind {
                 Some(Bind::Lan) => host::private_address().unwrap_or(Ipv4Addr::LOCALHOST.into()),
@@ -153,7 +159,7 @@ impl ServiceFlags {
         }
         let client_rate = Some(self.client_rate.unwrap_or(CLIENT_RATE)).filter(|rate| *rate > 0);
         let ollama = self.ollama.then(|| (address.ip(), OLLAMA_PORT).into());
-        Ok(ApiConfig { address, key, client_rate, cors: self.cors, ollama })
+        Ok(ApiConfig { address, is_asked_for, key, client_rate, cors: self.cors, ollama })
     }
 }
 
@@ -188,6 +194,7 @@ mod tests {
     fn the_api_binds_to_its_port_on_loopback_or_the_private_network() {
         let api = |flags: &[&str]| resolve(flags, "").service.api;
         assert_eq!(api(&[]).unwrap().address.to_string(), "127.0.0.1:52415");
+        assert!(!api(&[]).unwrap().is_asked_for && api(&["--api-port", "52415"]).unwrap().is_asked_for);
         assert_eq!(api(&["--api-port", "9"]).unwrap().address.to_string(), "127.0.0.1:9");
         assert_eq!(api(&["--api-addr", "[::1]:9"]).unwrap().address.to_string(), "[::1]:9");
         let lan = resolve(&["--bind", "lan"], "api-key = \"long-enough\"").service.api.unwrap().address.ip();

@@ -27,6 +27,7 @@ use super::streams::{self, Given};
 use crate::clock;
 use crate::devices::Devices;
 use crate::devices::threads::Purpose;
+use crate::membership::Membership;
 use crate::net::{Follower, NetEvent, Network};
 use crate::peers::Peers;
 use crate::pool::{Pool, View};
@@ -53,6 +54,8 @@ const TICK: Duration = Duration::from_secs(1);
 pub struct EvidenceSettings {
     /// Key of this node.
     pub keypair: Keypair,
+    /// Who belongs to the pool: a peer that is proven to lie belongs to it no longer.
+    pub membership: Membership,
     /// The directory of peers.
     pub peers: Peers,
     /// The members of the pool.
@@ -88,6 +91,7 @@ enum Notice {
 pub struct EvidenceDriver {
     local: PeerId,
     keypair: Keypair,
+    membership: Membership,
     peers: Peers,
     members: watch::Receiver<Arc<View>>,
     devices: Devices,
@@ -122,6 +126,7 @@ impl EvidenceDriver {
         let mut driver = EvidenceDriver {
             local,
             keypair: settings.keypair,
+            membership: settings.membership,
             peers: settings.peers,
             members: settings.pool.view(),
             devices: settings.devices,
@@ -215,6 +220,7 @@ impl EvidenceDriver {
     /// What this node found, now or in an earlier run, is told to others where they can check it.
     fn kept(&mut self, kept: Kept) {
         let Some((kind, evidence, evidence_bytes)) = kept.evidence else { return };
+        self.revoke(kept.peer);
         let accusation = Accusation { accuser: self.local, accused: kept.peer, kind, evidence, evidence_bytes };
         self.given.borrow_mut().insert(evidence, (kept.folder, kind));
         self.sign(accusation);
@@ -336,6 +342,10 @@ impl EvidenceDriver {
             }
         };
         self.peers.convict(accusation.accused, &why);
+        // The word of others convicts, but revokes nobody for good.
+        if *ground == Ground::Checked {
+            self.revoke(accusation.accused);
+        }
         let confirmed_by: Vec<String> = confirmed_by.iter().map(PeerId::to_string).collect();
         let more = json!({"found_by": accuser.to_string(), "confirmed_by": confirmed_by});
         let (folder, accusation, is_shared) = (self.folder.clone(), *accusation, *ground == Ground::Checked);
@@ -355,8 +365,21 @@ impl EvidenceDriver {
         });
     }
 
+    /// Revokes a peer that this node proved to lie, where this node holds the pool's key.
+    fn revoke(&self, peer: PeerId) {
+        let membership = self.membership.clone();
+        // Writes to the disk.
+        tokio::task::spawn_local(async move {
+            let revoking = tokio::task::spawn_blocking(move || membership.revoke_liar(peer)).await;
+            if let Ok(Err(error)) = revoking {
+                tracing::warn!(event = "liar_not_revoked", %peer, %error, "cannot revoke peer {peer}, which lied: {error}");
+            }
+        });
+    }
+
     /// Stores what this node found; its peer is convicted already.
     fn keep(&self, finding: Finding) {
+        self.revoke(finding.peer());
         let (folder, notices) = (self.folder.clone(), self.notices.clone());
         tokio::task::spawn_local(async move {
             match tokio::task::spawn_blocking(move || store(&folder, &finding)).await {

@@ -50,6 +50,16 @@ pub(super) enum Finding {
     Contradiction { peer: PeerId, why: String, claims: Box<[Signed; 2]> },
 }
 
+impl Finding {
+    /// Who lied.
+    pub(super) fn peer(&self) -> PeerId {
+        match self {
+            Finding::Product(evidence) => evidence.peer,
+            Finding::Stage { peer, .. } | Finding::Contradiction { peer, .. } => *peer,
+        }
+    }
+}
+
 /// The handle; clones share it.
 #[derive(Clone)]
 pub struct Findings {

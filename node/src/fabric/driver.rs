@@ -31,6 +31,7 @@ use super::handle::{Command, Fabric};
 use super::job::{JobId, JobReply, JobRequest};
 use super::open_links::OpenLinks;
 use super::running::RunningJob;
+use super::unconnected;
 use crate::devices::Devices;
 use crate::evidence::Findings;
 use crate::jobs::Jobs;
@@ -296,7 +297,15 @@ impl FabricDriver {
             Command::Peers(answer) => {
                 let in_flight =
                     |worker| self.attempts.values().filter(|attempt| attempt.worker == worker).count() as u32;
-                let _ = answer.send(self.peers.read(|directory| self.links.statuses(directory, in_flight)));
+                let mut statuses = self.peers.read(|directory| self.links.statuses(directory, in_flight));
+                let network = self.network.clone();
+                // The network answers between its events.
+                tokio::task::spawn_local(async move {
+                    if let Some(network) = network {
+                        unconnected::add(&mut statuses, network.unconnected().await);
+                    }
+                    let _ = answer.send(statuses);
+                });
             }
             Command::Status(answer) => {
                 let _ = answer.send(self.status());

@@ -14,7 +14,7 @@
 //! * `running`: one job's tensors, tiles and counts.
 //! * `feeder`: per peer, prepares operands and sends them in the scheduler's order.
 //! * `checker`: the thread that checks results.
-//! * `open_links`: the open link to each peer that accepts tasks.
+//! * `open_links`: the open link to each peer that accepts tasks. `unconnected`: why other nodes are not connected.
 //!
 //! The fabric never computes products and never parses bytes from peers.
 
@@ -26,6 +26,7 @@ pub mod job;
 mod open_links;
 mod running;
 pub mod status;
+mod unconnected;
 
 pub use driver::{FabricDriver, FabricSettings};
 pub use handle::Fabric;

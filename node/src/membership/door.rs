@@ -3,11 +3,12 @@
 
 use std::net::IpAddr;
 
-use libp2p::PeerId;
+use libp2p::multiaddr::Protocol;
+use libp2p::{Multiaddr, PeerId};
 use pangea_control::membership::JoinRefusal;
 use pangea_control::membership::join::{Grant, PinSide, Reply, Request, pin_proof};
 
-use super::handle::{Belonging, Membership, unix_s};
+use super::handle::{Belonging, Membership, Offer, unix_s};
 use super::pake::Pake;
 
 /// One connection of a node that wants to join.
@@ -22,6 +23,12 @@ impl JoinSession {
     /// The session of `peer`, whose id the connection authenticated, at `host`.
     pub fn new(peer: PeerId, host: Option<IpAddr>) -> JoinSession {
         JoinSession { peer, host, pin: None }
+    }
+
+    /// Where the node can be asked that listens on the TCP port `port`; `None` for port 0.
+    fn address(&self, port: u16) -> Option<Multiaddr> {
+        let host = self.host.filter(|_| port != 0)?;
+        Some(Multiaddr::from(host).with(Protocol::Tcp(port)))
     }
 }
 
@@ -38,13 +45,14 @@ impl Membership {
 
     fn try_answer(&self, session: &mut JoinSession, request: Request) -> Result<Reply, JoinRefusal> {
         let (peer, now) = (session.peer, unix_s());
-        let mut belonging = self.belonging();
-        let belonging = &mut *belonging;
+        let mut guard = self.belonging();
+        let belonging = &mut *guard;
         let pool = belonging.pool().ok_or(JoinRefusal::Open)?;
         if belonging.is_revoked(&peer) {
             return Err(JoinRefusal::Revoked);
         }
-        if !belonging.may_admit() {
+        let is_for_members = !matches!(request, Request::Introduce { .. } | Request::Offer { .. });
+        if is_for_members && !belonging.may_admit() {
             return Err(JoinRefusal::CannotAdmit);
         }
         match request {
@@ -89,6 +97,7 @@ impl Membership {
                     "Peer {peer} ({name}) asks to join: if its screen shows {digits} too, run: pangea members accept {} {}",
                     shell_word(name, &peer), digits.to_string().replace(' ', "")
                 );
+                self.needs_attention();
                 Ok(Reply::Waiting)
             }
             Request::Poll => {
@@ -97,6 +106,21 @@ impl Membership {
                     None => Ok(Reply::Waiting),
                     Some((name, terms)) => Ok(Reply::Granted(self.grant(belonging, peer, &name, terms, [0; 32])?)),
                 }
+            }
+            Request::Introduce { name, port } => {
+                drop(guard);
+                self.met_stranger(peer, &name, session.host, session.address(port));
+                Ok(Reply::Introduced { name: self.name().to_owned() })
+            }
+            Request::Offer { name, port } => {
+                let address = session.address(port).ok_or(JoinRefusal::Malformed)?;
+                if !belonging.strangers.may_offer(session.host, now) {
+                    return Err(JoinRefusal::Full);
+                }
+                drop(guard);
+                tracing::debug!(event = "offered", %peer, name, "Peer {peer} ({name}) offers to admit this node");
+                let is_passed_on = self.pass_on(Offer { member: peer, address });
+                is_passed_on.then_some(Reply::Waiting).ok_or(JoinRefusal::Full)
             }
         }
     }

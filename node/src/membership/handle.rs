@@ -14,10 +14,10 @@ use pangea_control::membership::join::{Grant, SECRET_BYTES};
 use pangea_control::membership::pending::NotAccepted;
 use pangea_control::membership::{
     Certificate, Chain, Invitation, Invitations, NotProven, Pending, PoolId, Proofs, Revocation, Role,
-    SignedCertificate, SixDigits, Terms, Token, invitation,
+    SignedCertificate, SixDigits, Strangers, Terms, Token, invitation,
 };
 use pangea_control::net::admission::{Credentials, Refusal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::pool_key::{PoolKey, PoolSigner};
 use super::stored::{Admitted, KeptCertificate, MAX_ADMITTED, Stored};
@@ -31,6 +31,18 @@ const RENEWED_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Longest time from letting a connection in to its being connected.
 const ARRIVAL: Duration = Duration::from_secs(10);
 
+/// Offers of members that wait to be followed; what may be followed is limited by [`Strangers`].
+const OFFERS: usize = 8;
+
+/// A member's offer to admit this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The member.
+    pub member: PeerId,
+    /// Where it answers, without its peer id.
+    pub address: Multiaddr,
+}
+
 /// This node's place in its pool. Clones share it.
 #[derive(Clone)]
 pub struct Membership(Arc<Inner>);
@@ -42,6 +54,11 @@ struct Inner {
     stored: Stored,
     belonging: Mutex<Belonging>,
     changes: watch::Sender<Changes>,
+    /// Changes when a person may have something to decide.
+    attention: watch::Sender<()>,
+    offers: mpsc::Sender<Offer>,
+    /// Taken by the task that follows offers.
+    offered: Mutex<Option<mpsc::Receiver<Offer>>>,
 }
 
 /// What has changed since the node started: how often it joined another pool, and which revocations it knows.
@@ -74,6 +91,7 @@ pub(super) struct Belonging {
     pub(super) admitted_at: String,
     pub(super) invitations: Invitations,
     pub(super) pending: Option<Pending>,
+    pub(super) strangers: Strangers,
     pub(super) admitted: Vec<Admitted>,
     /// Peers whose connections were let in within the last [`ARRIVAL`], since this node belongs to the pool.
     arriving: BTreeMap<PeerId, Instant>,
@@ -113,6 +131,7 @@ impl Membership {
             admitted_at: String::new(),
             invitations: Invitations::default(),
             pending: None,
+            strangers: Strangers::default(),
             admitted: Vec::new(),
             arriving: BTreeMap::new(),
             left_behind: BTreeSet::new(),
@@ -157,6 +176,7 @@ impl Membership {
 
     fn with(keypair: &Keypair, name: &str, stored: Stored, belonging: Belonging) -> Membership {
         let revocations = belonging.proofs.as_ref().map(Proofs::encoded_revocations).unwrap_or_default();
+        let (offers, offered) = mpsc::channel(OFFERS);
         Membership(Arc::new(Inner {
             keypair: keypair.clone(),
             local: keypair.public().to_peer_id(),
@@ -164,6 +184,9 @@ impl Membership {
             stored,
             belonging: Mutex::new(belonging),
             changes: watch::Sender::new(Changes { joined: 0, revocations }),
+            attention: watch::Sender::new(()),
+            offers,
+            offered: Mutex::new(Some(offered)),
         }))
     }
 
@@ -185,6 +208,11 @@ impl Membership {
         &self.0.keypair
     }
 
+    /// This node's role in its pool; `None` in an open pool.
+    pub fn role(&self) -> Option<Role> {
+        self.belonging().chain.as_ref().map(Chain::role)
+    }
+
     /// This node's name, as those who join see it.
     pub fn name(&self) -> &str {
         &self.0.name
@@ -203,6 +231,26 @@ impl Membership {
     /// Changes with every pool joined and every revocation.
     pub fn changes(&self) -> watch::Receiver<Changes> {
         self.0.changes.subscribe()
+    }
+
+    /// Changes when a person may have something to decide: a node waits, or a member offers to admit this one.
+    pub fn attention(&self) -> watch::Receiver<()> {
+        self.0.attention.subscribe()
+    }
+
+    /// A person may have something to decide.
+    pub fn needs_attention(&self) {
+        self.0.attention.send_replace(());
+    }
+
+    /// The offers of members to admit this node, for the one task that follows them.
+    pub fn take_offers(&self) -> Option<mpsc::Receiver<Offer>> {
+        self.0.offered.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Passes an offer on; returns whether there was room.
+    pub(super) fn pass_on(&self, offer: Offer) -> bool {
+        self.0.offers.try_send(offer).is_ok()
     }
 
     /// What this node proves with that it belongs to its pool.
@@ -310,6 +358,19 @@ impl Membership {
         self.revocations_told(&signed.encode())
     }
 
+    /// Revokes `peer`, which was proven to lie, if this node holds the pool's key. Other members learn of it, and one without the
+    /// key leaves it to them: they are told of the evidence.
+    ///
+    /// # Errors
+    /// `Internal` if the revocation cannot be signed or stored.
+    pub fn revoke_liar(&self, peer: PeerId) -> Result<()> {
+        let is_due = {
+            let belonging = self.belonging();
+            matches!(belonging.signer, Signer::Pool { .. }) && !belonging.is_revoked(&peer) && peer != self.0.local
+        };
+        if is_due { self.revoke(peer) } else { Ok(()) }
+    }
+
     /// Issues the certificate of a node that is admitted; returns the pool and the chain.
     pub(super) fn issue_for(
         &self,
@@ -338,6 +399,7 @@ impl Membership {
         if belonging.admitted.len() >= MAX_ADMITTED {
             belonging.admitted.remove(0);
         }
+        belonging.strangers.forget(&peer);
         let role = terms.role.name().to_owned();
         belonging.admitted.push(Admitted { peer: peer.to_string(), name: name.to_owned(), role, expires_unix_s });
         self.0.stored.keep_admitted(&pool, &belonging.admitted)?;
@@ -378,6 +440,14 @@ impl Membership {
         Ok(Invited { token: token.to_text(), pin, expires_unix_s })
     }
 
+    /// Whether this node may admit others.
+    ///
+    /// # Errors
+    /// `InvalidInput` in an open pool; `Unauthorized` if this node is a client or stands too far from the pool's key.
+    pub fn may_admit(&self) -> Result<()> {
+        self.pool_to_admit_to(&self.belonging()).map(drop)
+    }
+
     fn pool_to_admit_to(&self, belonging: &Belonging) -> Result<PoolId> {
         let pool = belonging.pool().ok_or_else(|| {
             let message = "this node runs with --open: whoever is on the network is in, there is nobody to invite";
@@ -411,9 +481,14 @@ impl Membership {
         })
     }
 
-    /// Turns a waiting node away; returns whether it waited.
+    /// Turns a waiting node away, or one of another pool that was met; returns whether it waited.
     pub fn dismiss(&self, peer: &PeerId) -> bool {
-        self.belonging().pending.as_mut().is_some_and(|pending| pending.dismiss(peer))
+        let mut belonging = self.belonging();
+        let was_stranger = belonging.strangers.dismiss(peer);
+        let waited = belonging.pending.as_mut().is_some_and(|pending| pending.dismiss(peer));
+        drop(belonging);
+        self.needs_attention();
+        was_stranger || waited
     }
 
     /// Whether this node may join another pool.
@@ -438,10 +513,12 @@ impl Membership {
         let kept = KeptCertificate { pool: grant.pool, chain, member: grant.name, addresses };
         self.0.stored.keep_certificate(&kept)?;
         let KeptCertificate { pool, chain, member, .. } = kept;
-        let new = Belonging::new(self.0.local, pool, Signer::Node, chain, member.clone(), &self.0.stored)?;
+        let mut new = Belonging::new(self.0.local, pool, Signer::Node, chain, member.clone(), &self.0.stored)?;
         let revocations = new.proofs.as_ref().map(Proofs::encoded_revocations).unwrap_or_default();
         {
             let mut belonging = self.belonging();
+            // Whoever is on the network is so for the new pool, too.
+            new.strangers = std::mem::take(&mut belonging.strangers);
             let before = std::mem::replace(&mut *belonging, new);
             belonging.left_behind = before.arriving.into_keys().collect();
         }
@@ -473,6 +550,7 @@ impl Belonging {
             admitted_at,
             invitations: Invitations::stored(stored.invitations(&pool)),
             pending: Some(Pending::new(local, pool)),
+            strangers: Strangers::default(),
             admitted: stored.admitted(&pool),
             arriving: BTreeMap::new(),
             left_behind: BTreeSet::new(),
@@ -485,6 +563,11 @@ impl Belonging {
 
     pub(super) fn is_revoked(&self, peer: &PeerId) -> bool {
         self.proofs.as_ref().is_some_and(|proofs| proofs.is_revoked(peer))
+    }
+
+    /// Whether `peer`, which belongs to another pool, may be admitted to this one.
+    pub(super) fn may_be_stranger(&self, peer: &PeerId) -> bool {
+        self.proofs.as_ref().is_some_and(|proofs| proofs.proven(peer).is_none() && !proofs.is_revoked(peer))
     }
 
     pub(super) fn may_admit(&self) -> bool {
@@ -522,7 +605,8 @@ pub(super) fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// The membership of a node with the data directory `data_dir`: what it joined, or its own pool.
+/// The membership of a node with the data directory `data_dir`: what it joined, or its own pool. A node that `rejoins` is about to
+/// join a pool: it is in its own one until then if its certificate does not count any more.
 ///
 /// # Errors
 /// Those of [`Membership::member`], [`Membership::holder`], [`KeptCertificate::load`]; `InvalidInput` for a damaged `pool.key`.
@@ -532,10 +616,17 @@ pub fn own_or_joined(
     data_dir: &Path,
     name: &str,
     stored: Stored,
+    rejoins: bool,
 ) -> Result<(Membership, Vec<Multiaddr>)> {
     if let Some(kept) = KeptCertificate::load(data_dir)? {
         let addresses = kept.addresses.clone();
-        return Ok((Membership::member(keypair, kept, name, stored)?, addresses));
+        match Membership::member(keypair, kept, name, stored.clone()) {
+            Ok(membership) => return Ok((membership, addresses)),
+            Err(error) if rejoins && error.kind() == ErrorKind::InvalidInput => {
+                tracing::info!(event = "certificate_over", "{error}");
+            }
+            Err(error) => return Err(error),
+        }
     }
     let key = PoolKey::load_or_create(&data_dir.join("pool.key"))
         .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;

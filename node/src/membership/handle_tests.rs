@@ -113,7 +113,7 @@ fn what_a_node_knows_of_its_pool_survives_a_restart() {
     let keypair = Keypair::generate_ed25519();
     let start = || {
         let stored = Stored::new(Some(State::open(folder.path())), Some(folder.path()));
-        own_or_joined(&keypair, Role::Member, folder.path(), "node", stored).unwrap()
+        own_or_joined(&keypair, Role::Member, folder.path(), "node", stored, false).unwrap()
     };
     let revoked = PeerId::random();
     let (own, token) = {
@@ -145,6 +145,39 @@ fn what_a_node_knows_of_its_pool_survives_a_restart() {
     }
     std::fs::write(folder.path().join("certificate"), "{}").unwrap();
     let stored = Stored::new(Some(State::open(folder.path())), Some(folder.path()));
-    let error = own_or_joined(&keypair, Role::Member, folder.path(), "node", stored).err().unwrap();
+    let error = own_or_joined(&keypair, Role::Member, folder.path(), "node", stored, false).err().unwrap();
     assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains("move it away"), "{error}");
+}
+
+#[test]
+fn a_node_whose_certificate_is_over_starts_only_to_join_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (keypair, member) = (Keypair::generate_ed25519(), holder(1, Role::Member));
+    let brief = Terms { role: Role::Member, member_for_s: 0 };
+    let (pool, chain) =
+        member.issue_for(&mut member.belonging(), keypair.public().to_peer_id(), "node", brief).unwrap();
+    KeptCertificate { pool, chain, member: "one".to_owned(), addresses: Vec::new() }.save(folder.path()).unwrap();
+    let start = |rejoins| {
+        let stored = Stored::new(Some(State::open(folder.path())), Some(folder.path()));
+        own_or_joined(&keypair, Role::Member, folder.path(), "node", stored, rejoins)
+    };
+    let error = start(false).err().unwrap();
+    assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains("--join TOKEN"), "{error}");
+    assert_ne!(start(true).unwrap().0.pool(), Some(pool), "in its own pool until it has joined again");
+}
+
+#[test]
+fn only_the_holder_of_the_key_revokes_a_liar_and_only_once() {
+    let (one, two, liar) = (holder(1, Role::Member), holder(2, Role::Member), PeerId::random());
+    join(&one, &two);
+    two.revoke_liar(liar).unwrap();
+    Membership::open(&Keypair::generate_ed25519()).revoke_liar(liar).unwrap();
+    assert!(!two.is_revoked(&liar));
+    one.revoke_liar(liar).unwrap();
+    let told = one.changes().borrow().revocations.clone();
+    one.revoke_liar(liar).unwrap();
+    one.revoke_liar(one.local()).unwrap();
+    assert_eq!(one.changes().borrow().revocations, told);
+    two.revocations_told(&told).unwrap();
+    assert!(one.is_revoked(&liar) && two.is_revoked(&liar) && !one.is_revoked(&one.local()));
 }

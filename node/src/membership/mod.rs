@@ -9,6 +9,7 @@
 //! | [`overview`] | who belongs to the pool, for people |
 //! | [`pool_key`] | the pool key and its file |
 //! | [`pake`] | the exchange that a PIN protects |
+//! | [`strangers`] | nodes of other pools that were met on the network |
 //! | [`stored`] | what survives a restart: the certificate, invitations, revocations, who was admitted |
 
 pub mod door;
@@ -17,8 +18,9 @@ pub mod overview;
 pub mod pake;
 pub mod pool_key;
 pub mod stored;
+pub mod strangers;
 
-pub use handle::{Invited, Joined, Membership};
+pub use handle::{Invited, Joined, Membership, Offer};
 pub use overview::{KnownMember, Overview};
 pub use pool_key::{PoolKey, PoolKeyError, PoolKeyProblem, PoolSigner};
 pub use stored::{KeptCertificate, Stored};

@@ -2,7 +2,7 @@
 //! For people; nothing is decided by it.
 
 use libp2p::PeerId;
-use pangea_control::membership::{PendingNode, PoolId, Role};
+use pangea_control::membership::{PendingNode, PoolId, Role, Stranger};
 
 use super::handle::{Membership, Signer, unix_s};
 
@@ -36,8 +36,10 @@ pub struct Overview {
     pub role: Option<Role>,
     /// Members and revoked peers, without this node.
     pub members: Vec<KnownMember>,
-    /// Nodes that wait to be accepted.
+    /// Nodes that wait to be accepted, with their digits.
     pub pending: Vec<PendingNode>,
+    /// Nodes of other pools on the network, which have not been asked to compare digits yet.
+    pub strangers: Vec<Stranger>,
 }
 
 impl Membership {
@@ -46,6 +48,7 @@ impl Membership {
         let mut belonging = self.belonging();
         let now = unix_s();
         let pending = belonging.pending.as_mut().map(|pending| pending.list(now)).unwrap_or_default();
+        let mut strangers = belonging.strangers.list(now);
         let Some(proofs) = &belonging.proofs else { return Overview::default() };
         let mut members: Vec<KnownMember> = proofs
             .all_proven()
@@ -87,6 +90,9 @@ impl Membership {
                 }),
             }
         }
+        let waits = |peer: &PeerId| belonging.pending.as_ref().is_some_and(|pending| pending.waits(peer));
+        let is_member = |peer: &PeerId| members.iter().any(|member| member.peer == *peer);
+        strangers.retain(|stranger| !waits(&stranger.peer) && !is_member(&stranger.peer));
         let own = belonging.chain.as_ref().and_then(|chain| Some(chain.role()).filter(|_| belonging.proofs.is_some()));
         Overview {
             pool: belonging.pool(),
@@ -95,6 +101,7 @@ impl Membership {
             role: own,
             members,
             pending,
+            strangers,
         }
     }
 }

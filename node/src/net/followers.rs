@@ -17,6 +17,8 @@ pub enum Interest {
     NoGossip,
     /// Only connects and disconnects of peers.
     Connections,
+    /// Only nodes of other pools.
+    Strangers,
 }
 
 impl Interest {
@@ -25,6 +27,7 @@ impl Interest {
             Interest::All => true,
             Interest::NoGossip => !matches!(event, NetEvent::Gossip(_)),
             Interest::Connections => matches!(event, NetEvent::PeerUp { .. } | NetEvent::PeerDown { .. }),
+            Interest::Strangers => matches!(event, NetEvent::Stranger { .. }),
         }
     }
 }
@@ -145,6 +148,7 @@ fn kind(event: &NetEvent) -> Kind {
         | NetEvent::Gossip(_)
         | NetEvent::Refused { .. }
         | NetEvent::RefusedBy { .. }
+        | NetEvent::Stranger { .. }
         | NetEvent::PeersFileBroken { .. }
         | NetEvent::PeersFileLoaded { .. } => Kind::Passing,
     }

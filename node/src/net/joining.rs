@@ -212,6 +212,31 @@ impl Doorstep {
     }
 }
 
+impl Doorstep {
+    /// Introduces this node, which answers on the TCP port `port` (0 if it does not), to one of another pool; returns that one's
+    /// name.
+    ///
+    /// # Errors
+    /// Why that node wants to know nobody.
+    pub async fn introduce(mut self, name: &str, port: u16) -> Result<String> {
+        match self.ask(&Request::Introduce { name: name.to_owned(), port }).await? {
+            Reply::Introduced { name } => Ok(name),
+            _ => Err(self.unexpected()),
+        }
+    }
+
+    /// Offers to admit the node, which is to compare digits with this member at its TCP port `port`.
+    ///
+    /// # Errors
+    /// Why it follows no offer.
+    pub async fn offer(mut self, name: &str, port: u16) -> Result<()> {
+        match self.ask(&Request::Offer { name: name.to_owned(), port }).await? {
+            Reply::Waiting => Ok(()),
+            _ => Err(self.unexpected()),
+        }
+    }
+}
+
 fn refused(why: JoinRefusal) -> Error {
     let kind = match why {
         JoinRefusal::Full => ErrorKind::Overloaded,

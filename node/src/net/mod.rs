@@ -43,7 +43,8 @@ pub use followers::{Follower, Followers, Interest};
 pub use inbound::{AcceptedTwice, IncomingStreams};
 pub use network::{
     Direction, Gossip, GossipConfig, GossipJudgement, GossipTicket, NetConfig, NetError, NetEvent, Network, start,
+    with_free_ports,
 };
-pub use pangea_control::net::dial::Stranger;
+pub use pangea_control::net::dial::Unconnected;
 pub use pangea_control::net::dial_budget::Report;
 pub use pangea_control::net::{FoundBy, Traffic, Transport};

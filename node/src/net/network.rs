@@ -17,7 +17,7 @@ use super::inbound::{AcceptedTwice, Inbound, IncomingStreams};
 use super::peer_connections::PeerConnections;
 use super::peers_file::PeersFileError;
 use super::swarm;
-use super::{FoundBy, Report, Stranger, Traffic, Transport};
+use super::{FoundBy, Report, Traffic, Transport, Unconnected};
 use crate::membership::Membership;
 use crate::observe::Observer;
 
@@ -47,6 +47,8 @@ pub struct NetConfig {
     pub max_peers: u32,
     /// The gossip topic; `None` for no gossip.
     pub gossip: Option<GossipConfig>,
+    /// Whether to connect to the nodes that are named or discovered; otherwise they are only known.
+    pub dials: bool,
 }
 
 impl NetConfig {
@@ -64,6 +66,7 @@ impl NetConfig {
             peers_file: None,
             max_peers: Self::MAX_PEERS,
             gossip: None,
+            dials: true,
         }
     }
 }
@@ -181,6 +184,13 @@ pub enum NetEvent {
         /// Reason of the refusal, and what to do.
         why: String,
     },
+    /// A connection failed because the other node belongs to another pool. As often as that happens.
+    Stranger {
+        /// Id of the node.
+        peer: PeerId,
+        /// Where it is.
+        host: Option<IpAddr>,
+    },
     /// The peers file is invalid; the last valid list stays in force. Already logged.
     PeersFileBroken {
         /// Path of the file.
@@ -264,7 +274,7 @@ pub(super) enum Command {
     Heard { report: Report, addresses: Vec<Multiaddr> },
     ListenAddresses { reply: oneshot::Sender<Vec<Multiaddr>> },
     Keep { addresses: Vec<Multiaddr> },
-    Strangers { reply: oneshot::Sender<Vec<Stranger>> },
+    Unconnected { reply: oneshot::Sender<Vec<Unconnected>> },
     Shutdown { reply: oneshot::Sender<()> },
 }
 
@@ -308,6 +318,27 @@ pub fn start(config: NetConfig) -> Result<(Network, mpsc::Receiver<NetEvent>), N
     Ok((Network { local, commands, streams, inbound, connections }, events))
 }
 
+/// These addresses, with free ports instead if the port of one of them is in use.
+pub fn with_free_ports(listen: &[Multiaddr]) -> Vec<Multiaddr> {
+    let taken = listen.iter().find_map(|address| match check_port_free(address) {
+        Err(NetError::PortInUse { port, .. }) => Some(port),
+        _ => None,
+    });
+    let Some(port) = taken else { return listen.to_vec() };
+    tracing::info!(event = "port_taken", port, "Port {port} for peers is in use; using free ports instead");
+    listen.iter().map(with_free_port).collect()
+}
+
+/// `address` with port 0, which picks a free one.
+fn with_free_port(address: &Multiaddr) -> Multiaddr {
+    let free = |part| match part {
+        Protocol::Tcp(_) => Protocol::Tcp(0),
+        Protocol::Udp(_) => Protocol::Udp(0),
+        other => other,
+    };
+    address.iter().map(free).collect()
+}
+
 /// Binds the port and releases it at once. libp2p's TCP listeners share their ports (SO_REUSEPORT): a second node would
 /// silently take half of the first one's connections.
 fn check_port_free(address: &Multiaddr) -> Result<(), NetError> {
@@ -330,15 +361,7 @@ fn check_port_free(address: &Multiaddr) -> Result<(), NetError> {
 
 /// [`NetError::PortInUse`], with the address that picks a free port.
 fn port_in_use(address: &Multiaddr, port: u16) -> NetError {
-    let free = address
-        .iter()
-        .map(|part| match part {
-            Protocol::Tcp(_) => Protocol::Tcp(0),
-            Protocol::Udp(_) => Protocol::Udp(0),
-            other => other,
-        })
-        .collect();
-    NetError::PortInUse { port, address: address.clone(), free }
+    NetError::PortInUse { port, address: address.clone(), free: with_free_port(address) }
 }
 
 impl Network {
@@ -446,9 +469,9 @@ impl Network {
     }
 
     /// Nodes that this one knows the addresses of and is not connected to: on the local network, and those that were named.
-    pub async fn strangers(&self) -> Vec<Stranger> {
+    pub async fn unconnected(&self) -> Vec<Unconnected> {
         let (reply, answer) = oneshot::channel();
-        match self.commands.send(Command::Strangers { reply }).await {
+        match self.commands.send(Command::Unconnected { reply }).await {
             Ok(()) => answer.await.unwrap_or_default(),
             Err(_) => Vec::new(),
         }

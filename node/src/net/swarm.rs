@@ -84,6 +84,7 @@ pub(super) struct SwarmDriver {
     refused: mpsc::Receiver<RefusedConnection>,
     refusals: RefusalLog,
     plan: DialPlan,
+    dials: bool,
     dialling: HashMap<ConnectionId, Dialler>,
     waiting: Vec<Waiting>,
     connected: HashMap<PeerId, Connected>,
@@ -131,8 +132,9 @@ impl SwarmDriver {
             events,
             waiting_events: VecDeque::new(),
             refused,
-            refusals: RefusalLog::default(),
+            refusals: RefusalLog::new(clock::now()),
             plan,
+            dials: config.dials,
             dialling: HashMap::new(),
             waiting: Vec::new(),
             connected: HashMap::new(),
@@ -254,9 +256,9 @@ impl SwarmDriver {
                 addresses.into_iter().for_each(|address| self.plan.add_named(address, clock::now()));
                 self.dial_due();
             }
-            Command::Strangers { reply } => {
+            Command::Unconnected { reply } => {
                 let connected = &self.connected;
-                let _ = reply.send(self.plan.strangers(|peer| connected.contains_key(peer)));
+                let _ = reply.send(self.plan.unconnected(|peer| connected.contains_key(peer)));
             }
             Command::Shutdown { .. } => {}
         }
@@ -355,9 +357,14 @@ impl SwarmDriver {
             Ok(()) => {
                 self.dialling.insert(connection, Dialler::Plan { target: dial.target, found_by: dial.found_by });
             }
-            Err(error) => {
-                self.plan.failed(dial.target, failure_of(&error), clock::now());
-            }
+            Err(error) => self.plan_failed(dial.target, &error),
+        }
+    }
+
+    fn plan_failed(&mut self, target: TargetId, error: &DialError) {
+        let why = dial_error_text(error);
+        if let Some(address) = self.plan.failed(target, failure_of(error), &why, clock::now()) {
+            tracing::warn!(event = "unreachable", %address, why, "Cannot connect to {address} ({why}); this node goes on trying");
         }
     }
 
@@ -387,17 +394,20 @@ impl SwarmDriver {
     }
 
     fn on_refused(&mut self, refused: &RefusedConnection) {
-        let RefusedConnection { peer, refusal, by_peer, timed_out } = *refused;
-        if !self.refusals.is_news(peer, refusal, by_peer, clock::now()) {
-            return;
+        let RefusedConnection { peer, refusal, by_peer, timed_out, host } = *refused;
+        // A lagging reader hears of it the next time.
+        if refusal == Refusal::WrongKey && self.waiting_events.len() < MAX_WAITING_EVENTS / 2 {
+            self.emit(NetEvent::Stranger { peer, host });
         }
+        let Some(times) = self.refusals.refused(peer, refusal, by_peer, clock::now()) else { return };
+        let again = if times == 1 { String::new() } else { format!(", {times} times since this was logged") };
         if by_peer {
             let why = refusal.of_this_node().to_owned();
-            tracing::warn!(event = "refused_by_peer", peer = %peer, "Refused by peer {peer} ({why})");
+            tracing::warn!(event = "refused_by_peer", %peer, times, "Refused by peer {peer} ({why}){again}");
             self.emit(NetEvent::RefusedBy { peer, why });
         } else {
             let why = if timed_out { "it did not finish the admission in time" } else { refusal.of_the_other() };
-            tracing::warn!(event = "refused_peer", peer = %peer, "Refused peer {peer} ({why})");
+            tracing::warn!(event = "refused_peer", %peer, times, "Refused peer {peer} ({why}){again}");
             self.emit(NetEvent::Refused { peer: Some(peer), why: why.to_owned() });
         }
     }
@@ -459,6 +469,9 @@ impl SwarmDriver {
     }
 
     fn dial_due(&mut self) {
+        if !self.dials {
+            return;
+        }
         let (connected, connections) = (&self.connected, &self.connections);
         let dials = self.plan.due(clock::now(), |peer| connected.contains_key(peer) || connections.is_blocked(peer));
         for dial in dials {
@@ -525,9 +538,7 @@ impl SwarmDriver {
     fn on_dial_failed(&mut self, connection: ConnectionId, error: &DialError) {
         tracing::debug!(event = "dial_failed", error = %dial_error_text(error));
         match self.dialling.remove(&connection) {
-            Some(Dialler::Plan { target, .. }) => {
-                self.plan.failed(target, failure_of(error), clock::now());
-            }
+            Some(Dialler::Plan { target, .. }) => self.plan_failed(target, error),
             Some(Dialler::Caller(caller)) => match failure_of(error) {
                 Failure::Duplicate(peer) if self.connected.contains_key(&peer) => {
                     let _ = caller.reply.send(Ok(peer));

@@ -4,6 +4,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -101,6 +102,8 @@ pub(super) struct RefusedConnection {
     pub(super) by_peer: bool,
     /// Whether the exchange timed out without a proof.
     pub(super) timed_out: bool,
+    /// The host at the other end.
+    pub(super) host: Option<IpAddr>,
 }
 
 /// State that every handshake needs.
@@ -139,7 +142,8 @@ fn by_address(context: &HandshakeContext) -> Result<Boxed<(PeerId, StreamMuxerBo
             let socket = Socket::new(stream, Arc::clone(&meter));
             let handshake = tcp_handshake(&tcp_door, noise, socket, &endpoint, meter, &mut peer);
             let result = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
-            conclude(&tcp_door, result.unwrap_or(Err(HandshakeError::TimedOut { peer })))
+            let host = ip_of(endpoint.get_remote_address());
+            conclude(&tcp_door, result.unwrap_or(Err(HandshakeError::TimedOut { peer })), host)
         });
 
     let mut quic_config = quic::Config::new(&context.keypair);
@@ -152,14 +156,19 @@ fn by_address(context: &HandshakeContext) -> Result<Boxed<(PeerId, StreamMuxerBo
     let quic = quic::tokio::Transport::new(quic_config).and_then(move |(peer, connection), endpoint| async move {
         let result =
             tokio::time::timeout(HANDSHAKE_TIMEOUT, quic_handshake(&quic_door, connection, peer, &endpoint)).await;
-        conclude(&quic_door, result.unwrap_or(Err(HandshakeError::TimedOut { peer: Some(peer) })))
+        let host = ip_of(endpoint.get_remote_address());
+        conclude(&quic_door, result.unwrap_or(Err(HandshakeError::TimedOut { peer: Some(peer) })), host)
     });
 
     Ok(tcp.or_transport(quic).map(|either, _| either.into_inner()).boxed())
 }
 
 /// Reports refusals that the user should see.
-fn conclude<T>(context: &HandshakeContext, result: Result<T, HandshakeError>) -> Result<T, HandshakeFailed> {
+fn conclude<T>(
+    context: &HandshakeContext,
+    result: Result<T, HandshakeError>,
+    host: Option<IpAddr>,
+) -> Result<T, HandshakeFailed> {
     let told = match &result {
         Err(
             HandshakeError::Refused { refusal: Refusal::Duplicate, .. }
@@ -171,7 +180,7 @@ fn conclude<T>(context: &HandshakeContext, result: Result<T, HandshakeError>) ->
         _ => None,
     };
     if let Some((peer, refusal, by_peer, timed_out)) = told {
-        let _ = context.refused.try_send(RefusedConnection { peer, refusal, by_peer, timed_out });
+        let _ = context.refused.try_send(RefusedConnection { peer, refusal, by_peer, timed_out, host });
     }
     result.map_err(HandshakeFailed)
 }

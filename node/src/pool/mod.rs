@@ -6,7 +6,8 @@
 //! ```
 //!
 //! * [`codec`]: encoding of adverts. [`pangea_control::pool`] decides which nodes are present and which is the master.
-//! * [`members`]: what the owner of the node does about belonging; [`revocations`]: the task that spreads revocations.
+//! * [`members`]: what the owner of the node does about belonging; [`revocations`]: the task that spreads revocations;
+//!   [`strangers`]: the task that meets nodes of other pools; [`enrolment`]: how a node that does not run joins a pool.
 //! * [`memory`]: state that survives the process.
 //! * [`handle`]: the interface to the rest of the node; [`topology`]: the pool as a graph for people.
 //! * [`driver`]: the task that feeds these.
@@ -15,12 +16,14 @@
 
 pub mod codec;
 pub mod driver;
+pub mod enrolment;
 #[cfg(test)]
 mod goldens;
 pub mod handle;
 pub mod members;
 pub mod memory;
 pub mod revocations;
+pub mod strangers;
 pub mod topology;
 
 pub use driver::{PoolDriver, PoolSettings};

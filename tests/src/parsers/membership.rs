@@ -34,6 +34,8 @@ pub(super) fn join_message_seeds() -> Vec<Vec<u8>> {
         Request::Compare { name: name(), commitment: [7; 32] },
         Request::Reveal([7; 32]),
         Request::Poll,
+        Request::Introduce { name: name(), port: 7777 },
+        Request::Offer { name: name(), port: 7777 },
     ];
     let replies = [
         Reply::Granted(Grant { pool: pool(), chain: chain().encode(), name: name(), proof: [8; 32] }),
@@ -41,6 +43,7 @@ pub(super) fn join_message_seeds() -> Vec<Vec<u8>> {
         Reply::Pin([7; 33]),
         Reply::Nonce { pool: pool(), name: name(), nonce: [7; 32] },
         Reply::Waiting,
+        Reply::Introduced { name: name() },
     ];
     requests.iter().map(Request::encode).chain(replies.iter().map(Reply::encode)).collect()
 }

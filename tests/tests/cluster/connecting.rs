@@ -1,8 +1,8 @@
 //! Which nodes are admitted, which are refused, and what both sides log.
 
 use pangea_client::ErrorKind;
-use pangea_tests::cluster::Cluster;
-use pangea_tests::process::TIMEOUT;
+use pangea_tests::cluster::{Cluster, Node};
+use pangea_tests::process::{TIMEOUT, eventually};
 
 #[test]
 fn two_nodes_connect_and_each_says_so() {
@@ -69,6 +69,49 @@ fn a_peer_written_into_peers_json_while_the_node_runs_is_connected() {
         .unwrap();
     one.process.line(&format!("Connected to peer {}", other.peer));
     other.process.line(&format!("Connected to peer {}", one.peer));
+}
+
+#[test]
+fn an_address_that_fails_takes_one_line_and_the_list_of_peers_says_why() {
+    let cluster = Cluster::new();
+    let other = cluster.node("other").pool_key(&cluster.pool_key("other.key", 2)).start();
+    let open = cluster.node("open").start();
+    // Nobody listens at the first, the second has no address, another node answers at the third.
+    let nobody = "/ip4/127.0.0.1/tcp/1";
+    let unknown = "/dns/nowhere.invalid/tcp/7777";
+    let wrong = format!("/ip4/127.0.0.1/tcp/{}/p2p/{}", open.port(), other.peer);
+    let one = cluster.node("one").pool_key(&cluster.pool_key("one.key", 1));
+    let one =
+        [nobody, unknown, &wrong, &other.address].iter().fold(one, |node, peer| node.with("--peer", peer)).start();
+    for address in [nobody, unknown, &wrong] {
+        one.process.line(&format!("Cannot connect to {address} ("));
+    }
+    one.process.line(&format!("({0} is {1}, not {2})", "the node there", open.peer, other.peer));
+    let state = |address: &str| {
+        let peers = one.client().peers().unwrap();
+        peers.into_iter().find(|peer| peer.addresses.iter().any(|known| known == address))
+    };
+    for address in [nobody, unknown, &wrong] {
+        let peer = state(address).unwrap();
+        assert_eq!((peer.state.as_str(), peer.found_by.as_str()), ("unreachable", "manual"), "{peer:?}");
+        assert!(!peer.why.is_empty(), "{peer:?}");
+    }
+    eventually("the stranger is listed as refused", || {
+        state(&other.address).is_some_and(|peer| peer.state == "refused" && peer.why.contains("another pool"))
+    });
+    // Whatever goes on is counted, not logged.
+    let refusals = |node: &Node, peer: &Node| {
+        node.process.count(&format!("Refused by peer {}", peer.peer))
+            + node.process.count(&format!("Refused peer {}", peer.peer))
+    };
+    for _ in 0..5 {
+        assert!(one.client().connect_peer(&other.address, Some(TIMEOUT)).is_err());
+    }
+    eventually("an address was tried again", || state(nobody).unwrap().why.contains(" times)"));
+    assert_eq!((refusals(&one, &other), refusals(&other, &one)), (1, 1));
+    assert_eq!(one.process.count(&format!("Cannot connect to {nobody}")), 1);
+    let shown = cluster.run(&["peers", "--rpc", &one.rpc]).out;
+    assert!(shown.contains(&format!("{nobody} is unreachable: ")), "{shown}");
 }
 
 #[test]

@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod clients;
+mod household;
 mod loading;
 mod logs;
 mod losses;
 mod owners;
+mod passive;
 mod permutations;
 
 use std::path::PathBuf;

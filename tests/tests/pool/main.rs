@@ -2,6 +2,7 @@
 //! tunnels.
 #![allow(clippy::unwrap_used)]
 
+mod crowd;
 mod election;
 mod persistence;
 mod poison;

@@ -1,6 +1,6 @@
 //! `/pangea/join/1`: what a node that wants to belong to a pool and a member say to each other, as bytes. It runs on a connection of
 //! its own, over Noise, which authenticates both peer ids, and ends before the pool's protocols begin. Sans-I/O: what the
-//! messages are answered with is decided by [`super::invitation`] and [`super::pending`].
+//! messages are answered with is decided by [`super::invitation`], [`super::pending`] and [`super::strangers`].
 //!
 //! ```text
 //! joiner                                        member
@@ -16,6 +16,12 @@
 //!                                       ◄──     Waiting                          or Refused { why }
 //!   Poll, on later connections          ──►
 //!                                       ◄──     Waiting, Granted                 or Refused { why }
+//! node of another pool                          node
+//!   Introduce { name, port }            ──►
+//!                                       ◄──     Introduced { name }              or Refused { why }
+//! member                                        node of another pool
+//!   Offer { name, port }                ──►
+//!                                       ◄──     Waiting, then Compare as above   or Refused { why }
 //! ```
 //!
 //! A message is its length (2 bytes, little-endian), a tag and its fields in order; texts and certificates have lengths of
@@ -24,8 +30,8 @@
 use libp2p_identity::PeerId;
 use thiserror::Error;
 
-use super::certificate::PoolId;
-use super::chain::MAX_CHAIN_BYTES;
+use super::certificate::{CertificateError, PoolId, Role};
+use super::chain::{Chain, MAX_CHAIN_BYTES};
 
 /// Maximum bytes of a message without its length: a grant with the longest chain and name.
 pub const MAX_MESSAGE_BYTES: usize = 1 + 32 + 2 + MAX_CHAIN_BYTES + 2 + MAX_NAME_BYTES + 32;
@@ -69,6 +75,20 @@ pub enum Request {
     Reveal([u8; 32]),
     /// It asks whether it has been accepted.
     Poll,
+    /// It belongs to another pool and introduces itself.
+    Introduce {
+        /// Name of the node.
+        name: String,
+        /// TCP port at which it can be asked; 0 if it cannot.
+        port: u16,
+    },
+    /// A member: it offers to admit the node that it asks, which is to compare digits with it.
+    Offer {
+        /// Name of the member.
+        name: String,
+        /// TCP port at which the member answers.
+        port: u16,
+    },
 }
 
 /// What the member answers.
@@ -91,6 +111,11 @@ pub enum Reply {
     },
     /// Nobody has accepted the node yet.
     Waiting,
+    /// The answer to an introduction.
+    Introduced {
+        /// Name of the node that was asked.
+        name: String,
+    },
 }
 
 /// What a node gets that belongs to a pool from now on.
@@ -104,6 +129,16 @@ pub struct Grant {
     pub name: String,
     /// Proof that the member knows the PIN; zeros where there is none.
     pub proof: [u8; 32],
+}
+
+impl Grant {
+    /// The role that the grant gives, as it says; nothing of it is checked.
+    ///
+    /// # Errors
+    /// Those of [`Chain::parse`].
+    pub fn role(&self) -> Result<Role, CertificateError> {
+        Ok(Chain::parse(&self.chain)?.role())
+    }
 }
 
 /// Why a member does not admit a node.
@@ -207,6 +242,16 @@ impl Request {
                 bytes.extend_from_slice(nonce);
             }
             Request::Poll => bytes.push(6),
+            Request::Introduce { name, port } => {
+                bytes.push(7);
+                put_text(name, &mut bytes);
+                bytes.extend_from_slice(&port.to_le_bytes());
+            }
+            Request::Offer { name, port } => {
+                bytes.push(8);
+                put_text(name, &mut bytes);
+                bytes.extend_from_slice(&port.to_le_bytes());
+            }
         }
         bytes
     }
@@ -224,6 +269,8 @@ impl Request {
             4 => Request::Compare { name: fields.text()?, commitment: fields.array()? },
             5 => Request::Reveal(fields.array()?),
             6 => Request::Poll,
+            7 => Request::Introduce { name: fields.text()?, port: u16::from_le_bytes(fields.array()?) },
+            8 => Request::Offer { name: fields.text()?, port: u16::from_le_bytes(fields.array()?) },
             _ => return Err(NoMessage),
         };
         fields.end(request)
@@ -254,6 +301,10 @@ impl Reply {
                 bytes.extend_from_slice(nonce);
             }
             Reply::Waiting => bytes.push(5),
+            Reply::Introduced { name } => {
+                bytes.push(6);
+                put_text(name, &mut bytes);
+            }
         }
         bytes
     }
@@ -278,6 +329,7 @@ impl Reply {
             3 => Reply::Pin(fields.array()?),
             4 => Reply::Nonce { pool: PoolId(fields.array()?), name: fields.text()?, nonce: fields.array()? },
             5 => Reply::Waiting,
+            6 => Reply::Introduced { name: fields.text()? },
             _ => return Err(NoMessage),
         };
         fields.end(reply)
@@ -378,6 +430,8 @@ mod tests {
             (Request::Compare { name: name(), commitment: [7; 32] }, format!("0404006d616332{}", "07".repeat(32))),
             (Request::Reveal([7; 32]), format!("05{}", "07".repeat(32))),
             (Request::Poll, "06".to_owned()),
+            (Request::Introduce { name: name(), port: 7777 }, "0704006d616332611e".to_owned()),
+            (Request::Offer { name: name(), port: 7777 }, "0804006d616332611e".to_owned()),
         ] {
             assert_eq!(hex(&request.encode()), bytes);
             assert_eq!(Request::parse(&request.encode()), Ok(request));
@@ -396,6 +450,7 @@ mod tests {
                 format!("04{}04006d616331{}", "09".repeat(32), "07".repeat(32)),
             ),
             (Reply::Waiting, "05".to_owned()),
+            (Reply::Introduced { name: name() }, "0604006d616331".to_owned()),
         ] {
             assert_eq!(hex(&reply.encode()), bytes);
             assert_eq!(Reply::parse(&reply.encode()), Ok(reply));
@@ -428,7 +483,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_message_with_one_encoding_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200), tag in 0..8u8) {
+        fn any_bytes_are_a_message_with_one_encoding_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..200), tag in 0..10u8) {
             let bytes = [vec![tag], bytes].concat();
             if let Ok(request) = Request::parse(&bytes) {
                 prop_assert_eq!(request.encode(), bytes.clone());

@@ -8,6 +8,8 @@
 //! | [`proofs`] | the check of the chains that others show |
 //! | [`invitation`] | tokens, PINs, and which are open |
 //! | [`pending`] | nodes that ask to be admitted; the six digits that people compare |
+//! | [`strangers`] | nodes of other pools that were met on the network |
+//! | [`questions`] | what is asked of the person at a node's terminal |
 //! | [`join`] | the messages of `/pangea/join/1` |
 //!
 //! Who holds the pool's key, signs with it and stores what is decided is the driver's.
@@ -18,7 +20,9 @@ pub mod invitation;
 pub mod join;
 pub mod pending;
 pub mod proofs;
+pub mod questions;
 pub mod revocation;
+pub mod strangers;
 
 pub use certificate::{Certificate, CertificateError, PoolId, Role, SignedCertificate};
 pub use chain::{Chain, MAX_CHAIN_BYTES, Proven};
@@ -26,4 +30,6 @@ pub use invitation::{Invitation, Invitations, Terms, Token};
 pub use join::JoinRefusal;
 pub use pending::{Pending, PendingNode, SixDigits};
 pub use proofs::{NotProven, Proofs};
+pub use questions::{Matter, Question, Questions};
 pub use revocation::{Revocation, SignedRevocation};
+pub use strangers::{Stranger, Strangers};

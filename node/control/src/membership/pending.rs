@@ -230,6 +230,11 @@ impl Pending {
         self.waiting.remove(joiner).is_some()
     }
 
+    /// Whether `joiner` waits, also if it was accepted and has not heard of it yet.
+    pub fn waits(&self, joiner: &PeerId) -> bool {
+        self.waiting.contains_key(joiner)
+    }
+
     /// The nodes that can be accepted, by peer id.
     pub fn list(&mut self, now_unix_s: u64) -> Vec<PendingNode> {
         self.forget_old(now_unix_s);
@@ -284,7 +289,7 @@ mod tests {
         assert_eq!(pending.polled(&peer(2), NOW), Ok(None));
         assert_eq!(pending.accept(&peer(2), node.digits, TERMS, NOW), Ok(()));
         assert_eq!(pending.polled(&peer(2), NOW), Ok(Some(("mac2".to_owned(), TERMS))));
-        assert!(pending.list(NOW).is_empty());
+        assert!(pending.list(NOW).is_empty() && pending.waits(&peer(2)) && !pending.waits(&peer(3)));
         assert_eq!(pending.polled(&peer(3), NOW), Err(JoinRefusal::Denied));
     }
 

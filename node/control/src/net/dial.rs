@@ -83,6 +83,11 @@ enum Source {
 }
 
 impl Source {
+    /// Whether a person named the target.
+    fn is_named(self) -> bool {
+        matches!(self, Self::Flag | Self::File)
+    }
+
     fn found_by(self) -> FoundBy {
         match self {
             Self::Flag | Self::File => FoundBy::Manual,
@@ -111,11 +116,26 @@ pub struct Dial {
 
 /// A node that is known and not connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stranger {
+pub struct Unconnected {
     /// Its peer id, if it is known.
     pub peer: Option<PeerId>,
     /// Where it listens, as far as is known.
     pub addresses: Vec<Multiaddr>,
+    /// Whether a person named it; otherwise the network announces it.
+    pub is_named: bool,
+    /// Why the last dial failed; `None` if none has failed since the last connection.
+    pub failed: Option<FailedDials>,
+}
+
+/// Dials in a row that failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailedDials {
+    /// Whether one side refused the other.
+    pub is_refused: bool,
+    /// Why the last one failed.
+    pub why: String,
+    /// Number of dials that failed for that reason.
+    pub count: u64,
 }
 
 /// How a dial failed.
@@ -145,6 +165,8 @@ struct Target {
     /// QUIC is tried next, because TCP failed just now.
     quic_next: bool,
     failures: u32,
+    /// The failures since the last connection.
+    failed: Option<FailedDials>,
     due: Time,
     dialling: bool,
     own: bool,
@@ -155,6 +177,21 @@ impl Target {
     /// that failed least.
     fn priority(&self) -> (Source, bool, u32) {
         (self.source, self.report.is_some_and(|report| !report.proven), self.failures)
+    }
+
+    /// Notes a failed dial; returns whether the target did not fail in this way before.
+    fn note(&mut self, failure: Failure, why: &str) -> bool {
+        let is_refused = match failure {
+            Failure::Unreachable => false,
+            Failure::Refused => true,
+            Failure::Duplicate(_) | Failure::Own => return false,
+        };
+        let count = match &self.failed {
+            Some(before) if before.is_refused == is_refused => before.count + 1,
+            _ => 1,
+        };
+        self.failed = Some(FailedDials { is_refused, why: why.to_owned(), count });
+        count == 1
     }
 }
 
@@ -218,6 +255,7 @@ impl DialPlan {
             addresses: vec![address],
             quic_next: false,
             failures: 0,
+            failed: None,
             due,
             dialling: false,
             own,
@@ -337,12 +375,17 @@ impl DialPlan {
     }
 
     /// The nodes that the user named and that mDNS announces, without those connected.
-    pub fn strangers(&self, is_connected: impl Fn(&PeerId) -> bool) -> Vec<Stranger> {
+    pub fn unconnected(&self, is_connected: impl Fn(&PeerId) -> bool) -> Vec<Unconnected> {
         let wanted = |target: &&Target| {
             target.source != Source::Gossip && !target.own && !target.peer.as_ref().is_some_and(&is_connected)
         };
-        let stranger = |target: &Target| Stranger { peer: target.peer, addresses: target.addresses.clone() };
-        self.targets.iter().filter(wanted).map(stranger).collect()
+        let unconnected = |target: &Target| Unconnected {
+            peer: target.peer,
+            addresses: target.addresses.clone(),
+            is_named: target.source.is_named(),
+            failed: target.failed.clone(),
+        };
+        self.targets.iter().filter(wanted).map(unconnected).collect()
     }
 
     /// How `peer` was found, if it was announced or reported.
@@ -403,17 +446,19 @@ impl DialPlan {
             target.reached = true;
             target.quic_next = false;
             target.failures = 0;
+            target.failed = None;
             target.peer = Some(peer);
         }
     }
 
-    /// Records that a dial failed.
-    pub fn failed(&mut self, id: TargetId, failure: Failure, now: Time) {
+    /// Records that a dial failed, and `why`. Returns the address if a person should hear of it: a person named it, and it did not
+    /// fail in this way before. Refusals are logged where they are decided.
+    pub fn failed(&mut self, id: TargetId, failure: Failure, why: &str, now: Time) -> Option<Multiaddr> {
         self.budget.failed(id);
-        let Some(target) = self.targets.iter_mut().find(|target| target.id == id) else {
-            return;
-        };
+        let target = self.targets.iter_mut().find(|target| target.id == id)?;
         target.dialling = false;
+        let is_news = target.note(failure, why);
+        let named = target.addresses.first().filter(|_| is_news && target.source.is_named()).cloned();
         let mixed = target.addresses.iter().any(|address| transport_of(address) != transport_of(&target.addresses[0]));
         let heard = target.source == Source::Gossip;
         let longest = if heard { HEARD_BACKOFF } else { MAX_BACKOFF };
@@ -438,6 +483,7 @@ impl DialPlan {
                 }
             }
         }
+        named.filter(|_| failure == Failure::Unreachable)
     }
 
     /// Records that the last connection to `peer` ended; its targets become due again.

@@ -36,7 +36,7 @@ fn a_named_address_is_dialled_at_growing_intervals_until_it_answers() {
         let dials = plan.due(now, nobody);
         assert_eq!(dials.len(), 1);
         assert!(plan.due(now, nobody).is_empty(), "one dial at a time");
-        plan.failed(dials[0].target, Failure::Unreachable, now);
+        plan.failed(dials[0].target, Failure::Unreachable, "no answer", now);
         let start = now;
         while plan.targets[0].due > now {
             now += Duration::from_millis(100);
@@ -58,13 +58,13 @@ fn hosts_that_never_answer_delay_no_named_peer_and_no_newcomer() {
     plan.add_named(address(QUIC), now);
     assert_eq!(plan.due(now, nobody).len(), 1, "a named peer does not wait");
     for dial in hanging {
-        plan.failed(dial.target, Failure::Unreachable, now);
+        plan.failed(dial.target, Failure::Unreachable, "no answer", now);
     }
     let newcomer = crate::test_peers::fresh_peer();
     for _ in 0..2 {
         now += Duration::from_secs(60);
         for dial in plan.due(now, nobody) {
-            plan.failed(dial.target, Failure::Unreachable, now);
+            plan.failed(dial.target, Failure::Unreachable, "no answer", now);
         }
     }
     now += Duration::from_secs(60);
@@ -92,10 +92,10 @@ fn tcp_is_tried_first_and_quic_right_after_it_fails() {
     plan.discovered(peer, address(TCP), Time::ZERO);
     let dial = plan.due(seconds(1.0), nobody).remove(0);
     assert_eq!(dial.addresses, [address(TCP)]);
-    plan.failed(dial.target, Failure::Unreachable, seconds(1.0));
+    plan.failed(dial.target, Failure::Unreachable, "no answer", seconds(1.0));
     let dial = plan.due(seconds(1.0), nobody).remove(0);
     assert_eq!(dial.addresses, [address(QUIC)]);
-    plan.failed(dial.target, Failure::Unreachable, seconds(1.0));
+    plan.failed(dial.target, Failure::Unreachable, "no answer", seconds(1.0));
     assert!(plan.due(seconds(1.0), nobody).is_empty());
     assert_eq!(plan.due(seconds(2.0), nobody)[0].addresses, [address(TCP)]);
 }
@@ -135,7 +135,7 @@ fn the_own_address_is_never_dialled_again() {
     assert!(plan.due(seconds(1.0), nobody).is_empty());
     plan.add_named(address(TCP), Time::ZERO);
     let dial = plan.due(seconds(1.0), nobody).remove(0);
-    plan.failed(dial.target, Failure::Own, seconds(1.0));
+    plan.failed(dial.target, Failure::Own, "no answer", seconds(1.0));
     assert!(plan.due(seconds(1e6), nobody).is_empty());
 }
 
@@ -170,7 +170,7 @@ fn reported_addresses_are_dialled_less_and_less_often_and_then_removed() {
         }
         for dial in plan.due(now, nobody) {
             assert_eq!((dial.found_by, dial.peer), (FoundBy::Gossip, Some(peer)));
-            plan.failed(dial.target, Failure::Unreachable, now);
+            plan.failed(dial.target, Failure::Unreachable, "no answer", now);
             dials += 1;
         }
     }
@@ -188,7 +188,7 @@ fn invalid_and_own_addresses_are_not_dialled() {
     plan.heard_of(report(peer), &[address("/ip4/127.0.0.1/tcp/9"), named], &[], seconds(9.0));
     let dial = plan.due(seconds(10.0), nobody).remove(0);
     assert_eq!(dial.addresses, [address("/ip4/127.0.0.1/tcp/9"), address(TCP)]);
-    plan.failed(dial.target, Failure::Own, seconds(10.0));
+    plan.failed(dial.target, Failure::Own, "no answer", seconds(10.0));
     assert_eq!(
         plan.due(seconds(12.0), nobody).len(),
         1,
@@ -232,7 +232,7 @@ fn forged_reports_make_few_dials_and_delay_none_that_is_wanted() {
         let (over, still) = hanging.into_iter().partition(|(_, until)| *until <= now);
         hanging = still;
         for (target, _) in over {
-            plan.failed(target, Failure::Unreachable, now);
+            plan.failed(target, Failure::Unreachable, "no answer", now);
         }
         assert!(hanging.len() <= 4, "black holes take few places: {}", hanging.len());
         now += Duration::from_millis(250);
@@ -257,7 +257,7 @@ fn several_forgers_together_are_limited_too() {
         forge(&mut plan, crate::test_peers::fresh_peer(), 8, now);
         for dial in plan.due(now, nobody) {
             addresses += dial.addresses.len();
-            plan.failed(dial.target, Failure::Unreachable, now);
+            plan.failed(dial.target, Failure::Unreachable, "no answer", now);
         }
         now += Duration::from_millis(250);
     }
@@ -274,7 +274,7 @@ fn reports_name_one_host_only_so_often() {
         }
         for dial in plan.due(now, nobody) {
             dialled += dial.addresses.len();
-            plan.failed(dial.target, Failure::Unreachable, now);
+            plan.failed(dial.target, Failure::Unreachable, "no answer", now);
         }
         now += Duration::from_millis(250);
     }
@@ -314,12 +314,34 @@ fn a_stranger_that_cannot_be_reached_gives_its_place_to_another() {
     plan.heard_of(reported, &[address(TCP)], &[], Time::ZERO);
     assert_eq!(plan.found(&honest), None, "all places are taken");
     for dial in plan.due(seconds(1.0), nobody) {
-        plan.failed(dial.target, Failure::Unreachable, seconds(1.0));
+        plan.failed(dial.target, Failure::Unreachable, "no answer", seconds(1.0));
     }
     for dial in plan.due(seconds(1.0), nobody) {
-        plan.failed(dial.target, Failure::Unreachable, seconds(1.0));
+        plan.failed(dial.target, Failure::Unreachable, "no answer", seconds(1.0));
     }
     plan.heard_of(reported, &[address(TCP)], &[], seconds(1.0));
     assert_eq!(plan.found(&honest), Some(FoundBy::Gossip));
     assert_eq!(plan.targets.len(), 8);
+}
+
+#[test]
+fn a_person_hears_once_of_a_named_address_that_fails_and_how_often_is_counted() {
+    let mut plan = plan();
+    plan.add_named(address(TCP), Time::ZERO);
+    let id = plan.targets[0].id;
+    assert_eq!(plan.unconnected(nobody)[0].failed, None);
+    assert_eq!(plan.failed(id, Failure::Unreachable, "refused by the host", Time::ZERO), Some(address(TCP)));
+    assert_eq!(plan.failed(id, Failure::Unreachable, "no route", Time::ZERO), None);
+    let failed = FailedDials { is_refused: false, why: "no route".to_owned(), count: 2 };
+    assert_eq!(plan.unconnected(nobody)[0].failed, Some(failed));
+    assert_eq!(plan.failed(id, Failure::Refused, "another pool", Time::ZERO), None, "that is logged elsewhere");
+    let failed = FailedDials { is_refused: true, why: "another pool".to_owned(), count: 1 };
+    assert_eq!(plan.unconnected(nobody)[0].failed, Some(failed));
+    plan.succeeded(id, crate::test_peers::fresh_peer());
+    assert_eq!(plan.unconnected(nobody)[0].failed, None);
+    assert_eq!(plan.failed(id, Failure::Unreachable, "no route", Time::ZERO), Some(address(TCP)), "again, later");
+    // Nobody named what the network announces.
+    plan.discovered(crate::test_peers::fresh_peer(), address(QUIC), Time::ZERO);
+    let announced = plan.targets[1].id;
+    assert_eq!(plan.failed(announced, Failure::Unreachable, "no route", Time::ZERO), None);
 }

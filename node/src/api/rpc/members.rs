@@ -176,6 +176,18 @@ impl<B: Backend> membership::Server for MembershipObject<B> {
         Ok(())
     }
 
+    async fn compare(
+        self: Rc<Self>,
+        params: membership::CompareParams,
+        mut results: membership::CompareResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let params = params.get()?;
+        let pending = self.members.compare(params.get_node()?.to_str()?).await.map_err(exception)?;
+        pending.to_wire(results.get().init_pending());
+        Ok(())
+    }
+
     async fn revoke(
         self: Rc<Self>,
         params: membership::RevokeParams,

@@ -37,6 +37,7 @@ impl FabricDriver {
             NetEvent::Rtt { peer, rtt } => peers::Event::RoundTrip { peer, rtt },
             NetEvent::Refused { .. }
             | NetEvent::RefusedBy { .. }
+            | NetEvent::Stranger { .. }
             | NetEvent::Gossip(_)
             | NetEvent::PeersFileBroken { .. }
             | NetEvent::PeersFileLoaded { .. } => return,
