@@ -153,6 +153,10 @@ struct PeerStatus {
   tasksInFlight @13 :UInt32;
   tasksChecked @14 :UInt64;
   # The peer's tasks whose result passed its check.
+  version @15 :Text;
+  # Version of the peer's binary; empty while unknown.
+  federation @16 :Bool;
+  # Whether the peer takes part in votes on answers.
 }
 
 struct NodeStatus {
@@ -192,6 +196,10 @@ struct NodeStatus {
   # Models that can be asked for at this node.
   master @22 :Text;
   # Peer id of the pool's master; empty while there is none.
+  federation @23 :Bool;
+  # Whether the node takes part in votes on answers.
+  federationPeers @24 :UInt32;
+  # Other nodes that do.
 }
 
 struct MemoryUse {

@@ -131,4 +131,6 @@ struct Advert {
                                # without a key. It is checked before any other field is read
   drops @23 :List(DropRecord); # what the author knows of dropped models; at most 64
   wanted @24 :List(Data);      # digests of models for which requests wait at the author; at most 16
+  software @25 :Text;          # version of the author's binary; at most 32 bytes
+  votes @26 :Bool;             # whether the node takes part in votes on answers
 }

@@ -38,6 +38,10 @@ pub struct PeerStatus {
     pub tasks_in_flight: u32,
     /// The peer's tasks whose result passed its check.
     pub tasks_checked: u64,
+    /// Version of the peer's binary; empty while unknown.
+    pub version: String,
+    /// Whether the peer takes part in votes on answers.
+    pub federation: bool,
 }
 
 /// The status of a node.
@@ -89,6 +93,10 @@ pub struct NodeStatus {
     pub models: Vec<ModelState>,
     /// Peer id of the pool's master; empty while there is none.
     pub master: String,
+    /// Whether the node takes part in votes on answers.
+    pub federation: bool,
+    /// Other nodes that do.
+    pub federation_peers: u32,
 }
 
 /// Memory of a node that is leased for one purpose.
@@ -162,6 +170,8 @@ impl PeerStatus {
             threads: wire.get_threads(),
             tasks_in_flight: wire.get_tasks_in_flight(),
             tasks_checked: wire.get_tasks_checked(),
+            version: string(wire.get_version()?)?,
+            federation: wire.get_federation(),
         })
     }
 
@@ -185,6 +195,8 @@ impl PeerStatus {
         wire.set_threads(self.threads);
         wire.set_tasks_in_flight(self.tasks_in_flight);
         wire.set_tasks_checked(self.tasks_checked);
+        wire.set_version(&self.version);
+        wire.set_federation(self.federation);
     }
 }
 
@@ -215,6 +227,8 @@ impl NodeStatus {
             api: string(wire.get_api()?)?,
             models: wire.get_models()?.iter().map(ModelState::from_wire).collect::<capnp::Result<_>>()?,
             master: string(wire.get_master()?)?,
+            federation: wire.get_federation(),
+            federation_peers: wire.get_federation_peers(),
         })
     }
 
@@ -252,6 +266,8 @@ impl NodeStatus {
             model.to_wire(list.reborrow().get(index as u32));
         }
         wire.set_master(&self.master);
+        wire.set_federation(self.federation);
+        wire.set_federation_peers(self.federation_peers);
     }
 }
 

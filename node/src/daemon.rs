@@ -147,6 +147,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
         })?;
         served.join(loader, auditor, jobs.clone(), sessions, work.split, work.layers)?;
     }
+    let federation = federation.map(|votes| Federation::new(votes.strategy, peer, runtime.pool(), runtime.peers()));
+    let voting = federation.clone();
     let seen = served.clone();
     if let Some(pool) = runtime.pool().filter(|_| works) {
         placement::measure_speed(pool, devices, &supervisor);
@@ -170,7 +172,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             served,
             receipts,
             jobs: jobs.clone(),
-            federation: federation.map(|votes| Federation::new(votes.strategy, peer)),
+            federation,
             key: api.and_then(|api| api.key.as_ref()).map(|key| key.as_str().to_owned()),
             keys,
             cors: api.map(|api| api.cors.clone()).unwrap_or_default(),
@@ -194,9 +196,17 @@ pub fn run(config: NodeConfig) -> Result<()> {
             socket,
         };
         let following = async {
-            if let Some(view) = watching {
-                seen.follow(view).await;
-            }
+            let models = async {
+                if let Some(view) = watching {
+                    seen.follow(view).await;
+                }
+            };
+            let votes = async {
+                if let Some(voting) = voting {
+                    voting.follow().await;
+                }
+            };
+            tokio::join!(models, votes);
             // The view ended with a part of the node; the supervisor reports why.
             std::future::pending::<()>().await;
         };

@@ -74,6 +74,7 @@ pub struct Parts {
 pub struct Runtime {
     fabric: Fabric,
     findings: Findings,
+    peers: Peers,
     network: Option<Network>,
     pool: Option<Pool>,
     members: Option<Members>,
@@ -94,6 +95,7 @@ impl Drop for Runtime {
 struct Handles {
     fabric: Fabric,
     findings: Findings,
+    peers: Peers,
     network: Option<Network>,
     pool: Option<Pool>,
     members: Option<Members>,
@@ -126,10 +128,12 @@ impl Runtime {
             })
             .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot start the network thread: {error}")))?;
         let ended = || Error::new(ErrorKind::Internal, "the network thread ended while it started");
-        let Handles { fabric, findings, network, pool, members, loader } = started.recv().map_err(|_| ended())??;
+        let Handles { fabric, findings, peers, network, pool, members, loader } =
+            started.recv().map_err(|_| ended())??;
         Ok(Runtime {
             fabric,
             findings,
+            peers,
             network,
             pool,
             members,
@@ -148,6 +152,11 @@ impl Runtime {
     /// Where lies that are found go.
     pub fn findings(&self) -> Findings {
         self.findings.clone()
+    }
+
+    /// Handle on the directory of peers.
+    pub fn peers(&self) -> Peers {
+        self.peers.clone()
     }
 
     /// Handle of the pool; `None` without a network.
@@ -189,12 +198,12 @@ async fn run(
 ) {
     let supervisor = parts.supervisor.clone();
     match build(parts, executor, speeds) {
-        Ok(Built { driver, inlets, fabric, findings, accusing, pooled, staged, followers }) => {
+        Ok(Built { driver, inlets, fabric, findings, peers, accusing, pooled, staged, followers }) => {
             let network = pooled.as_ref().map(|pooled| pooled.network.clone());
             let pool = pooled.as_ref().map(|pooled| pooled.pool.clone());
             let members = pooled.as_ref().map(|pooled| pooled.members.clone());
             let loader = staged.as_ref().map(|staged| staged.loader.clone());
-            let handles = Handles { fabric, findings, network: network.clone(), pool, members, loader };
+            let handles = Handles { fabric, findings, peers, network: network.clone(), pool, members, loader };
             let _ = started.send(Ok(handles));
             drop(started);
             if let Some(Staged { loader, links, placing, sessions }) = staged {
@@ -233,6 +242,7 @@ struct Built {
     inlets: crate::fabric::driver::Inlets,
     fabric: Fabric,
     findings: Findings,
+    peers: Peers,
     accusing: Option<EvidenceDriver>,
     pooled: Option<Pooled>,
     staged: Option<Staged>,
@@ -273,6 +283,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         force_master: parts.force_master,
         works: parts.works,
         numerics: pangea_compute::model::NUMERICS,
+        software: env!("CARGO_PKG_VERSION").to_owned(),
         device: format!("cpu/{}", executor.isa()),
         threads: u16::try_from(parts.devices.threads(Purpose::Products)).unwrap_or(u16::MAX),
         memory_bytes: parts.devices.limit(),
@@ -311,6 +322,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             inlets,
             fabric,
             findings,
+            peers,
             accusing: None,
             pooled: None,
             staged: None,
@@ -358,7 +370,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             let pending = loader.clone();
             pipeline.on_unknown(move |chain| pending.start_pending(chain));
             let (placing, sessions) =
-                placement::PlacementDriver::new(pool.clone(), peers, Arc::new(loader.clone()), parts.pinned);
+                placement::PlacementDriver::new(pool.clone(), peers.clone(), Arc::new(loader.clone()), parts.pinned);
             Some(Staged { loader, links: driver, placing, sessions })
         }
         _ => None,
@@ -367,7 +379,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let meeting = StrangersDriver::new(membership, members.clone(), followers.follow(Interest::Strangers));
     let pooled = Some(Pooled { network, pool, members, pooling, revoking, meeting });
     let followers = Some(followers);
-    Ok(Built { driver, inlets, fabric, findings, accusing, pooled, staged, followers })
+    Ok(Built { driver, inlets, fabric, findings, peers, accusing, pooled, staged, followers })
 }
 
 fn net_start_error(error: &NetError) -> Error {

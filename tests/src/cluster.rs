@@ -103,7 +103,7 @@ impl Cluster {
             name: name.to_owned(),
             listen: "/ip4/127.0.0.1/tcp/0".to_owned(),
             rpc_addr: "127.0.0.1:0".to_owned(),
-            api_addr: "127.0.0.1:0".to_owned(),
+            api_addr: Some("127.0.0.1:0".to_owned()),
             namespace: None,
             mdns: false,
             open: true,
@@ -171,7 +171,8 @@ pub struct NodeBuilder {
     name: String,
     listen: String,
     rpc_addr: String,
-    api_addr: String,
+    /// Address of the HTTP API; `None` for a free port of the host's private address.
+    api_addr: Option<String>,
     namespace: Option<Namespace>,
     mdns: bool,
     open: bool,
@@ -226,7 +227,15 @@ impl NodeBuilder {
 
     /// Sets the address of the HTTP API; by default a free port of loopback.
     pub fn api_addr(mut self, address: &str) -> NodeBuilder {
-        address.clone_into(&mut self.api_addr);
+        self.api_addr = Some(address.to_owned());
+        self
+    }
+
+    /// Offers the HTTP API at a free port of the host's private address to whoever has `key`.
+    pub fn bind_lan(mut self, key: &str) -> NodeBuilder {
+        std::fs::create_dir_all(self.data_dir()).unwrap();
+        std::fs::write(self.data_dir().join("config.toml"), format!("api-key = \"{key}\"\n")).unwrap();
+        self.api_addr = None;
         self
     }
 
@@ -261,9 +270,11 @@ impl NodeBuilder {
             &self.listen,
             "--rpc-addr",
             &self.rpc_addr,
-            "--api-addr",
-            &self.api_addr,
         ]);
+        match &self.api_addr {
+            Some(address) => command.args(["--api-addr", address]),
+            None => command.args(["--bind", "lan", "--api-port", "0"]),
+        };
         command.arg("--data-dir").arg(self.data_dir()).args(&self.arguments);
         if !self.mdns {
             command.arg("--no-mdns");

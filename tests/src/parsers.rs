@@ -183,6 +183,8 @@ fn advert_seeds() -> Vec<Vec<u8>> {
         ..Advert::new(peer(1))
     };
     let full = Advert {
+        software: "1.2.3".to_owned(),
+        votes: true,
         term: Some(term),
         counter: 4,
         speed: Some(LayerSpeed { weight_bytes_per_s: 1e10, macs_per_s: 1e11 }),

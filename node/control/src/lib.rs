@@ -11,7 +11,6 @@
 //! | 0 | `backoff` | how long a failure in a row delays the next try |
 //! | 0 | [`membership`] | who belongs to the pool: certificates, invitations, nodes that ask to join |
 //! | 0 | `test_peers` | the peers of unit tests |
-//! | 1 | [`federation`] | which samples of an answer are asked of whom, when they decide, and which of them is the answer |
 //! | 1 | `token_bucket` | how much may happen at once and per second |
 //! | 2 | [`supervise`] | what follows when a thread or a task of the node ends |
 //! | 2 | [`devices`] | who holds which part of a node's memory |
@@ -22,6 +21,7 @@
 //! | 2 | [`pool`] | which nodes are there, and which of them is the master |
 //! | 3 | [`tasks`] | which tasks of a peer a worker takes, when each starts and how each ends; which operands it keeps |
 //! | 3 | [`peers`] | what is known of each peer, and whether it may compute |
+//! | 3 | [`federation`] | which nodes vote on answers; which samples of an answer are asked of whom, when they decide, and which of them is the answer |
 //! | 3 | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
 //! | 3 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
 //! | 4 | [`placement`] | which node computes which layers of which model |

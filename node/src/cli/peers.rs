@@ -115,6 +115,11 @@ fn show(peers: &[Shown]) -> String {
         };
         text.push_str(&format!("\n  {name} is {}: {}\n", peer.state, peer.why));
     }
+    let voting = peers.iter().filter(|peer| peer.status.federation);
+    let voting: Vec<String> = voting.map(|peer| names.label(&peer.status.peer)).collect();
+    if !voting.is_empty() {
+        text.push_str(&format!("\n  in votes: {}\n", voting.join(", ")));
+    }
     if peers.iter().any(|peer| peer.check.is_some()) {
         text.push('\n');
     }
@@ -141,14 +146,17 @@ mod tests {
                 name: "vm".to_owned(),
                 state: "connected".to_owned(),
                 why: String::new(),
+                federation: last == 'a',
                 ..PeerStatus::default()
             },
             check: Some(Check::RoundTripUs(247.0)),
         };
         let text = show(&[peer('a'), peer('b')]);
         for label in ["vm …e2Xa", "vm …e2Xb"] {
-            assert_eq!(text.matches(label).count(), 2, "{text}");
+            let lines = if label.ends_with('a') { 3 } else { 2 };
+            assert_eq!(text.matches(label).count(), lines, "{text}");
         }
+        assert!(text.contains("in votes: vm …e2Xa\n"), "{text}");
         assert!(text.contains("vm …e2Xa answered in 247 µs"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(show(&[peer('a')]).contains("vm answered in"));

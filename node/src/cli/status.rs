@@ -36,6 +36,16 @@ fn models(models: &[ModelState]) -> String {
     if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
 }
 
+/// Whether the node takes part in votes, and with whom.
+fn votes(status: &NodeStatus) -> String {
+    match (status.federation, status.federation_peers) {
+        (false, _) => "off".to_owned(),
+        (true, 0) => "this node alone".to_owned(),
+        (true, 1) => "with 1 other node".to_owned(),
+        (true, others) => format!("with {others} other nodes"),
+    }
+}
+
 fn show(status: &NodeStatus) -> String {
     let pool = match status.pool_key {
         true => "closed: see pangea members list",
@@ -69,6 +79,7 @@ fn show(status: &NodeStatus) -> String {
             ),
         ),
         ("models", models(&status.models)),
+        ("votes", votes(status)),
         ("master", if status.master.is_empty() { "none yet".to_owned() } else { status.master.clone() }),
         (
             "jobs",
@@ -108,6 +119,8 @@ mod tests {
             api: "127.0.0.1:52415".to_owned(),
             models: vec![model("a", "ready", ""), model("b", "unplaced", "needs 512 MiB; 300 MiB free")],
             master: "12D3KooW".to_owned(),
+            federation: true,
+            federation_peers: 2,
             ..NodeStatus::default()
         };
         let text = show(&status);
@@ -116,6 +129,7 @@ mod tests {
             "a (ready), b (unplaced: needs 512 MiB; 300 MiB free)",
             "http://127.0.0.1:52415/v1",
             "12D3KooW",
+            "with 2 other nodes",
         ] {
             assert!(text.contains(line), "{line} is missing:\n{text}");
         }

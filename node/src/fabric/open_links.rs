@@ -101,5 +101,6 @@ fn status(id: &PeerId, peer: &Peer, tasks_in_flight: u32, now: Time) -> PeerStat
         threads: peer.hello.as_ref().map_or(0, |hello| u32::from(hello.threads)),
         tasks_in_flight,
         tasks_checked: peer.tasks_checked,
+        ..PeerStatus::default()
     }
 }

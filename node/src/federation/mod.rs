@@ -9,29 +9,50 @@
 mod sample;
 pub mod vote;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use pangea_client::Result;
-use pangea_control::federation::Strategy;
+use pangea_control::federation::{
+    Change, FederationPeer, FederationPeers, PeerState, Standing, Strategy, Voter, VotingNode, voting_nodes,
+};
+
+use crate::clock;
+use crate::peers::Peers;
+use crate::pool::{Pool, View};
 
 pub use sample::{Charge, Sample};
 pub use vote::{Vote, VoteRequest};
 
+/// Time from the start of the node to the line that names its federation: nodes on one network have found each other by then.
+const BANNER_DELAY: Duration = Duration::from_secs(3);
+
+/// Interval at which nodes are looked at that are gone, whatever the pool does.
+const TICK: Duration = Duration::from_secs(1);
+
 /// The votes of a node that takes part in them; clones are the same.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Federation(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     strategy: Strategy,
     local: PeerId,
+    /// The pool; `None` without a network.
+    pool: Option<Pool>,
+    /// Trust in other nodes, and who may compute.
+    peers: Peers,
+    others: Mutex<FederationPeers>,
 }
 
 impl Federation {
-    /// The votes of the node `local`, which are decided by `strategy` unless a request says otherwise.
-    pub fn new(strategy: Strategy, local: PeerId) -> Federation {
-        Federation(Arc::new(Inner { strategy, local }))
+    /// The votes of the node `local`, which are decided by `strategy` unless a request says otherwise. From now on the node's
+    /// adverts say that it takes part.
+    pub fn new(strategy: Strategy, local: PeerId, pool: Option<Pool>, peers: Peers) -> Federation {
+        if let Some(pool) = &pool {
+            pool.update_advert(|own| own.votes = true);
+        }
+        Federation(Arc::new(Inner { strategy, local, pool, peers, others: Mutex::default() }))
     }
 
     /// How a vote is decided, unless the request says otherwise.
@@ -39,11 +60,107 @@ impl Federation {
         self.0.strategy
     }
 
+    /// The other nodes that take part, and those that left a short while ago.
+    pub fn others(&self) -> Vec<FederationPeer> {
+        self.lock().list().cloned().collect()
+    }
+
+    /// Follows the pool until it ends, and logs which nodes take part.
+    pub async fn follow(self) {
+        let Some(mut view) = self.0.pool.as_ref().map(Pool::view) else { return };
+        let started = clock::now();
+        let mut is_announced = false;
+        loop {
+            let now = clock::now();
+            let seen = Arc::clone(&view.borrow_and_update());
+            self.update(&seen);
+            if !is_announced && now.since(started) >= BANNER_DELAY {
+                is_announced = true;
+                self.announce();
+            }
+            if let Ok(Err(_)) = tokio::time::timeout(TICK, view.changed()).await {
+                return;
+            }
+        }
+    }
+
+    fn update(&self, view: &View) {
+        let mut others = self.lock();
+        for change in others.update(view, clock::now()) {
+            let now = peers(others.present());
+            match change {
+                Change::Joined(advert) => {
+                    let (peer, name, version) = (advert.peer, &advert.name, &advert.software);
+                    let event = "federation_peer_joined";
+                    tracing::info!(event, %peer, name, version, "Federation peer {name} ({peer}) joined: {now}");
+                }
+                Change::Left(advert) => {
+                    let (peer, name) = (advert.peer, &advert.name);
+                    tracing::info!(event = "federation_peer_left", %peer, name, "Federation peer {name} ({peer}) left: {now}");
+                }
+            }
+        }
+    }
+
+    fn announce(&self) {
+        let others = self.lock();
+        let present = others.list().filter(|peer| peer.state != PeerState::Gone);
+        let names: Vec<&str> = present.map(|peer| peer.advert.name.as_str()).collect();
+        let (strategy, count) = (self.0.strategy, names.len());
+        let with = match count {
+            0 => "no peers yet; this node votes alone".to_owned(),
+            _ => format!("{}: {}", peers(count), names.join(", ")),
+        };
+        tracing::info!(event = "federation", %strategy, peers = count, "Federation: answers are put to the vote ({strategy}) with {with}");
+    }
+
+    fn lock(&self) -> MutexGuard<'_, FederationPeers> {
+        self.0.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Puts a request to the vote. Dropping the future cancels every sample.
     ///
     /// # Errors
     /// That of the best voter if no voter gives a sample.
     pub async fn vote(&self, asked: VoteRequest) -> Result<Vote> {
-        vote::vote(self.0.local, asked).await
+        // Taken before the voters are chosen, so that no conviction is missed.
+        let excluded = self.0.peers.excluded();
+        let (voters, strategy) = (self.voters(&asked), asked.strategy);
+        let vote = vote::vote(voters, excluded, asked).await?;
+        let (decided, samples, peers) = (vote.result.decided.name(), vote.result.ballots.len(), vote.peers());
+        match vote.degraded().filter(|_| peers > 0) {
+            Some(why) => tracing::warn!(
+                event = "vote_degraded", %strategy, decided, samples, peers, why,
+                "Vote decided ({decided}) by {samples} samples without some of its nodes: {why}"
+            ),
+            None => tracing::info!(
+                event = "vote", %strategy, decided, samples, peers,
+                "Vote decided ({decided}) by {samples} samples of this node and {}", self::peers(peers)
+            ),
+        }
+        Ok(vote)
     }
+
+    /// The nodes that vote on a request.
+    fn voters(&self, asked: &VoteRequest) -> Vec<VotingNode> {
+        let (local, places) = (self.0.local, asked.places);
+        let pooled = self.0.pool.as_ref().zip(asked.engine.pooled_model());
+        let Some((pool, (model, here))) = pooled else {
+            return vec![VotingNode { peer: local, voter: Voter::anyone(places) }];
+        };
+        let view = Arc::clone(&pool.view().borrow());
+        let now = clock::now();
+        self.0.peers.read(|directory| {
+            let standing = |peer: &PeerId| {
+                let known = directory.get(peer).filter(|_| directory.may_compute(peer))?;
+                Some(Standing { trust: known.trust(now), suspect: directory.is_suspect(peer, now) })
+            };
+            voting_nodes(&model, here.as_ref(), &view, places, standing)
+        })
+    }
+}
+
+/// A number of peers, for people.
+fn peers(count: usize) -> String {
+    if count == 1 { "1 peer".to_owned() } else { format!("{count} peers") }
 }

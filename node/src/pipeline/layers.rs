@@ -367,11 +367,11 @@ impl Layers {
         reported: &mut Vec<(PeerId, Tokens)>,
     ) -> Result<Option<SteppedSequence>> {
         let vocabulary = self.model.config().vocabulary;
-        let lies = rows.choose && (self.faults.lies(Fault::CorruptToken) || self.faults.lies(Fault::LieUnsigned));
         let Some(session) = protocol.session_of(rows.sequence) else { return Ok(None) };
         let Some(sampler) = &mut self.sampler else { return Ok(None) };
         let text = sampler.text();
         let Some(chooser) = sampler.get_mut(&session) else { return Ok(None) };
+        let lies = rows.choose && (self.faults.lies_to(&chooser.coordinator) || self.faults.lies(Fault::LieUnsigned));
         let start = rows.start as usize;
         let mut prompt = Vec::new();
         let mut last = Vec::new();

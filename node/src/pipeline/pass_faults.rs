@@ -46,6 +46,12 @@ impl PassFaults {
         self.pipeline.fault() == Some(fault) && self.has_others && rand::random::<u64>().is_multiple_of(LIE_EVERY)
     }
 
+    /// Whether to send this coordinator another token than the chosen one: once in a while.
+    pub(super) fn lies_to(&self, coordinator: &PeerId) -> bool {
+        let is_other = self.has_others || *coordinator != self.pipeline.local();
+        self.is(Fault::CorruptToken) && is_other && rand::random::<u64>().is_multiple_of(LIE_EVERY)
+    }
+
     /// Whether to lie about the log-probabilities of a prompt.
     pub(super) fn lies_about_prompts(&self) -> bool {
         self.is(Fault::CorruptScore) && self.has_others

@@ -31,6 +31,7 @@ pub const MAX_ADVERT_BYTES: usize = 128 << 10;
 pub const MAX_COUNTER: u64 = 1 << 62;
 
 const MAX_NAME_BYTES: usize = 64;
+const MAX_SOFTWARE_BYTES: usize = 32;
 const MAX_MODEL_NAME_BYTES: usize = 128;
 const MAX_LABEL_BYTES: usize = 16;
 const MAX_WHY_BYTES: usize = 256;
@@ -131,6 +132,10 @@ fn write(advert: &Advert, mut to: wire::advert::Builder<'_>) {
     to.set_uptime_ms(u64::try_from(advert.uptime.as_millis()).unwrap_or(u64::MAX));
     to.set_works(advert.works);
     to.set_numerics(advert.numerics);
+    if !advert.software.is_empty() {
+        to.set_software(truncated(&advert.software, MAX_SOFTWARE_BYTES));
+    }
+    to.set_votes(advert.votes);
     let addresses: Vec<Vec<u8>> = advert.addresses.iter().map(Multiaddr::to_vec).collect();
     let fitting: Vec<&Vec<u8>> =
         addresses.iter().filter(|address| address.len() <= MAX_ADDRESS_BYTES).take(MAX_ADDRESSES).collect();
@@ -326,6 +331,8 @@ fn read(from: wire::advert::Reader<'_>) -> Read<Advert> {
         uptime: Duration::from_millis(from.get_uptime_ms()),
         works: from.get_works(),
         numerics: from.get_numerics(),
+        software: printable(read_text("software", from.get_software(), MAX_SOFTWARE_BYTES)?),
+        votes: from.get_votes(),
         addresses: addresses.iter().map(read_address).collect::<Read<_>>()?,
         device: printable(read_text("device", from.get_device(), MAX_NAME_BYTES)?),
         threads: from.get_threads(),

@@ -65,6 +65,8 @@ fn full() -> Advert {
         pace: Some(pace),
     };
     Advert {
+        software: "1.2.3-beta".to_owned(),
+        votes: true,
         term: Some(term),
         counter: 6,
         force_master: true,
@@ -126,16 +128,23 @@ fn adverts_of_earlier_versions_are_decoded() {
         let digits = text.split("full").next().unwrap().split_whitespace().collect::<String>();
         (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
     };
-    let undropped = Advert { drops: Vec::new(), unloaded: Vec::new(), wanted: Vec::new(), ..full() };
-    let mut earlier = undropped.clone();
+    let before = Advert {
+        drops: Vec::new(),
+        unloaded: Vec::new(),
+        wanted: Vec::new(),
+        software: String::new(),
+        votes: false,
+        ..full()
+    };
+    let mut earlier = before.clone();
     earlier.refusals.clear();
     earlier.stages.iter_mut().for_each(|stage| (stage.broken, stage.pace) = (None, None));
-    let mut uncertified = undropped.clone();
+    let mut uncertified = before.clone();
     uncertified.stages.iter_mut().for_each(|stage| stage.pace = None);
     let versions = [
         (include_str!("goldens_earlier.txt"), earlier),
         (include_str!("goldens_uncertified.txt"), uncertified),
-        (include_str!("goldens_undropped.txt"), undropped),
+        (include_str!("goldens_undropped.txt"), before),
     ];
     for (text, full) in versions {
         assert_eq!(decode(&bytes_of(text, "new")).unwrap(), advert_of(peer(1)));
@@ -204,8 +213,10 @@ fn what_is_beyond_the_limits_is_refused() {
 fn lists_beyond_their_limits_are_truncated() {
     let mut long = full();
     long.name = "ü".repeat(50);
+    long.software = "ü".repeat(50);
     long.addresses = (1..=40).map(|port| format!("/ip4/10.0.0.1/tcp/{port}").parse().unwrap()).collect();
     long.links = std::iter::repeat_n(long.links[0].clone(), 600).collect();
     let read = decode(&encode(&long).unwrap()).unwrap();
     assert_eq!((read.name.chars().count(), read.addresses.len(), read.links.len()), (32, 16, 512));
+    assert_eq!(read.software.chars().count(), 16);
 }

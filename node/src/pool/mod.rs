@@ -9,7 +9,8 @@
 //! * [`members`]: what the owner of the node does about belonging; [`revocations`]: the task that spreads revocations;
 //!   [`strangers`]: the task that meets nodes of other pools; [`enrolment`]: how a node that does not run joins a pool.
 //! * [`memory`]: state that survives the process.
-//! * [`handle`]: the interface to the rest of the node; [`topology`]: the pool as a graph for people.
+//! * [`handle`]: the interface to the rest of the node; [`topology`]: the pool as a graph for people; [`said`]: what
+//!   adverts add to the statuses that people read.
 //! * [`driver`]: the task that feeds these.
 //!
 //! Decisions that follow from a view (placements, routes) are not made here.
@@ -23,6 +24,7 @@ pub mod handle;
 pub mod members;
 pub mod memory;
 pub mod revocations;
+pub mod said;
 pub mod strangers;
 pub mod topology;
 

@@ -30,6 +30,7 @@ use crate::model_text::{ModelText, Prompt};
 use crate::models::{LoadedPart, catalogue};
 use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
+use crate::pool::ServingAdvert;
 use crate::supervise::Supervisor;
 use crate::trust::Auditor;
 use crate::{clock, compute_error};
@@ -271,6 +272,12 @@ impl Engine {
         self.shared.routes.best(&Exclusions::default(), &Prefix::default()).is_some_and(|route| route.is_local(local))
     }
 
+    /// The model's digest in the pool, and what this node says of it if it answers with all layers of its own; `None` if the
+    /// model is in no pool.
+    pub fn pooled_model(&self) -> Option<(Digest, Option<ServingAdvert>)> {
+        self.shared.routes.pooled_model()
+    }
+
     /// Why no node can hold the model while the pool does not change, if that is certain.
     pub fn unplaceable(&self) -> Option<String> {
         self.shared.routes.unplaceable()
@@ -339,6 +346,7 @@ fn prepare(shared: &Shared, mut request: Request, arrived: Time) -> std::result:
         stops: StopMatcher::new(&request.stop).map_err(compute_error)?,
         prompt_logprobs: request.prompt_logprobs && request.sampling.logprobs.is_some(),
         receipt: request.receipt,
+        server: request.server,
         owner: request.owner,
         sampling: request.sampling,
         arrived,

@@ -61,6 +61,7 @@ pub(super) struct Prepared {
     pub(super) stops: StopMatcher,
     pub(super) prompt_logprobs: bool,
     pub(super) receipt: bool,
+    pub(super) server: Option<PeerId>,
     pub(super) owner: Owner,
     pub(super) arrived: Time,
 }
@@ -117,6 +118,7 @@ impl Generation {
             prompt_logprobs: asked.prompt_logprobs,
             patience: engine.prompt_pace().patience(asked.prompt.len()),
             audit: auditor.map(|auditor| auditor.policy()),
+            one_server: asked.server.is_some(),
             arrived: asked.arrived,
         };
         let cancelled = CancellationToken::new();
@@ -260,8 +262,13 @@ impl Generation {
     fn perform(&mut self, action: Action) -> Option<generation::Event> {
         match action {
             Action::FindRoute { choices, exclusions } => {
-                let Some(route) = self.engine.routes.best(&exclusions, &self.asked.prefix) else {
-                    self.engine.routes.missed();
+                let (routes, prompt) = (&self.engine.routes, &self.asked.prefix);
+                let route = match &self.asked.server {
+                    Some(server) => routes.alone_at(server, &exclusions, prompt),
+                    None => routes.best(&exclusions, prompt),
+                };
+                let Some(route) = route else {
+                    routes.missed();
                     return Some(generation::Event::NoRoute);
                 };
                 self.found = route.kept;

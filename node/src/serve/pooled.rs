@@ -208,6 +208,14 @@ impl Routes for Pooled {
         }
     }
 
+    fn alone_at(&self, server: &PeerId, exclusions: &Exclusions, prompt: &Prefix) -> Option<Route> {
+        self.server(None, exclusions, prompt, |peer| peer == server)
+    }
+
+    fn pooled_model(&self) -> Option<(Digest, Option<ServingAdvert>)> {
+        Some((self.model, self.loader.serving(self.model)))
+    }
+
     fn changed(&self) -> watch::Receiver<u64> {
         self.loader.changed()
     }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use libp2p::PeerId;
 use pangea_client::AnswerStage;
 use pangea_compute::sample::recommended::OpenTerms;
 use pangea_compute::sample::{AnswerFormat, Sampling};
@@ -36,6 +37,8 @@ pub struct Request {
     pub prompt_logprobs: bool,
     /// Whether a receipt is stored if other nodes compute a part. Without one nothing is signed or audited.
     pub receipt: bool,
+    /// The only node that may compute the answers; `None`: whichever is best.
+    pub server: Option<PeerId>,
     /// Owner of the job.
     pub owner: Owner,
 }
@@ -60,6 +63,7 @@ impl Request {
             format: AnswerFormat::Text,
             prompt_logprobs: false,
             receipt: true,
+            server: None,
             owner: Owner::of(Api::Node),
         }
     }

@@ -5,12 +5,14 @@ use std::any::Any;
 use std::sync::Arc;
 
 use libp2p::PeerId;
+use pangea_compute::Digest;
 use pangea_control::generation::Exclusions;
 use pangea_control::routing::Prefix;
 use tokio::sync::watch;
 
 use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, Pipeline};
+use crate::pool::ServingAdvert;
 
 /// A chain at which sessions can be opened.
 #[derive(Clone)]
@@ -54,6 +56,13 @@ pub trait Routes: Send + Sync {
     /// The best current route for a prompt without the excluded nodes and placements.
     fn best(&self, exclusions: &Exclusions, prompt: &Prefix) -> Option<Route>;
 
+    /// The route on which one node answers with all layers of its own, if it can and is not excluded.
+    fn alone_at(&self, server: &PeerId, exclusions: &Exclusions, prompt: &Prefix) -> Option<Route>;
+
+    /// The model's digest in the pool, and what this node says of it if it answers with all layers of its own; `None` if the
+    /// model is in no pool.
+    fn pooled_model(&self) -> Option<(Digest, Option<ServingAdvert>)>;
+
     /// The start of a prompt, as [`Routes::best`] compares it.
     fn prefix(&self, prompt: &[u32]) -> Prefix;
 
@@ -90,6 +99,14 @@ impl Routes for SoleRoute {
 
     fn best(&self, exclusions: &Exclusions, _: &Prefix) -> Option<Route> {
         (!exclusions.peers.iter().any(|peer| self.route.uses(peer))).then(|| self.route.clone())
+    }
+
+    fn alone_at(&self, server: &PeerId, exclusions: &Exclusions, prompt: &Prefix) -> Option<Route> {
+        self.best(exclusions, prompt).filter(|route| route.uses(server))
+    }
+
+    fn pooled_model(&self) -> Option<(Digest, Option<ServingAdvert>)> {
+        None
     }
 
     fn changed(&self) -> watch::Receiver<u64> {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod alone;
+mod hosts;
+mod peers;
 mod questions;
 
 use pangea_tests::cluster::{Cluster, Node, NodeBuilder};

@@ -2,10 +2,11 @@
 //!
 //! Every sample is the same bits on every machine, so the figures of this test are always the same ones.
 
-use pangea_tests::cluster::{Cluster, Node};
+use pangea_tests::cluster::{Cluster, Node, NodeBuilder};
 use pangea_units::SplitMix64;
 use serde_json::json;
 
+use super::peers::{shares, votes_with};
 use super::{CHAT, VOTE, ask, question, serving, text_of, with};
 
 /// Members that answer every question once, each with its own seed.
@@ -144,36 +145,74 @@ fn lower_bound(differences: &[f64]) -> f64 {
     means[RESAMPLES / 40]
 }
 
-#[test]
-fn a_vote_is_at_least_as_good_as_its_best_member_and_saves_half_of_the_samples() {
-    let cluster = Cluster::new();
-    let name = "a_vote_is_at_least_as_good_as_its_best_member_and_saves_half_of_the_samples";
-    let Some(node) = serving(&cluster, "one", name, |node| node.flag("--federation")) else { return };
-    let (mut samples, mut samples_max, mut votes_right) = (0, 0, 0);
-    let mut members_right = [0; MEMBERS];
-    let mut differences = Vec::new();
+/// What came of a vote on every question.
+#[derive(Default)]
+struct Outcome {
+    /// Whether the vote on each question was right.
+    right: Vec<bool>,
+    samples: u64,
+    samples_max: u64,
+    /// Samples that other nodes computed.
+    remote: usize,
+}
+
+/// Puts every question to the vote.
+fn votes(node: &Node) -> Outcome {
+    let mut outcome = Outcome::default();
     for (text, right) in QUESTIONS {
-        let vote = ask(&node, VOTE, &question(text));
-        samples += vote["federation"]["samples"].as_u64().unwrap();
-        samples_max += vote["federation"]["samples_max"].as_u64().unwrap();
-        let vote_right = is_right(text_of(&vote), right);
-        votes_right += usize::from(vote_right);
-        let answers = members(&node, text);
-        let each: Vec<bool> = answers.iter().map(|answer| is_right(answer, right)).collect();
-        members_right.iter_mut().zip(&each).for_each(|(sum, right)| *sum += usize::from(*right));
-        let share = each.iter().filter(|right| **right).count() as f64 / MEMBERS as f64;
-        differences.push(f64::from(u8::from(vote_right)) - share);
+        let vote = ask(node, VOTE, &question(text));
+        outcome.samples += vote["federation"]["samples"].as_u64().unwrap();
+        outcome.samples_max += vote["federation"]["samples_max"].as_u64().unwrap();
+        outcome.remote +=
+            shares(&vote).iter().filter(|(peer, _)| **peer != node.peer).map(|(_, count)| count).sum::<usize>();
+        outcome.right.push(is_right(text_of(&vote), right));
     }
+    outcome
+}
+
+/// Asserts that the votes were at least as good as the best member, and took at most half of the samples.
+fn helps(outcome: &Outcome, members: &[[bool; MEMBERS]]) {
+    let votes_right = outcome.right.iter().filter(|right| **right).count();
+    let of_member = |member: usize| members.iter().filter(|each| each[member]).count();
+    let members_right: Vec<usize> = (0..MEMBERS).map(of_member).collect();
     let best = members_right.iter().max().unwrap();
+    let share = |each: &[bool; MEMBERS]| each.iter().filter(|right| **right).count() as f64 / MEMBERS as f64;
+    let differences: Vec<f64> =
+        outcome.right.iter().zip(members).map(|(right, each)| f64::from(u8::from(*right)) - share(each)).collect();
     let bound = lower_bound(&differences);
-    let used = samples as f64 / samples_max as f64;
+    let used = outcome.samples as f64 / outcome.samples_max as f64;
     println!(
-        "{votes_right} of {} by vote, {best} by the best member, {members_right:?}; at least {:+.1} points; {:.0} % of samples",
+        "{votes_right} of {} by vote, {best} by the best member, {members_right:?}; at least {:+.1} points; {:.0} % of samples, {} of them of other nodes",
         QUESTIONS.len(),
         100.0 * bound,
-        100.0 * used
+        100.0 * used,
+        outcome.remote
     );
     assert!(votes_right >= *best, "{votes_right} by vote, {members_right:?} by its members");
     assert!(bound >= -MARGIN, "{bound}");
     assert!(used <= 0.5, "{used} of the samples");
+}
+
+#[test]
+fn a_vote_is_at_least_as_good_as_its_best_member_and_saves_half_of_the_samples_on_one_node_and_several() {
+    let cluster = Cluster::new();
+    let name = "a_vote_is_at_least_as_good_as_its_best_member_and_saves_half_of_the_samples_on_one_node_and_several";
+    let Some(node) = serving(&cluster, "one", name, |node| node.flag("--federation")) else { return };
+    let answered = QUESTIONS.iter().map(|(text, right)| {
+        let answers = members(&node, text);
+        std::array::from_fn(|member| is_right(&answers[member], right))
+    });
+    let answered: Vec<[bool; MEMBERS]> = answered.collect();
+    let alone = votes(&node);
+    helps(&alone, &answered);
+    assert_eq!(alone.remote, 0);
+    let mut others: Vec<Node> = Vec::new();
+    for name in ["two", "three"] {
+        let joins = |builder: NodeBuilder| builder.flag("--federation").with("--peer", &node.address);
+        others.push(serving(&cluster, name, name, joins).unwrap());
+        votes_with(&node, others.len());
+        let outcome = votes(&node);
+        helps(&outcome, &answered);
+        assert!(outcome.remote as u64 * 10 >= outcome.samples, "{} of {} samples", outcome.remote, outcome.samples);
+    }
 }

@@ -26,6 +26,8 @@ class Peer:
     threads: int
     tasks_in_flight: int
     tasks_checked: int
+    version: str
+    federation: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Node:
     api: str
     models: list[ModelState]
     master: str
+    federation: bool
+    federation_peers: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,18 +28,25 @@ pub struct Voter {
     pub trust: f64,
     /// Samples that it generates at once, at least 1.
     pub places: usize,
+    /// Whether it is asked only when no other voter is left.
+    pub is_last_resort: bool,
 }
 
 impl Voter {
     /// This node.
     pub fn this_node(places: usize) -> Voter {
-        Voter { local: true, trust: 1.0, places }
+        Voter { local: true, trust: 1.0, places, is_last_resort: false }
+    }
+
+    /// Whichever nodes of the pool compute the model, where no voter does it alone.
+    pub fn anyone(places: usize) -> Voter {
+        Voter { is_last_resort: true, ..Voter::this_node(places) }
     }
 
     /// Another node with this trust, which is suspected or not.
     pub fn peer(trust: f64, suspect: bool, places: usize) -> Voter {
         let trust = if suspect { trust } else { trust.max(UNSUSPECTED_TRUST) };
-        Voter { local: false, trust: trust.clamp(0.0, 1.0), places }
+        Voter { local: false, trust: trust.clamp(0.0, 1.0), places, is_last_resort: false }
     }
 }
 
@@ -89,6 +96,13 @@ pub enum Event {
     Excluded {
         /// Index of the voter.
         voter: usize,
+    },
+    /// A node that may not compute any more had a part in a sample: the sample does not count and is asked for again.
+    Withdrawn {
+        /// Index of the voter that gave it.
+        voter: usize,
+        /// Index of the sample.
+        sample: usize,
     },
     /// Time has passed.
     Tick,
@@ -203,6 +217,7 @@ impl BallotBox {
             Event::Arrived { voter, sample, answer } => self.arrived(voter, sample, answer, now, &mut actions),
             Event::Failed { voter, sample, error } => self.failed(voter, sample, error, &mut actions),
             Event::Excluded { voter } => self.excluded(voter, &mut actions),
+            Event::Withdrawn { voter, sample } => self.withdrawn(voter, sample),
         }
         if !self.is_over {
             self.advance(now, &mut actions);
@@ -252,17 +267,31 @@ impl BallotBox {
     fn excluded(&mut self, voter: usize, actions: &mut Vec<Action>) {
         let Some(out) = self.out.get_mut(voter) else { return };
         *out = true;
+        let error =
+            Error::new(ErrorKind::VerificationFailed, "this node was found to lie and may not compute any more");
         for (sample, place) in self.samples.iter_mut().enumerate() {
             if place.asks.iter().any(|ask| ask.voter == voter) {
                 actions.push(Action::Cancel { voter, sample });
             }
+            let asked = place.asks.len();
             place.asks.retain(|ask| ask.voter != voter);
-            if place.ballot.as_ref().is_some_and(|ballot| ballot.voter == voter) {
-                place.ballot = None;
+            let gave = place.ballot.take_if(|ballot| ballot.voter == voter).is_some();
+            if gave || place.asks.len() < asked {
+                self.absent.push(Absent { sample, voter, why: Absence::Failed(error.clone()) });
             }
         }
-        let error = Error::new(ErrorKind::VerificationFailed, "this node may not compute any more");
         self.errors.entry(voter).or_insert(error);
+    }
+
+    fn withdrawn(&mut self, voter: usize, sample: usize) {
+        let Some(place) = self.samples.get_mut(sample) else { return };
+        if place.ballot.take_if(|ballot| ballot.voter == voter).is_none() {
+            return;
+        }
+        let error = Error::new(ErrorKind::VerificationFailed, "a node that was found to lie had a part in it");
+        self.absent.push(Absent { sample, voter, why: Absence::Failed(error) });
+        // Other nodes compute it now.
+        place.asked.retain(|asked| *asked != voter);
     }
 
     fn take_ask(&mut self, voter: usize, sample: usize) -> Option<Ask> {
@@ -355,14 +384,19 @@ impl BallotBox {
         }
     }
 
-    /// The voter with the most free places for its size; of equal ones the best.
+    /// The voter that is the least busy for its size with one sample more; of equal ones the one with the fewest samples so far,
+    /// then the best.
     fn free_voter(&self, sample: usize) -> Option<usize> {
-        let mut busy = vec![0; self.voters.len()];
+        let (mut busy, mut asked) = (vec![0; self.voters.len()], vec![0; self.voters.len()]);
         self.samples.iter().flat_map(|sample| &sample.asks).for_each(|ask| busy[ask.voter] += 1);
+        self.samples.iter().flat_map(|sample| &sample.asked).for_each(|voter| asked[*voter] += 1);
         let free = self.eligible(sample).filter(|voter| busy[*voter] < self.voters[*voter].places);
         let places = |voter: usize| self.voters[voter].places;
-        // a / b < c / d, without division.
-        free.min_by(|one, other| (busy[*one] * places(*other)).cmp(&(busy[*other] * places(*one))))
+        free.min_by(|one, other| {
+            // a / b < c / d, without division.
+            let by_load = ((busy[*one] + 1) * places(*other)).cmp(&((busy[*other] + 1) * places(*one)));
+            by_load.then(asked[*one].cmp(&asked[*other]))
+        })
     }
 
     fn can_be_asked(&self, sample: usize) -> bool {
@@ -372,7 +406,10 @@ impl BallotBox {
     /// The voters that may be asked for a sample and were not asked for it yet.
     fn eligible(&self, sample: usize) -> impl Iterator<Item = usize> {
         let asked = &self.samples[sample].asked;
-        let may = |voter: &usize| !self.out[*voter] && self.voters[*voter].places > 0 && !asked.contains(voter);
+        let is_there = |voter: &usize| !self.out[*voter] && self.voters[*voter].places > 0;
+        let is_first = |voter: usize| !self.voters[voter].is_last_resort;
+        let others = (0..self.voters.len()).any(|voter| is_first(voter) && is_there(&voter));
+        let may = move |voter: &usize| is_there(voter) && (is_first(*voter) || !others) && !asked.contains(voter);
         (0..self.voters.len()).filter(may)
     }
 

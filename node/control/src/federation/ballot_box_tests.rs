@@ -65,13 +65,43 @@ fn samples_are_spread_over_the_voters_by_their_places() {
     assert_eq!(asks(&BallotBox::new(terms.clone()).handle(Event::Start, Time::ZERO)), [(0, 0), (1, 1), (0, 2), (1, 3)]);
     terms.voters[1].places = 1;
     let mut vote = BallotBox::new(terms.clone());
-    assert_eq!(asks(&vote.handle(Event::Start, Time::ZERO)), [(0, 0), (1, 1), (0, 2), (0, 3)]);
+    assert_eq!(asks(&vote.handle(Event::Start, Time::ZERO)), [(0, 0), (0, 1), (0, 2), (0, 3)], "one takes an eighth");
     terms.voters[0].places = 2;
     let mut vote = BallotBox::new(terms.clone());
     assert_eq!(asks(&vote.handle(Event::Start, Time::ZERO)), [(0, 0), (1, 1), (0, 2)], "the fourth waits for a place");
     assert_eq!(asks(&vote.handle(arrived(1, 1, "{\"a\": 1}"), Time::ZERO)), [(1, 3)]);
     terms.voters[0].places = 0;
     assert_eq!(asks(&BallotBox::new(terms).handle(Event::Start, Time::ZERO)), [(1, 0)]);
+}
+
+#[test]
+fn voters_of_one_size_give_the_same_number_of_samples_in_one_wave_or_several() {
+    let mut vote = BallotBox::new(terms(Strategy::WeightedVote, 2));
+    assert_eq!(asks(&vote.handle(Event::Start, Time::ZERO)), [(0, 0)]);
+    assert_eq!(asks(&vote.handle(arrived(0, 0, "7"), Time::ZERO)), [(1, 1), (0, 2), (1, 3)]);
+}
+
+#[test]
+fn the_last_resort_is_asked_once_every_voter_has_failed() {
+    let mut terms = VoteTerms { json: true, ..terms(Strategy::WeightedVote, 3) };
+    terms.voters[0] = Voter::anyone(8);
+    let mut vote = BallotBox::new(terms.clone());
+    let samples = |voter| move |asks: &[(usize, usize)]| asks.iter().filter(|ask| ask.0 == voter).count();
+    let first = asks(&vote.handle(Event::Start, Time::ZERO));
+    assert_eq!((samples(0)(&first), samples(1)(&first), samples(2)(&first)), (0, 2, 2));
+    let mine = |voter| first.iter().filter(move |ask| ask.0 == voter).map(|ask| ask.1);
+    for sample in mine(1) {
+        let again = asks(&vote.handle(failed(1, sample, ErrorKind::Unavailable), Time::ZERO));
+        assert_eq!(again, [(2, sample)]);
+    }
+    let sample = mine(2).next().unwrap();
+    let again = asks(&vote.handle(failed(2, sample, ErrorKind::Unavailable), Time::ZERO));
+    assert_eq!(again, [(0, sample)], "what others still owe is waited for");
+    // Where the others work, it is not asked at all, whatever they have to do.
+    terms.voters[1].places = 1;
+    terms.voters[2].places = 1;
+    let mut vote = BallotBox::new(terms);
+    assert_eq!(asks(&vote.handle(Event::Start, Time::ZERO)), [(1, 0), (2, 1)]);
 }
 
 #[test]
@@ -204,9 +234,27 @@ fn what_an_excluded_voter_gave_is_asked_again_of_another() {
     }
     let actions = vote.handle(arrived(0, 3, "{\"a\": 1}"), Time::ZERO);
     assert!(result(&actions).ballots.iter().all(|ballot| ballot.voter == 0));
+    let absent: Vec<_> = result(&actions).absent.iter().map(|absent| (absent.voter, absent.sample)).collect();
+    assert_eq!(absent, [(1, 1), (1, 3)], "the answer says what does not count");
     assert!(
         BallotBox::new(terms(Strategy::WeightedVote, 1)).handle(Event::Excluded { voter: 9 }, Time::ZERO).len() == 1
     );
+}
+
+#[test]
+fn a_sample_that_a_liar_had_a_part_in_is_asked_for_again() {
+    let mut vote = BallotBox::new(VoteTerms { json: true, ..terms(Strategy::WeightedVote, 1) });
+    vote.handle(Event::Start, Time::ZERO);
+    vote.handle(arrived(0, 1, "{\"a\": 2}"), Time::ZERO);
+    for (voter, sample) in [(0, 0), (1, 1), (0, 99)] {
+        assert_eq!(vote.handle(Event::Withdrawn { voter, sample }, Time::ZERO), [], "nothing is there to withdraw");
+    }
+    assert_eq!(asks(&vote.handle(Event::Withdrawn { voter: 0, sample: 1 }, Time::ZERO)), [(0, 1)]);
+    for sample in 0..3 {
+        vote.handle(arrived(0, sample, "{\"a\": 1}"), Time::ZERO);
+    }
+    let actions = vote.handle(arrived(0, 3, "{\"a\": 1}"), Time::ZERO);
+    assert!(result(&actions).ballots.iter().all(|ballot| ballot.answer.text == "{\"a\": 1}"));
 }
 
 #[test]
@@ -247,8 +295,9 @@ fn samples_that_would_all_be_the_same_are_asked_for_once() {
 
 #[test]
 fn an_admitted_peer_has_a_voice_and_a_suspect_hardly_any() {
-    assert_eq!(Voter::this_node(8), Voter { local: true, trust: 1.0, places: 8 });
-    assert_eq!(Voter::peer(0.1, false, 2), Voter { local: false, trust: UNSUSPECTED_TRUST, places: 2 });
+    assert_eq!(Voter::this_node(8), Voter { local: true, trust: 1.0, places: 8, is_last_resort: false });
+    let peer = Voter { local: false, trust: UNSUSPECTED_TRUST, places: 2, is_last_resort: false };
+    assert_eq!(Voter::peer(0.1, false, 2), peer);
     assert_eq!((Voter::peer(0.95, false, 2).trust, Voter::peer(0.1, true, 2).trust), (0.95, 0.1));
     // Four peers that agree are a consensus without a fifth.
     let mut vote = BallotBox::new(VoteTerms {

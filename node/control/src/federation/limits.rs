@@ -6,6 +6,13 @@ use std::time::Duration;
 /// a whole answer.
 pub const SAMPLES_MAX: usize = 32;
 
+/// Other nodes that vote on one request at most: one for each sample.
+pub const VOTERS_MAX: usize = SAMPLES_MAX;
+
+/// How many times as fast as this node another one must be to be preferred for a sample: this node's samples need no network and
+/// nobody has to check them.
+pub const OWN_WORTH: f64 = 1.25;
+
 /// Samples of a weighted vote, unless the request says otherwise. Four that agree end it, so easy questions take a quarter.
 pub const WEIGHTED_VOTE_SAMPLES: usize = 16;
 

@@ -32,6 +32,8 @@ pub struct Setup {
     pub patience: Duration,
     /// Which sessions are audited; `None` if no receipt is stored, so that nothing is signed or audited.
     pub audit: Option<AuditPolicy>,
+    /// Whether only one node may compute the answers, so that the request fails where that node cannot.
+    pub one_server: bool,
     /// Arrival time of the request.
     pub arrived: Time,
 }

@@ -45,6 +45,7 @@ enum Stage {
 pub struct GenerationState {
     local: PeerId,
     audit: Option<AuditPolicy>,
+    one_server: bool,
     arrived: Time,
     answers: Vec<AnswerState>,
     stage: Stage,
@@ -61,14 +62,16 @@ pub struct GenerationState {
     /// Why an answer of the request could not be trusted last, and how many times the request was recomputed for it.
     untrusted: Option<String>,
     recomputations: u32,
+    /// Why an answer left its chain last.
+    lost: Option<String>,
     conclusion: Conclusion,
 }
 
 impl GenerationState {
     /// A request that has just arrived.
     pub fn new(setup: Setup) -> GenerationState {
-        let Setup { local, prompt, choices, max_new_tokens, grammar, prompt_logprobs, patience, audit, arrived } =
-            setup;
+        let Setup { local, prompt, choices, max_new_tokens, grammar, prompt_logprobs, patience, .. } = setup;
+        let Setup { audit, one_server, arrived, .. } = setup;
         let answer = |choice| {
             let terms =
                 AnswerTerms { max_new_tokens, grammar, prompt_logprobs: prompt_logprobs && choice == 0, patience };
@@ -83,6 +86,7 @@ impl GenerationState {
         GenerationState {
             local,
             audit,
+            one_server,
             arrived,
             answers: (0..choices).map(answer).collect(),
             stage: Stage::Answering,
@@ -93,6 +97,7 @@ impl GenerationState {
             receipts: 0,
             refusal: None,
             untrusted: None,
+            lost: None,
             recomputations: 0,
             conclusion: Conclusion::default(),
         }
@@ -196,6 +201,12 @@ impl GenerationState {
                 if let Some((error, retry_after)) = self.refusal.take() {
                     self.end(&mut actions);
                     actions.push(Action::Refuse { error, retry_after });
+                }
+            }
+            // The route may have been for an answer whose first token is late, and which stays where it is.
+            Event::NoRoute if self.one_server => {
+                if self.is_unrouted() {
+                    self.fail(self.server_lost(), &mut actions);
                 }
             }
             Event::NoRoute => {
@@ -330,6 +341,7 @@ impl GenerationState {
             Outcome::NewTokens(new) => self.take(choice, new, now, actions),
             Outcome::Lost { closed, can_sign, why } => {
                 self.conclusion.failovers += 1;
+                self.lost = Some(why.clone());
                 let signs = can_sign && self.audit.is_some();
                 let commit = self.retire(choice, closed, signs, why.clone());
                 if commit.is_none() {
@@ -341,16 +353,24 @@ impl GenerationState {
                 self.answers[choice].route = None;
                 actions.push(Action::FailOver { choice, session: closed, why });
             }
-            Outcome::Failed(error) => {
-                self.end(actions);
-                let error = match &self.untrusted {
-                    // What is known of the answer is that it is wrong, or that nobody vouches for it.
-                    Some(why) if error.kind() == ErrorKind::Unavailable => untrusted(&format!("{why}; {error}")),
-                    _ => error,
-                };
-                actions.push(Action::Fail(error));
-            }
+            Outcome::Failed(error) => self.fail(error, actions),
         }
+    }
+
+    fn fail(&mut self, error: Error, actions: &mut Vec<Action>) {
+        self.end(actions);
+        let error = match &self.untrusted {
+            // What is known of the answer is that it is wrong, or that nobody vouches for it.
+            Some(why) if error.kind() == ErrorKind::Unavailable => untrusted(&format!("{why}; {error}")),
+            _ => error,
+        };
+        actions.push(Action::Fail(error));
+    }
+
+    /// Why the only node that may compute the answers does not.
+    fn server_lost(&self) -> Error {
+        let why = self.lost.as_deref().unwrap_or("the node that was asked does not answer the model now");
+        Error::new(ErrorKind::Unavailable, why)
     }
 
     /// Ends the current segment of an answer. Returns the number of positions that its stages are to sign, if they are to.

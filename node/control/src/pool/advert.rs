@@ -43,6 +43,10 @@ pub struct Advert {
     pub works: bool,
     /// Version of the numerics of its engine.
     pub numerics: u32,
+    /// Version of its binary; empty if it says none.
+    pub software: String,
+    /// Whether it takes part in votes on answers (`--federation`).
+    pub votes: bool,
     /// The addresses on which it listens.
     pub addresses: Vec<Multiaddr>,
     /// The compute device, for people.
@@ -89,6 +93,8 @@ impl Advert {
             uptime: Duration::ZERO,
             works: true,
             numerics: 0,
+            software: String::new(),
+            votes: false,
             addresses: Vec::new(),
             device: String::new(),
             threads: 0,

@@ -89,6 +89,7 @@ impl World {
             prompt_logprobs: false,
             patience,
             audit,
+            one_server: false,
             arrived: time,
         };
         let model = digest(asked.model);

@@ -10,7 +10,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use pangea_client::ErrorKind;
 use pangea_control::federation::limits::SAMPLES_MAX;
-use pangea_control::federation::{Absence, Strategy};
+use pangea_control::federation::{Absence, FederationPeer, PeerState, Strategy};
 use serde_json::{Value, json};
 
 use super::answer::{fingerprint, usage};
@@ -20,7 +20,9 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::key_holder::KeyHolder;
 use super::{App, Body};
+use crate::clock;
 use crate::federation::{Federation, Vote, VoteRequest};
+use crate::pool::{ServingAdvert, View};
 use crate::serve::Finish;
 
 /// Value of `strategy` for an answer without a vote.
@@ -31,7 +33,10 @@ const DEADLINE_MAX: Duration = Duration::from_secs(600);
 
 /// The routes of this file.
 pub(super) fn routes() -> Router<App> {
-    Router::new().route("/v1/federation/vote", post(put_to_the_vote)).route("/v1/federation/health", get(health))
+    Router::new()
+        .route("/v1/federation/vote", post(put_to_the_vote))
+        .route("/v1/federation/health", get(health))
+        .route("/v1/federation/peers", get(peers))
 }
 
 /// `/v1/federation/vote`: a chat whose answer is voted on.
@@ -123,7 +128,8 @@ pub(super) async fn respond(
         "samples": result.ballots.len() + result.absent.len(),
         "samples_max": vote.samples_max,
         "seed": seed,
-        "peers": vote.voters.len() - 1,
+        "peers": vote.peers(),
+        "degraded": vote.degraded(),
     });
     Ok(Json(answer).into_response())
 }
@@ -158,7 +164,7 @@ fn completion(vote: &Vote, model: &str) -> Value {
 
 /// Every sample that was asked for, in the order of the seeds.
 fn ballots(vote: &Vote, seed: u64) -> Value {
-    let of = |voter: usize, sample: usize| json!({"peer": vote.voters[voter].to_string(), "seed": seed.wrapping_add(sample as u64), "text": null, "score": null, "counted": false});
+    let of = |voter: usize, sample: usize| json!({"peer": vote.peer(voter, sample).to_string(), "seed": seed.wrapping_add(sample as u64), "text": null, "score": null, "counted": false});
     let arrived = vote.result.ballots.iter().map(|ballot| {
         let mut shown = of(ballot.voter, ballot.sample);
         shown["text"] = json!(ballot.answer.text);
@@ -195,4 +201,57 @@ async fn health(State(app): State<App>) -> Json<Value> {
         "instances": app.served.places(),
         "models": models,
     }))
+}
+
+/// `/v1/federation/peers`: the other nodes that take part in votes, and those that left a short while ago.
+async fn peers(State(app): State<App>) -> Json<Value> {
+    let others = app.federation.as_ref().map(Federation::others).unwrap_or_default();
+    let view = app.pool.as_ref().map(|pool| Arc::clone(&pool.view().borrow()));
+    let present = others.iter().filter(|peer| peer.state != PeerState::Gone).count();
+    let shown: Vec<Value> = others.iter().map(|peer| peer_shown(peer, view.as_deref())).collect();
+    Json(json!({
+        "object": "list",
+        "federation": app.federation.is_some(),
+        "peers": present,
+        "data": shown,
+    }))
+}
+
+fn peer_shown(peer: &FederationPeer, view: Option<&View>) -> Value {
+    let FederationPeer { advert, seen, state } = peer;
+    let named = |model| advert.models.iter().find(|known| known.digest == model).map(|known| known.name.as_str());
+    let model = |serving: &ServingAdvert| {
+        json!({
+            "id": named(serving.model),
+            "digest": serving.model.to_string(),
+            "instances": serving.places,
+            "running": serving.running,
+            "waiting": serving.waiting,
+            "tokens_per_s": serving.tokens_per_s,
+        })
+    };
+    let link = view.and_then(|view| view.link(&view.local, &advert.peer)).map(|link| {
+        json!({
+            "transport": link.transport,
+            "found_by": link.found_by,
+            "rtt_ms": link.rtt.as_secs_f64() * 1e3,
+            "bytes_per_s": link.bytes_per_s,
+        })
+    });
+    json!({
+        "peer": advert.peer.to_string(),
+        "name": advert.name,
+        "version": advert.software,
+        "state": state.name(),
+        "last_seen_s": clock::now().since(*seen).as_secs_f64(),
+        "instances": advert.serving.iter().map(|serving| u32::from(serving.places)).sum::<u32>(),
+        "models": advert.serving.iter().map(model).collect::<Vec<Value>>(),
+        "hardware": {
+            "device": advert.device,
+            "threads": advert.threads,
+            "memory_bytes": advert.memory_bytes,
+            "gflops": advert.f32_flops_per_s / 1e9,
+        },
+        "link": link,
+    })
 }

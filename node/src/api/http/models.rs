@@ -138,6 +138,10 @@ async fn drop_model(State(app): State<App>, holder: KeyHolder, body: Body) -> Re
 /// `/api/status`: this node's status.
 async fn status(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let status = app.fabric.status().await?;
+    let status = match &app.pool {
+        Some(pool) => crate::pool::said::of_node(status, &pool.view().borrow()),
+        None => status,
+    };
     let mut status = serde_json::to_value(status)
         .map_err(|error| ApiError::new(ErrorKind::Internal, format!("cannot write the status: {error}")))?;
     status["api"] = json!(app.address.to_string());

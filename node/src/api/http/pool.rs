@@ -19,7 +19,11 @@ pub(super) fn routes() -> Router<App> {
 
 /// `/api/peers`: the same as `pangea peers --json`.
 async fn peers(State(app): State<App>) -> Result<Json<Vec<PeerStatus>>, ApiError> {
-    Ok(Json(app.fabric.peers().await?))
+    let peers = app.fabric.peers().await?;
+    Ok(Json(match &app.pool {
+        Some(pool) => crate::pool::said::of_peers(peers, &pool.view().borrow()),
+        None => peers,
+    }))
 }
 
 /// `/api/topology`: the same as `pangea topology --json`.

@@ -14,7 +14,7 @@ use crate::fabric::Fabric;
 use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
 use crate::jobs::Jobs;
 use crate::placement;
-use crate::pool::{Members, Pool, topology};
+use crate::pool::{Members, Pool, said, topology};
 
 /// The node behind the service. Cheap to clone; calls return at once or await the node's parts.
 pub trait Backend: Clone + Send + 'static {
@@ -99,16 +99,18 @@ impl Backend for RunningNode {
     }
 
     async fn peers(&self) -> Result<Vec<PeerStatus>> {
-        self.fabric.peers().await
+        let peers = self.fabric.peers().await?;
+        Ok(match &self.pool {
+            Some(pool) => said::of_peers(peers, &pool.view().borrow()),
+            None => peers,
+        })
     }
 
     async fn status(&self) -> Result<NodeStatus> {
-        let master = self.pool.as_ref().and_then(Pool::master);
-        let status = self.fabric.status().await?;
-        Ok(NodeStatus {
-            api: self.api.clone(),
-            master: master.map_or_else(String::new, |peer| peer.to_string()),
-            ..status
+        let status = NodeStatus { api: self.api.clone(), ..self.fabric.status().await? };
+        Ok(match &self.pool {
+            Some(pool) => said::of_node(status, &pool.view().borrow()),
+            None => status,
         })
     }
 

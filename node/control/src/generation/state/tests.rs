@@ -38,6 +38,7 @@ impl World {
             prompt_logprobs,
             patience: Duration::from_secs(5),
             audit,
+            one_server: false,
             arrived: Time::ZERO,
         };
         World { state: GenerationState::new(setup), local, other: fresh_peer(), epoch: 0, now: Time::ZERO }
@@ -241,6 +242,57 @@ fn a_request_without_a_route_is_taken_alone_after_a_while() {
     assert!(world.handle(Event::NoRoute).is_empty());
     world.now += Duration::from_millis(1);
     assert!(matches!(world.handle(Event::NoRoute)[..], [Action::RequestLocal]));
+}
+
+#[test]
+fn a_request_to_one_server_fails_where_that_server_cannot_answer() {
+    let error = |actions: &[Action]| match actions.last() {
+        Some(Action::Fail(error)) => (error.kind(), error.message().to_owned()),
+        other => panic!("{other:?}"),
+    };
+    let to_one_server = || {
+        let mut world = World::new(1, Some(1.0));
+        world.state.one_server = true;
+        world.handle(Event::Start);
+        world
+    };
+    let mut world = to_one_server();
+    let (kind, why) = error(&world.handle(Event::NoRoute));
+    assert_eq!((kind, why.as_str()), (ErrorKind::Unavailable, "the node that was asked does not answer the model now"));
+    assert!(world.state.is_over());
+    // Lost after it began: the answer waits for no other node.
+    let mut world = to_one_server();
+    let other = world.other;
+    world.open(0..1, &[other]);
+    world.reply(other, 0, Reply::Accepted);
+    let lost = world.handle(Event::PeerGone { peer: other, why: "the cable broke".into() });
+    assert_eq!(routes_wanted(&lost).len(), 1);
+    let (kind, why) = error(&world.handle(Event::NoRoute));
+    assert!(kind == ErrorKind::Unavailable && why.contains("the cable broke"), "{why}");
+    // Late is not lost: the answer stays where it is.
+    let mut world = to_one_server();
+    world.open(0..1, &[other]);
+    world.reply(other, 0, Reply::Accepted);
+    world.now = Time::from_secs(6);
+    assert_eq!(routes_wanted(&world.handle(Event::Tick { unplaceable: None })).len(), 1);
+    assert!(world.handle(Event::NoRoute).is_empty() && !world.state.is_over());
+    // A full server's own words reach whoever asked.
+    let mut world = to_one_server();
+    world.open(0..1, &[other]);
+    let full = Reply::Refused { kind: ErrorKind::Overloaded, message: "full".to_owned(), retry_after: None };
+    world.reply(other, 0, full);
+    let actions = world.handle(Event::NoRoute);
+    assert!(matches!(actions.last(), Some(Action::Refuse { error, .. }) if error.kind() == ErrorKind::Overloaded));
+    // A refuted answer is nobody's answer.
+    let mut world = to_one_server();
+    let other = world.other;
+    world.open(0..1, &[other]);
+    world.reply(other, 0, Reply::Accepted);
+    world.tokens(other, 0, 3, &[10]);
+    world.complete_and_sign();
+    world.kept();
+    world.audited(Ok(Verdict::Audited), vec![other]);
+    assert_eq!(error(&world.handle(Event::NoRoute)).0, ErrorKind::VerificationFailed);
 }
 
 #[test]
