@@ -37,7 +37,7 @@ pub struct JobStatus {
 /// Who submitted a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct JobOwner {
-    /// `rpc`, `http` or `node`.
+    /// `rpc`, `http`, `peer` or `node`.
     pub api: String,
     /// What the client calls itself.
     pub client: Option<String>,

@@ -164,25 +164,23 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let ports = rpc::Ports { tcp: listener, local, key: rpc_key };
     let programs = rpc::serve(ports, behind, served.clone(), Limits::default(), &supervisor)?;
     let supervising = supervisor.clone();
-    let api = api_listener.map(|listener| {
-        let api = service.api.as_ref();
-        let node = http::Node {
-            fabric: runtime.fabric(),
-            pool: runtime.pool(),
-            served,
-            receipts,
-            jobs: jobs.clone(),
-            federation,
-            key: api.and_then(|api| api.key.as_ref()).map(|key| key.as_str().to_owned()),
-            keys,
-            cors: api.map(|api| api.cors.clone()).unwrap_or_default(),
-            client_rate: api.and_then(|api| api.client_rate).map(http::client_rate),
-            observer,
-            supervisor: supervising,
-        };
-        http::serve(http::Ports { api: listener, ollama }, node)
-    });
-    let api = api.transpose()?.unwrap_or_default();
+    let settings = service.api.as_ref();
+    let node = http::Node {
+        fabric: runtime.fabric(),
+        pool: runtime.pool(),
+        tunnel: runtime.tunnel(),
+        served,
+        receipts,
+        jobs: jobs.clone(),
+        federation,
+        key: settings.and_then(|api| api.key.as_ref()).map(|key| key.as_str().to_owned()),
+        keys,
+        cors: settings.map(|api| api.cors.clone()).unwrap_or_default(),
+        client_rate: settings.and_then(|api| api.client_rate).map(http::client_rate),
+        observer,
+        supervisor: supervising,
+    };
+    let api = http::serve(api_listener.map(|api| http::Ports { api, ollama }), node)?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
     waiting.block_on(async {
         let mut signals = Signals::new().map_err(internal)?;
@@ -234,10 +232,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         tracing::info!(event = "stopping", "Stopping; running work has {} s to end", GRACE.as_secs());
         tokio::select! {
             () = async {
-                let api = async {
-                    futures::future::join_all(api.into_iter().map(|service| service.shutdown(GRACE))).await;
-                };
-                tokio::join!(jobs.drain(GRACE), programs.shutdown(GRACE), api);
+                tokio::join!(jobs.drain(GRACE), programs.shutdown(GRACE), api.shutdown(GRACE));
                 runtime.shutdown(GRACE).await;
             } => {}
             () = signals.next() => tracing::warn!(event = "stopped_at_once", "Stopped at once"),

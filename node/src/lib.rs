@@ -37,6 +37,7 @@
 //! | 4 | [`blob`] | pieces of model files: stored, served to peers, fetched |
 //! | 4 | [`evidence`] | evidence of lies: kept, told to the members, checked again |
 //! | 4 | [`link`] | task streams, both sides |
+//! | 4 | [`tunnel`] | whole requests to a model on their way to the node that serves it |
 //! | 4 | [`placement`] | the driver of placement: which node computes which layers |
 //! | 5 | [`fabric`] | the driver of products: checking, merging, retries |
 //! | 5 | [`pipeline`] | one model over several nodes: sessions, stages |
@@ -84,6 +85,7 @@ pub mod storage;
 pub mod streams;
 pub mod supervise;
 pub mod trust;
+pub mod tunnel;
 pub mod wire;
 pub mod worker;
 

@@ -30,6 +30,7 @@ use crate::pool::strangers::StrangersDriver;
 use crate::pool::{Advert, Members, Pool, PoolDriver, PoolSettings, codec};
 use crate::storage::State;
 use crate::supervise::Supervisor;
+use crate::tunnel::Tunnel;
 use crate::worker::executor::{Executor, Speeds};
 
 /// Dropped tensors are kept for reuse up to the node's memory divided by this,
@@ -79,6 +80,7 @@ pub struct Runtime {
     pool: Option<Pool>,
     members: Option<Members>,
     loader: Option<Loader>,
+    tunnel: Option<Tunnel>,
     thread: Option<JoinHandle<()>>,
     stop: Option<oneshot::Sender<()>>,
     supervisor: Supervisor,
@@ -100,6 +102,7 @@ struct Handles {
     pool: Option<Pool>,
     members: Option<Members>,
     loader: Option<Loader>,
+    tunnel: Option<Tunnel>,
 }
 
 type Started = std::result::Result<Handles, Error>;
@@ -128,7 +131,7 @@ impl Runtime {
             })
             .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot start the network thread: {error}")))?;
         let ended = || Error::new(ErrorKind::Internal, "the network thread ended while it started");
-        let Handles { fabric, findings, peers, network, pool, members, loader } =
+        let Handles { fabric, findings, peers, network, pool, members, loader, tunnel } =
             started.recv().map_err(|_| ended())??;
         Ok(Runtime {
             fabric,
@@ -138,6 +141,7 @@ impl Runtime {
             pool,
             members,
             loader,
+            tunnel,
             thread: Some(thread),
             stop: Some(stop),
             supervisor,
@@ -174,6 +178,11 @@ impl Runtime {
         self.loader.clone()
     }
 
+    /// The tunnels of whole requests; `None` without a network.
+    pub fn tunnel(&self) -> Option<Tunnel> {
+        self.tunnel.clone()
+    }
+
     /// Accepts no more work, lets running work end within `grace`, says goodbye to every peer and ends the threads.
     pub async fn shutdown(mut self, grace: Duration) {
         // An error means that the fabric has ended already.
@@ -203,7 +212,8 @@ async fn run(
             let pool = pooled.as_ref().map(|pooled| pooled.pool.clone());
             let members = pooled.as_ref().map(|pooled| pooled.members.clone());
             let loader = staged.as_ref().map(|staged| staged.loader.clone());
-            let handles = Handles { fabric, findings, peers, network: network.clone(), pool, members, loader };
+            let tunnel = pooled.as_ref().map(|pooled| pooled.tunnel.clone());
+            let handles = Handles { fabric, findings, peers, network: network.clone(), pool, members, loader, tunnel };
             let _ = started.send(Ok(handles));
             drop(started);
             if let Some(Staged { loader, links, placing, sessions }) = staged {
@@ -257,6 +267,7 @@ struct Pooled {
     pooling: PoolDriver,
     revoking: RevocationsDriver,
     meeting: StrangersDriver,
+    tunnel: Tunnel,
 }
 
 /// The parts that compute layers of models together with other nodes.
@@ -330,6 +341,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         });
     };
     network.observe(&parts.observer);
+    let tunnel = Tunnel::new(network.clone(), peers.clone(), parts.works)?;
     let mut followers = Followers::new(events);
     let for_fabric = followers.follow(Interest::NoGossip);
     let (driver, inlets, fabric) =
@@ -377,7 +389,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     };
     let members = Members::new(membership.clone(), network.clone(), pool.clone());
     let meeting = StrangersDriver::new(membership, members.clone(), followers.follow(Interest::Strangers));
-    let pooled = Some(Pooled { network, pool, members, pooling, revoking, meeting });
+    let pooled = Some(Pooled { network, pool, members, pooling, revoking, meeting, tunnel });
     let followers = Some(followers);
     Ok(Built { driver, inlets, fabric, findings, peers, accusing, pooled, staged, followers })
 }

@@ -7,6 +7,7 @@
 //! * [`task_capnp`]: what nodes say to each other about tasks.
 //! * [`session_capnp`]: what the stages of a model say to each other.
 //! * [`blob_capnp`]: what nodes say to each other about pieces of model files.
+//! * [`tunnel_capnp`]: requests to a model that one node has another one answer.
 //! * [`evidence_capnp`]: what nodes say to each other about lies.
 //! * [`plan_capnp`]: where the layers of a model would be, and are.
 //! * [`membership_capnp`]: who belongs to a node's pool.
@@ -81,3 +82,9 @@ pub mod pool_capnp;
 #[rustfmt::skip]
 #[path = "generated/evidence_capnp.rs"]
 pub mod evidence_capnp;
+
+/// Generated from `tunnel.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/tunnel_capnp.rs"]
+pub mod tunnel_capnp;

@@ -56,6 +56,7 @@ impl RawMessage {
 pub struct Gossiper {
     runtime: Runtime,
     network: Network,
+    node: PeerId,
     stream: libp2p::Stream,
     heard: Arc<Mutex<Vec<RawMessage>>>,
     /// Its own key.
@@ -65,6 +66,11 @@ pub struct Gossiper {
 impl Gossiper {
     /// Connects to the node at `address`, in a pool with this key or in an open one.
     pub fn connect(address: &str, pool_key: Option<&PoolKey>) -> Gossiper {
+        Gossiper::connect_and(address, pool_key, |_| {})
+    }
+
+    /// The same; `accept` is called before the connection, on a runtime that lives as long as the gossiper.
+    pub fn connect_and(address: &str, pool_key: Option<&PoolKey>, accept: impl FnOnce(&Network)) -> Gossiper {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (key, heard) = (identity::ephemeral(), Arc::<Mutex<Vec<RawMessage>>>::default());
         let mut config = NetConfig::new(key.clone());
@@ -72,9 +78,10 @@ impl Gossiper {
             config.membership =
                 Membership::holder(&key, pool_key, Role::Member, "gossiper", Stored::default()).unwrap();
         }
-        let (network, stream) = runtime.block_on(async {
+        let (network, node, stream) = runtime.block_on(async {
             let (network, mut events) = pangea_node::net::start(config).unwrap();
             tokio::spawn(async move { while events.recv().await.is_some() {} });
+            accept(&network);
             let mut incoming = network.streams().accept(PROTOCOL).unwrap();
             let hears = Arc::clone(&heard);
             tokio::spawn(async move {
@@ -89,14 +96,29 @@ impl Gossiper {
             field(2, codec::TOPIC.as_bytes(), &mut subscription);
             field(1, &subscription, &mut rpc);
             send(&mut stream, &rpc).await;
-            (network, stream)
+            (network, node, stream)
         });
-        Gossiper { runtime, network, stream, heard, key }
+        Gossiper { runtime, network, node, stream, heard, key }
     }
 
     /// Peer id of the stranger.
     pub fn peer(&self) -> PeerId {
         self.network.local_peer_id()
+    }
+
+    /// Sends these bytes to the node on a stream of another protocol; returns what the node says until it ends the stream.
+    pub fn exchange(&self, protocol: &'static str, bytes: &[u8]) -> Vec<u8> {
+        self.runtime.block_on(async {
+            let mut stream =
+                self.network.streams().open_stream(self.node, StreamProtocol::new(protocol)).await.unwrap();
+            stream.write_all(bytes).await.unwrap();
+            stream.flush().await.unwrap();
+            let mut said = Vec::new();
+            // Reset or closed: ended either way.
+            let _ =
+                tokio::time::timeout(TIMEOUT, stream.read_to_end(&mut said)).await.expect("the node ends the stream");
+            said
+        })
     }
 
     /// All messages of the pool that it heard so far.

@@ -9,7 +9,7 @@
 //! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
 //! * [`sockets`]: the TCP connections of a process. [`memory_limit`], [`small_disk`]: too little of either.
 //! * [`stranger`]: an admitted peer that sends arbitrary bytes. [`accuser`]: one that accuses whomever it likes. [`gossip`]:
-//!   one that forges, poisons and replays gossip. [`skip`]: tests that cannot run here.
+//!   one that forges, poisons and replays gossip. [`answerer`]: one that serves a model as it likes. [`skip`]: tests that cannot run here.
 //! * [`tiny_model`]: a model file of some hundred kilobytes.
 //!   [`file_host`]: a host of one file over HTTP.
 //! * [`parsers`]: properties of the parsers of bytes from outside.
@@ -18,6 +18,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub mod accuser;
+pub mod answerer;
 pub mod cluster;
 pub mod command;
 pub mod file_host;

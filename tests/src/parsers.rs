@@ -26,6 +26,7 @@ use pangea_node::blob::BlobMessage;
 use pangea_node::membership::PoolKey;
 use pangea_node::net::peers_file as peers;
 use pangea_node::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, codec};
+use pangea_node::tunnel::{AnswerForm, Ask, AskRoute, Counted, Failure, TunnelMessage};
 use pangea_node::wire::{FrameHead, Header, Message, PREFIX_BYTES, Shape, Task, TaskHello};
 
 /// One parser.
@@ -40,11 +41,12 @@ pub struct Target {
 }
 
 /// All parsers.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 20] = [
     Target { name: "advert", body: advert, seeds: advert_seeds },
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
     Target { name: "session_frame", body: session_frame, seeds: session::seeds },
     Target { name: "blob_frame", body: blob_frame, seeds: blob_frame_seeds },
+    Target { name: "tunnel_frame", body: tunnel_frame, seeds: tunnel_frame_seeds },
     Target { name: "manifest", body: manifest, seeds: model_file::manifest_seeds },
     Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
     Target { name: "npy_header", body: npy_header, seeds: npy_header_seeds },
@@ -70,6 +72,11 @@ pub fn task_frame(bytes: &[u8]) {
 /// A frame of `/pangea/blob/1`.
 pub fn blob_frame(bytes: &[u8]) {
     frame::<BlobMessage>(bytes);
+}
+
+/// A frame of `/pangea/http/1`.
+pub fn tunnel_frame(bytes: &[u8]) {
+    frame::<TunnelMessage>(bytes);
 }
 
 /// A frame of any protocol: a decoded message, encoded again, decodes to the same message, for any bytes.
@@ -99,6 +106,27 @@ fn blob_frame_seeds() -> Vec<Vec<u8>> {
         (BlobMessage::Part { model, piece: 3, part: 1 }, 0),
         (BlobMessage::Chunk { total: 4096, offset: 1024 }, 512),
         (BlobMessage::Refusal { kind: ErrorKind::NotFound, message: "not here".to_owned() }, 0),
+    ];
+    messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
+}
+
+fn tunnel_frame_seeds() -> Vec<Vec<u8>> {
+    let ask = Ask { route: AskRoute::Messages, model: Digest::from_bytes([5; 32]), body_bytes: 40 };
+    let counted = Counted { prompt_tokens: 12, answer_tokens: 3 };
+    let failure = Failure {
+        param: Some("n".to_owned()),
+        code: Some("rate_limit_exceeded".to_owned()),
+        retry_after: Some(Duration::from_secs(2)),
+        ..Failure::new(ErrorKind::Overloaded, "no place")
+    };
+    let messages = [
+        (TunnelMessage::Ask(ask), 40),
+        (TunnelMessage::More, 512),
+        (TunnelMessage::Working(counted), 0),
+        (TunnelMessage::Head(AnswerForm::Lines), 0),
+        (TunnelMessage::Chunk(counted), 70),
+        (TunnelMessage::End(counted), 0),
+        (TunnelMessage::Failure(failure), 0),
     ];
     messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
 }

@@ -91,10 +91,11 @@ impl Process {
         let pid = Pid::from_child(&child);
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
         shared.lock().pipes_open = 2;
-        let mut threads = Vec::new();
-        threads.push(read(out, true, log.try_clone().unwrap(), Arc::clone(&shared)));
-        threads.push(read(err, false, log, Arc::clone(&shared)));
-        threads.push(reap(child, pid, Arc::clone(&shared)));
+        let threads = vec![
+            read(out, true, log.try_clone().unwrap(), Arc::clone(&shared)),
+            read(err, false, log, Arc::clone(&shared)),
+            reap(child, pid, Arc::clone(&shared)),
+        ];
         Process { name: name.to_owned(), pid, shared, threads }
     }
 

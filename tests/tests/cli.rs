@@ -442,6 +442,8 @@ fn help_is_complete_and_fits_80_columns() {
         &["invite", "--help"],
         &["token", "--help"],
         &["join", "--help"],
+        &["load", "--help"],
+        &["drop", "--help"],
         &["members", "--help"],
         &["members", "list", "--help"],
         &["members", "accept", "--help"],

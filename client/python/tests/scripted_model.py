@@ -49,8 +49,8 @@ def write(path: pathlib.Path, *, name: str, call: str, fact: str, found: str, lo
     begun = {CALL: f"<tool_call>\n{call}\n</tool_call>", FOUND: found, LOST: lost}
     for mark, text in begun.items():
         last = words.index(mark)
-        for chunk in _chunks(text):
-            words.append("".join(map(_letter, chunk.encode())))
+        for chunk in _chunks(text, words):
+            words.append(_word(chunk))
             kinds.append(1)
             follows[last] = last = len(words) - 1
         follows[last] = words.index(END)
@@ -89,19 +89,25 @@ def write(path: pathlib.Path, *, name: str, call: str, fact: str, found: str, lo
     path.write_bytes(_gguf(metadata, tensors))
 
 
-def _chunks(text: str) -> list[str]:
-    """The text in pieces that are all different, as a tokenizer's words have to be."""
+def _chunks(text: str, words: list[str]) -> list[str]:
+    """The text in pieces that are not among the words, as a tokenizer's words have to differ."""
     chunks: list[str] = []
     begun = ""
     for letter in text:
         begun += letter
         # A single byte is a word already.
-        if len(begun) > 3 and begun not in chunks:
+        is_new = len(begun) > 3 and begun not in chunks and _word(begun) not in words
+        if is_new:
             chunks.append(begun)
             begun = ""
     if begun:
         chunks[-1:] = [chunks[-1] + begun]
     return chunks
+
+
+def _word(text: str) -> str:
+    """A text as byte-level BPE writes it."""
+    return "".join(map(_letter, text.encode()))
 
 
 def _letter(byte: int) -> str:

@@ -152,8 +152,10 @@ impl Client {
                 file: None,
             },
             Client::Llm => {
-                let models =
-                    json!([{"model_id": model, "model_name": model, "api_base": v1, "api_key_name": "pangea"}]);
+                let models = json!([{
+                    "model_id": model, "model_name": model, "api_base": v1, "api_key_name": "pangea",
+                    "supports_tools": true, "supports_schema": true,
+                }]);
                 let home = folder.join("launch").join("llm").display().to_string();
                 let environment =
                     vec![("LLM_USER_PATH", home), ("LLM_MODEL", model.to_owned()), ("OPENAI_API_KEY", key())];

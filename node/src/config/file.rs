@@ -338,6 +338,7 @@ mod tests {
                 "cors" => "[\"https://app.example\", \"*\"]",
                 "layers" => "\"0-14\"",
                 "max-memory" => "\"2G\"",
+                "keep-loaded" => "\"30m\"",
                 "log-format" => "\"json\"",
                 "strategy" => "\"first_valid\"",
                 "fault" => "\"hang\"",

@@ -10,7 +10,7 @@ use super::catalogue::{self, KnownModel};
 pub const EXTENSION: &str = "gguf";
 
 /// A parsed name of a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Reference {
     /// A model with a short name.
     Known(&'static KnownModel),

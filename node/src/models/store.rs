@@ -38,7 +38,7 @@ impl Entry {
 }
 
 /// What a name refers to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Found {
     /// A file on this machine.
     Local(PathBuf),

@@ -19,9 +19,9 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 use thiserror::Error;
 
-/// Streams of one protocol that one peer has opened and nobody has taken. The owner takes a stream within a turn of its
-/// thread; a peer opens a few of each protocol.
-const MAX_WAITING: usize = 8;
+/// Streams of one protocol that one peer has opened and nobody has taken. The owner takes a stream within a turn of its thread; a
+/// peer opens few of most protocols, and one for each request of the clients that ask it at the same moment.
+const MAX_WAITING: usize = 64;
 
 /// A protocol that has an owner already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

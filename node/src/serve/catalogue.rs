@@ -9,6 +9,7 @@ mod entry;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 use super::dispatch::Dispatch;
 use super::engine::{Engine, EngineSettings, ModelFacts};
+use super::remote::RemoteModel;
 use crate::engine_metrics::ModelMetrics;
 use crate::jobs::Jobs;
 use crate::pipeline::Loader;
@@ -31,6 +33,7 @@ use pangea_control::Time;
 use pangea_control::placement::assignment::Assignments;
 use pangea_control::placement::{pool_facts, preview};
 use pangea_control::pool::{Drops, NameChoices, NameChosen, ServedLately, full_name, served};
+use pangea_control::routing::{ModelKnowledge, Way, has_numerics, way_of};
 
 /// Interval at which models whose first answer failed are looked at.
 const RETRY_TICK: Duration = Duration::from_secs(1);
@@ -333,6 +336,49 @@ impl Served {
         self.list().iter().all(|model| matches!(model.state, "ready" | "unloaded" | "absent"))
     }
 
+    /// Whether some request may have to be answered by another node as a whole: for the other models a look at their names is saved.
+    pub fn may_tunnel(&self) -> bool {
+        let Some(node) = self.0.node.get() else { return false };
+        let view = Arc::clone(&node.loader.view().borrow());
+        let is_foreign = view.nodes.values().any(|other| other.numerics != view.own.numerics);
+        self.entries().iter().any(|entry| entry.source.pooled().is_some() && (is_foreign || !entry.has_text()))
+    }
+
+    /// A model by its name, if requests to it are to be answered by another node as a whole.
+    pub fn remote(&self, name: &str) -> Option<RemoteModel> {
+        let (node, entry) = (self.0.node.get()?, self.find(name)?);
+        let digest = entry.source.pooled()?;
+        let view = Arc::clone(&node.loader.view().borrow());
+        let known = ModelKnowledge {
+            has_text: entry.has_text(),
+            fetches_text: view.own.works && !entry.text_failed.load(Ordering::Relaxed),
+            has_numerics: has_numerics(&view, &digest),
+            has_server: node.dispatch.has_whole(digest, &view),
+        };
+        if way_of(known) == Way::Session {
+            return None;
+        }
+        Some(RemoteModel {
+            name: entry.name.clone(),
+            digest,
+            view: node.loader.view(),
+            dispatch: node.dispatch.clone(),
+            auditor: node.auditor.clone(),
+            pace: Arc::clone(&entry.pace),
+        })
+    }
+
+    /// The name under which this node serves a model to its pool, if it does: it was asked to, or has all layers.
+    pub fn serves(&self, model: &Digest) -> Option<String> {
+        let view = Arc::clone(&self.0.node.get()?.loader.view().borrow());
+        let own = &view.own;
+        let is_served = own.serving.iter().any(|serving| serving.model == *model)
+            || own.models.iter().any(|known| known.served && known.digest == *model);
+        let entries = self.entries();
+        let entry = entries.iter().find(|entry| is_served && entry.digest.get() == Some(model))?;
+        Some(entry.name.clone())
+    }
+
     /// Metrics of the engines of the models served now.
     pub(super) fn metrics(&self) -> Vec<ModelMetrics> {
         self.entries().iter().map(|entry| (entry.name.clone(), Arc::clone(&entry.metrics))).collect()
@@ -458,6 +504,7 @@ impl Served {
                 Some(node) => entry.load(node),
                 None => State::Absent { why: None },
             };
+            entry.text_failed.store(matches!(state, State::Absent { why: Some(_) }), Ordering::Relaxed);
             match &state {
                 State::Failed(error) | State::Absent { why: Some(error) } => {
                     tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served", entry.name);

@@ -53,6 +53,31 @@ impl Dispatch {
         Prefix::of(prompt, self.key)
     }
 
+    /// The start of a prompt whose tokens this node does not know.
+    pub(super) fn text_prefix(&self, prompt: &[u8]) -> Prefix {
+        Prefix::of_text(prompt, self.key)
+    }
+
+    /// Whether a node takes whole requests to a model.
+    pub(super) fn has_whole(&self, model: Digest, view: &View) -> bool {
+        let servers = lock(&self.state).servers.whole(view, &model);
+        servers.iter().any(|server| view.connected.contains(&server.peer))
+    }
+
+    /// The best node for a whole request to a model, without those that `may_take` refuses. The request counts there until the
+    /// returned value is dropped.
+    pub(super) fn send_whole(
+        &self,
+        model: Digest,
+        view: &View,
+        may_take: impl Fn(&PeerId) -> bool,
+        prompt: &Prefix,
+    ) -> Option<(PeerId, Arc<dyn Any + Send + Sync>)> {
+        let mut state = lock(&self.state);
+        let servers = state.servers.whole(view, &model);
+        self.send_to(&mut state, model, servers, may_take, prompt)
+    }
+
     /// The best server of a model for a prompt among this node, if it serves the model, those of the view and `placed`, a node
     /// that computes the only stage of a placement; without those that `may_take` refuses. The request counts there until the
     /// returned value is dropped.
@@ -70,6 +95,18 @@ impl Dispatch {
         if let Some((peer, said)) = placed.filter(|(peer, _)| servers.iter().all(|server| server.peer != *peer)) {
             servers.push(state.servers.placed(peer, &said, view));
         }
+        self.send_to(&mut state, model, servers, may_take, prompt)
+    }
+
+    /// Sends a request to the best of these servers.
+    fn send_to(
+        &self,
+        state: &mut State,
+        model: Digest,
+        mut servers: Vec<Server>,
+        may_take: impl Fn(&PeerId) -> bool,
+        prompt: &Prefix,
+    ) -> Option<(PeerId, Arc<dyn Any + Send + Sync>)> {
         servers.retain(|server| may_take(&server.peer));
         for server in &mut servers {
             server.known_tokens = state.read.known_tokens(model, server.peer, prompt);

@@ -8,7 +8,8 @@
 //! * [`catalogue`]: the models of a node by name, loaded and probed. [`engine`]: the handle of a model.
 //! * `embedding`: embeddings of texts. `generation`: the driver of a request. `answer`: the text of one answer. `signed_answer`: its commitments.
 //! * [`route`]: the chains of stages of a model; `pooled`: those that the pool placed, and the nodes that
-//!   answer alone. `dispatch`: what was sent to which of them. [`request`]: requests and their
+//!   answer alone. `dispatch`: what was sent to which of them. `remote`: models whose
+//!   requests other nodes answer as a whole. [`request`]: requests and their
 //!   events. `metrics`: counters. `request_log`: its log lines. `audit_host`: the node's side of audits.
 //!
 //! This room knows nothing of HTTP or commands, and of peers only their ids.
@@ -22,6 +23,7 @@ pub mod engine;
 mod generation;
 mod metrics;
 mod pooled;
+mod remote;
 pub mod request;
 mod request_log;
 pub mod route;
@@ -35,4 +37,5 @@ pub use embedding::Embedding;
 pub use engine::{Engine, EngineSettings, ModelFacts, RequestRefused};
 pub use generation::Generation;
 pub(crate) use metrics::observe;
+pub use remote::RemoteModel;
 pub use request::{Delta, Event, Finish, MAX_CHOICES, Request, Summary, TokenLogprob};

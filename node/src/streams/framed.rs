@@ -76,6 +76,11 @@ impl<W: AsyncWrite + Unpin, M: Header> FrameWriter<W, M> {
         stalling(self.stream.flush()).await
     }
 
+    /// Ends the sending half; what was sent still arrives.
+    pub async fn close(&mut self) -> Result<(), StreamError> {
+        stalling(self.stream.close()).await
+    }
+
     /// Sends half a frame and closes the stream, like a cut line. For `--fault drop` only.
     pub async fn cut(&mut self, message: &M, payload: &[u8]) -> Result<(), StreamError> {
         self.head.clear();

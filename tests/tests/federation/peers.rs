@@ -75,7 +75,9 @@ pub(super) fn shares(answer: &Value) -> BTreeMap<String, usize> {
 pub(super) fn is_replayed_at(node: &Node, asked: &Value, answer: &Value) {
     for ballot in ballots(answer).iter().filter(|ballot| !ballot["text"].is_null()) {
         let mut alone = with(asked.clone(), json!({"seed": ballot["seed"], "strategy": "none"}));
-        ["samples", "deadline_s"].map(|field| alone.as_object_mut().unwrap().remove(field));
+        for field in ["samples", "deadline_s"] {
+            alone.as_object_mut().unwrap().remove(field);
+        }
         assert_eq!(ballot["text"].as_str(), Some(text_of(&ask(node, CHAT, &alone))), "{ballot}");
     }
 }

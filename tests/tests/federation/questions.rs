@@ -206,13 +206,11 @@ fn a_vote_is_at_least_as_good_as_its_best_member_and_saves_half_of_the_samples_o
     let alone = votes(&node);
     helps(&alone, &answered);
     assert_eq!(alone.remote, 0);
-    let mut others: Vec<Node> = Vec::new();
-    for name in ["two", "three"] {
-        let joins = |builder: NodeBuilder| builder.flag("--federation").with("--peer", &node.address);
-        others.push(serving(&cluster, name, name, joins).unwrap());
-        votes_with(&node, others.len());
-        let outcome = votes(&node);
-        helps(&outcome, &answered);
-        assert!(outcome.remote as u64 * 10 >= outcome.samples, "{} of {} samples", outcome.remote, outcome.samples);
-    }
+    let joins = |builder: NodeBuilder| builder.flag("--federation").with("--peer", &node.address);
+    let others: Vec<Node> =
+        ["two", "three"].into_iter().map(|name| serving(&cluster, name, name, joins).unwrap()).collect();
+    votes_with(&node, others.len());
+    let outcome = votes(&node);
+    helps(&outcome, &answered);
+    assert!(outcome.remote as u64 * 10 >= outcome.samples, "{} of {} samples", outcome.remote, outcome.samples);
 }

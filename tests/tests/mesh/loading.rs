@@ -38,6 +38,8 @@ fn a_dropped_model_is_cold_everywhere_at_once_until_it_is_loaded_and_its_node_st
     let all = [&one, &two, &three];
     for node in all {
         served_by(node, "blue", &["two"]);
+        // A node without a master does not know yet which models its pool has.
+        node.process.line("elected master");
     }
     let text = ask(&one, "blue", "Hello", 8)["choices"][0]["text"].clone();
     // An answer that runs when its model is dropped comes to its end.
@@ -60,7 +62,8 @@ fn a_dropped_model_is_cold_everywhere_at_once_until_it_is_loaded_and_its_node_st
     }
     for node in all {
         let refused = post(&node.api, COMPLETIONS, &json!({"model": "blue", "prompt": "Hello", "max_tokens": 1}));
-        assert_eq!(refused.status, 404);
+        let status = refused.status;
+        assert_eq!(status, 404, "{}: {}", node.peer, refused.text());
         assert_eq!(computed_by(&ask(node, "red", "Hello", 2)), [one.peer.as_str()], "others are unaffected");
     }
     assert_eq!(three.status().peers, 2, "its node stays");

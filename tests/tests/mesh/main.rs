@@ -10,6 +10,7 @@ mod losses;
 mod owners;
 mod passive;
 mod permutations;
+mod tunnels;
 
 use std::path::PathBuf;
 

@@ -43,6 +43,8 @@ pub enum Api {
     Rpc,
     /// The HTTP API.
     Http,
+    /// A peer, for a client of its own.
+    Peer,
     /// The node itself, such as the first request to a model that has just been loaded.
     Node,
 }
@@ -53,6 +55,7 @@ impl Api {
         match self {
             Api::Rpc => "rpc",
             Api::Http => "http",
+            Api::Peer => "peer",
             Api::Node => "node",
         }
     }

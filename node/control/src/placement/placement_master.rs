@@ -335,7 +335,7 @@ impl PlacementMaster {
                     model.replan_delay.clear();
                     model.tell_left_out(newly_left_out.iter().map(|(peer, _)| *peer), view);
                     let name = model.needs.name.clone();
-                    return (!newly_left_out.is_empty()).then(|| Note::LeftOut { name, left_out: newly_left_out });
+                    return (!newly_left_out.is_empty()).then_some(Note::LeftOut { name, left_out: newly_left_out });
                 }
             },
             (Ok(plan), None) => plan,

@@ -260,7 +260,8 @@ fn shares_of_a_split_follow_memory_down_to_one_layer_and_who_gets_none_is_named_
 fn a_model_that_is_dropped_or_unloaded_has_no_placement_until_it_is_wanted_again() {
     let mut pool = Pool::new(&[node(30.0, 30.0); 2], true);
     let placed = pool.newest().clone();
-    for change in [|pool: &mut Pool, is| pool.dropped = is, |pool: &mut Pool, is| pool.unloaded = is] {
+    let changes: [fn(&mut Pool, bool); 2] = [|pool, is| pool.dropped = is, |pool, is| pool.unloaded = is];
+    for change in changes {
         change(&mut pool, true);
         pool.run(2);
         assert_eq!(pool.placements, []);

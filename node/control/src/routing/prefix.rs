@@ -9,6 +9,9 @@ use pangea_units::Digest;
 /// Tokens of a block: shorter than what is worth a detour, longer than a greeting.
 pub const BLOCK_TOKENS: usize = 64;
 
+/// Bytes of a text that count as one token: tokens of most texts have about as many.
+const TOKEN_BYTES: usize = 4;
+
 /// Blocks of a prompt that are compared: an agent's instructions and a long conversation.
 const BLOCKS_MAX: usize = 512;
 
@@ -35,6 +38,14 @@ impl Prefix {
             state
         });
         Prefix { blocks: blocks.collect(), tokens: prompt.len() }
+    }
+
+    /// The prefix of a prompt whose tokens are not known, from its text: each few bytes count as a token.
+    pub fn of_text(prompt: &[u8], key: u64) -> Prefix {
+        let token = |bytes: &[u8]| bytes.iter().fold(0, |token, byte| token << 8 | u32::from(*byte));
+        let tokens: Vec<u32> = prompt.chunks(TOKEN_BYTES).take(BLOCKS_MAX * BLOCK_TOKENS).map(token).collect();
+        // Another key, so that a text and its tokens have no block in common.
+        Prefix { tokens: prompt.len().div_ceil(TOKEN_BYTES), ..Prefix::of(&tokens, mixed(key)) }
     }
 
     /// Tokens of the whole prompt.
@@ -121,6 +132,23 @@ mod tests {
         read.forget(&peer(1));
         assert_eq!(read.known_tokens(MODEL, peer(1), &Prefix::of(&prompt, 7)), 0);
         assert!(read.order.is_empty());
+    }
+
+    #[test]
+    fn a_text_is_known_up_to_its_first_block_that_differs_and_is_no_prompt_of_tokens() {
+        let mut read = ReadPrefixes::default();
+        let text: Vec<u8> = (0..2000u32).map(|at| (at % 251) as u8).collect();
+        let prefix = Prefix::of_text(&text, 7);
+        assert_eq!(prefix.tokens(), 500);
+        read.reads(MODEL, peer(1), &prefix);
+        let known = |text: &[u8]| read.known_tokens(MODEL, peer(1), &Prefix::of_text(text, 7));
+        assert_eq!(known(&text), 448, "whole blocks only");
+        assert_eq!(known(&[&text[..], b"and more, a few words of the next turn"].concat()), 448);
+        let mut other = text.clone();
+        other[600] ^= 1;
+        assert_eq!(known(&other), 128);
+        let tokens: Vec<u32> = text.chunks(4).map(|bytes| u32::from_be_bytes(bytes.try_into().unwrap())).collect();
+        assert_eq!(read.known_tokens(MODEL, peer(1), &Prefix::of(&tokens, 7)), 0);
     }
 
     proptest! {

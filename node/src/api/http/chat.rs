@@ -26,7 +26,10 @@ pub(super) fn routes() -> Router<App> {
 /// Answers a conversation.
 async fn completions(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
     let mut fields = Fields::read(body).await?;
-    if let Some(strategy) = federation::chosen(&app, &mut fields)? {
+    // Who puts an answer to the vote is the node that its client asked.
+    if holder.peer().is_none()
+        && let Some(strategy) = federation::chosen(&app, &mut fields)?
+    {
         return federation::respond(&app, &holder, fields, strategy).await;
     }
     let model: Option<String> = fields.optional("model")?;

@@ -1,6 +1,7 @@
 //! Failures as clients read them: a status that follows from the error's kind, and a JSON body in the shape of the dialect that
 //! the path belongs to. Messages are written where the failure is found.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::Json;
@@ -12,6 +13,7 @@ use pangea_client::{Error, ErrorKind};
 use serde_json::json;
 
 use crate::serve::WrongField;
+use crate::tunnel::Failure;
 
 /// `Retry-After` of a failure that names no delay.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -25,7 +27,7 @@ pub(super) struct ApiError {
     /// The field of the request that is wrong.
     param: Option<String>,
     /// OpenAI's machine-readable code.
-    code: Option<&'static str>,
+    code: Option<Cow<'static, str>>,
     retry_after: Option<Duration>,
 }
 
@@ -65,7 +67,7 @@ impl ApiError {
 
     /// Sets the machine-readable code.
     pub(super) fn code(self, code: &'static str) -> ApiError {
-        ApiError { code: Some(code), ..self }
+        ApiError { code: Some(code.into()), ..self }
     }
 
     /// Names the field of the request that the failure is about.
@@ -76,6 +78,11 @@ impl ApiError {
     /// Sets the delay after which the client may retry.
     pub(super) fn retry_after(self, after: Duration) -> ApiError {
         ApiError { retry_after: Some(after), ..self }
+    }
+
+    /// The failure without its form.
+    pub(super) fn into_error(self) -> Error {
+        Error::new(self.kind, self.message)
     }
 
     /// The message.
@@ -125,6 +132,36 @@ impl ApiError {
         json!({"error": {
             "message": self.message, "type": r#type, "param": self.param, "code": self.code, "kind": self.kind.name(),
         }})
+    }
+}
+
+impl From<ApiError> for Failure {
+    fn from(error: ApiError) -> Failure {
+        Failure {
+            kind: error.kind,
+            status: error.status.as_u16(),
+            message: error.message,
+            param: error.param,
+            code: error.code.map(Cow::into_owned),
+            retry_after: error.retry_after,
+        }
+    }
+}
+
+impl From<Failure> for ApiError {
+    /// A node that refuses this node refuses nobody who asks here.
+    fn from(failure: Failure) -> ApiError {
+        if failure.kind == ErrorKind::Unauthorized {
+            return ApiError::new(ErrorKind::Unavailable, failure.message);
+        }
+        let of_kind = ApiError::new(failure.kind, failure.message);
+        ApiError {
+            status: StatusCode::from_u16(failure.status).unwrap_or(of_kind.status),
+            param: failure.param,
+            code: failure.code.map(Cow::Owned),
+            retry_after: failure.retry_after.or(of_kind.retry_after),
+            ..of_kind
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The JSON body of a request, read field by field, so that every failure names its field. This file knows no endpoint.
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use pangea_client::ErrorKind;
@@ -16,24 +16,15 @@ pub(super) struct Fields(Map<String, Value>);
 impl Fields {
     /// Reads a body to its end; the body must be one JSON object.
     pub(super) async fn read(body: Body) -> Result<Fields, ApiError> {
-        let read = tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await;
-        let bytes = match read {
-            Ok(Ok(collected)) => collected.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                let message = format!("the body is larger than {} MiB", BODY_BYTES >> 20);
-                return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::PAYLOAD_TOO_LARGE));
-            }
-            Ok(Err(error)) => {
-                return Err(ApiError::new(ErrorKind::InvalidInput, format!("cannot read the body: {error}")));
-            }
-            Err(_) => {
-                let message = format!("the body did not arrive within {} s", BODY_TIME.as_secs());
-                return Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::REQUEST_TIMEOUT));
-            }
-        };
+        Fields::of_body(&whole(body).await?).await
+    }
+
+    /// Parses a complete body, a long one on a thread of its own.
+    pub(super) async fn of_body(bytes: &Bytes) -> Result<Fields, ApiError> {
         if bytes.len() <= PARSED_HERE_BYTES {
-            return Fields::parse(&bytes);
+            return Fields::parse(bytes);
         }
+        let bytes = bytes.clone();
         let parsed = tokio::task::spawn_blocking(move || Fields::parse(&bytes)).await;
         parsed.unwrap_or_else(|error| {
             Err(ApiError::new(ErrorKind::Internal, format!("parsing the body ended unexpectedly: {error}")))
@@ -94,6 +85,25 @@ impl Fields {
                     .code("unsupported_parameter"))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// Reads a request's body to its end.
+///
+/// # Errors
+/// `InvalidInput` for a body that is too large or too slow.
+pub(super) async fn whole(body: Body) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout(BODY_TIME, Limited::new(body, BODY_BYTES).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let message = format!("the body is larger than {} MiB", BODY_BYTES >> 20);
+            Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::PAYLOAD_TOO_LARGE))
+        }
+        Ok(Err(error)) => Err(ApiError::new(ErrorKind::InvalidInput, format!("cannot read the body: {error}"))),
+        Err(_) => {
+            let message = format!("the body did not arrive within {} s", BODY_TIME.as_secs());
+            Err(ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::REQUEST_TIMEOUT))
         }
     }
 }

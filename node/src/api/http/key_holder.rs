@@ -8,14 +8,18 @@ use std::time::{Duration, SystemTime};
 use axum::extract::FromRequestParts;
 use axum::http::StatusCode;
 use axum::http::request::Parts;
+use libp2p::PeerId;
 use pangea_client::ErrorKind;
+use pangea_compute::Digest;
 use pangea_control::Time;
+use pangea_control::jobs::{Api, Owner};
 use pangea_control::net::allowance::{Allowance, KeyLimits};
 
 use super::error::ApiError;
 use crate::api_keys::{ApiKeys, digest};
 use crate::clock;
 use crate::serve::{Engine, Event, Generation, Request, RequestRefused};
+use crate::tunnel::answering::Tally;
 
 /// Interval at which the file is looked at: a revoked key is refused after that.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -37,9 +41,23 @@ struct ReadKeys {
     holders: BTreeMap<String, KeyHolder>,
 }
 
-/// The holder of a key. Clones share what is left.
+/// The holder of a key, or a peer that asks for its own clients. Clones share what is left.
+#[derive(Clone, Debug, Default)]
+pub(super) struct KeyHolder {
+    key: Option<Arc<Holder>>,
+    peer: Option<AskingPeer>,
+}
+
+/// A peer that asks.
 #[derive(Clone, Debug)]
-pub(super) struct KeyHolder(Option<Arc<Holder>>);
+pub(super) struct AskingPeer {
+    /// The peer.
+    pub(super) peer: PeerId,
+    /// The model that it asks, whatever the request names.
+    pub(super) model: Digest,
+    /// Where the tokens are counted.
+    pub(super) tally: Tally,
+}
 
 #[derive(Debug)]
 struct Holder {
@@ -92,14 +110,15 @@ impl Keys {
             let limits = key.limits();
             let unchanged = |holder: &KeyHolder| {
                 holder
-                    .0
+                    .key
                     .as_ref()
                     .is_some_and(|known| known.limits == limits && known.models == key.models && known.name == key.name)
             };
             // Who writes the file again gives nobody a new minute.
             let holder = before.remove(&key.digest).filter(unchanged).unwrap_or_else(|| {
                 let allowance = Mutex::new(Allowance::full(limits, now));
-                KeyHolder(Some(Arc::new(Holder { name: key.name, limits, models: key.models, allowance })))
+                let key = Some(Arc::new(Holder { name: key.name, limits, models: key.models, allowance }));
+                KeyHolder { key, peer: None }
             });
             read.holders.insert(key.digest, holder);
         }
@@ -109,7 +128,17 @@ impl Keys {
 impl KeyHolder {
     /// Somebody without limits: the owner of the node, or anyone where no key is required.
     pub(super) fn unlimited() -> KeyHolder {
-        KeyHolder(None)
+        KeyHolder::default()
+    }
+
+    /// A peer that asks for its own clients; it has judged them itself.
+    pub(super) fn of_peer(peer: AskingPeer) -> KeyHolder {
+        KeyHolder { key: None, peer: Some(peer) }
+    }
+
+    /// The peer that asks, if one does.
+    pub(super) fn peer(&self) -> Option<&AskingPeer> {
+        self.peer.as_ref()
     }
 
     /// Counts a request.
@@ -117,7 +146,7 @@ impl KeyHolder {
     /// # Errors
     /// `Overloaded` for one too many, with the time after which the holder may ask again.
     pub(super) fn ask(&self) -> Result<(), ApiError> {
-        let Some(holder) = &self.0 else { return Ok(()) };
+        let Some(holder) = &self.key else { return Ok(()) };
         holder.allowance().ask(clock::now()).map_err(|again| {
             let message = format!("the API key {:?} has used what it may use in a minute", holder.name);
             ApiError::new(ErrorKind::Overloaded, message).code("rate_limit_exceeded").retry_after(again)
@@ -126,21 +155,26 @@ impl KeyHolder {
 
     /// Whether the holder may use a model.
     pub(super) fn may_use(&self, model: &str) -> bool {
-        self.0.as_ref().is_none_or(|holder| holder.models.is_empty() || holder.models.iter().any(|may| may == model))
+        self.key.as_ref().is_none_or(|holder| holder.models.is_empty() || holder.models.iter().any(|may| may == model))
     }
 
     /// # Errors
-    /// `Unauthorized` for the holder of a key that the owner gave away: such a key uses the node and does not change it.
+    /// `Unauthorized` for the holder of a key that the owner gave away, and for a peer: they use the node and do not change it.
     pub(super) fn check_owner(&self) -> Result<(), ApiError> {
-        let Some(holder) = &self.0 else { return Ok(()) };
-        let message = format!("the API key {:?} may ask models and not change which are served", holder.name);
+        let message = match (&self.key, &self.peer) {
+            (None, None) => return Ok(()),
+            (Some(holder), _) => {
+                format!("the API key {:?} may ask models and not change which are served", holder.name)
+            }
+            (None, Some(_)) => "another node may ask models and not change which are served".to_owned(),
+        };
         Err(ApiError::new(ErrorKind::Unauthorized, message).status(StatusCode::FORBIDDEN))
     }
 
     /// # Errors
     /// `Unauthorized` for a model that the holder may not use.
     pub(super) fn check(&self, model: &str) -> Result<(), ApiError> {
-        match &self.0 {
+        match &self.key {
             Some(holder) if !self.may_use(model) => {
                 let message = format!(
                     "the API key {:?} may not use {model}; it may use: {}",
@@ -158,14 +192,34 @@ impl KeyHolder {
     /// # Errors
     /// Those of the engine.
     pub(super) async fn generate(&self, engine: &Engine, request: Request) -> Result<Metered, RequestRefused> {
+        let owner = match &self.peer {
+            Some(asking) => Owner { api: Api::Peer, client: Some(asking.peer.to_string()) },
+            None => request.owner,
+        };
+        let request = Request { owner, ..request };
         let generation = engine.generate(request).await?;
         self.spend(generation.prompt_tokens());
         Ok(Metered { generation, holder: self.clone(), counted: 0 })
     }
 
-    /// Counts tokens that were computed for the holder.
+    /// Counts tokens of a text that were computed for the holder.
     pub(super) fn spend(&self, tokens: usize) {
-        if let Some(holder) = self.0.as_ref().filter(|_| tokens > 0) {
+        if let Some(asking) = &self.peer {
+            asking.tally.add_prompt(tokens);
+        }
+        self.pay(tokens);
+    }
+
+    /// Counts tokens of an answer.
+    fn spend_answer(&self, tokens: usize) {
+        if let Some(asking) = &self.peer {
+            asking.tally.add_answer(tokens);
+        }
+        self.pay(tokens);
+    }
+
+    fn pay(&self, tokens: usize) {
+        if let Some(holder) = self.key.as_ref().filter(|_| tokens > 0) {
             holder.allowance().spend(u32::try_from(tokens).unwrap_or(u32::MAX), clock::now());
         }
     }
@@ -212,7 +266,7 @@ impl Metered {
             _ => 0,
         };
         self.counted += tokens;
-        self.holder.spend(tokens);
+        self.holder.spend_answer(tokens);
         event
     }
 }

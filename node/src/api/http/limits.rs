@@ -14,6 +14,8 @@ pub(super) const HEAD_BYTES: usize = 64 * 1024;
 /// Bytes of a request's body: several times the text of the largest context.
 pub(super) const BODY_BYTES: usize = 16 * 1024 * 1024;
 
+const _: () = assert!(BODY_BYTES <= crate::tunnel::limits::BODY_BYTES, "another node takes what this one takes");
+
 /// Bodies above this size are parsed on a thread of their own: smaller ones take less than a millisecond.
 pub(super) const PARSED_HERE_BYTES: usize = 64 * 1024;
 

@@ -8,6 +8,8 @@
 //! | `content_type` | bodies that are not JSON |
 //! | `fields`, `generation` | the JSON of requests, read field by field |
 //! | `chat`, `completions` | the two endpoints that generate |
+//! | `entrance`, `foreign_answer` | requests that another node answers as a whole, and what becomes of its answer |
+//! | `for_peers` | requests of peers, answered like those of clients |
 //! | `federation` | votes on answers |
 //! | `turn` | an answer as text and calls of tools |
 //! | `answer` | responses of those two endpoints, whole or as events |
@@ -37,9 +39,12 @@ mod conversation;
 mod cors;
 mod dialect;
 mod embeddings;
+mod entrance;
 mod error;
 mod federation;
 mod fields;
+mod for_peers;
+mod foreign_answer;
 mod generation;
 mod guard;
 mod jobs;
@@ -62,7 +67,7 @@ mod write_deadline;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use axum::body::Body;
@@ -70,6 +75,7 @@ use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper_util::service::TowerToHyperService;
 use pangea_client::{ErrorKind, Result};
 use pangea_control::net::rate::Rate;
 
@@ -83,8 +89,11 @@ use crate::pool::Pool;
 use crate::serve::{self, Engine, Served};
 use crate::supervise::Supervisor;
 use crate::trust::ReceiptStore;
+use crate::tunnel::Tunnel;
+use crate::tunnel::answering::Answering;
 use connections::Connections;
 use cors::Cors;
+use entrance::EntranceMetrics;
 use error::ApiError;
 use guard::{Guard, Policy};
 use key_holder::KeyHolder;
@@ -98,6 +107,8 @@ pub struct Node {
     pub fabric: Fabric,
     /// Source of the topology; `None` without a network.
     pub pool: Option<Pool>,
+    /// Tunnels to and from other nodes; `None` without a network.
+    pub tunnel: Option<Tunnel>,
     /// Models served.
     pub served: Served,
     /// Stored receipts of answers.
@@ -135,29 +146,52 @@ pub struct Ports {
     pub ollama: Option<TcpListener>,
 }
 
-/// Serves the API on `ports`, one service for each.
+/// The running API. Dropping it ends it without a grace period.
+pub struct Running {
+    /// One service for each port.
+    services: Vec<Service>,
+    /// Answers to peers.
+    answering: Option<Answering>,
+}
+
+impl Running {
+    /// Accepts no more connections and requests, lets running answers end within `grace`, then ends them.
+    pub async fn shutdown(self, grace: Duration) {
+        let services = self.services.into_iter().map(|service| service.shutdown(grace));
+        let answering = async {
+            if let Some(answering) = self.answering {
+                answering.shutdown(grace).await;
+            }
+        };
+        tokio::join!(futures::future::join_all(services), answering);
+    }
+}
+
+/// Serves the API on `ports`, if there are any, one service for each, and to peers.
 ///
 /// # Errors
 /// `Internal` if a thread cannot be started.
-pub fn serve(ports: Ports, node: Node) -> Result<Vec<Service>> {
-    let address = ports.api.local_addr().map_err(|error| {
+pub fn serve(ports: Option<Ports>, node: Node) -> Result<Running> {
+    let address = ports.as_ref().map(|ports| ports.api.local_addr()).transpose().map_err(|error| {
         pangea_client::Error::new(ErrorKind::Internal, format!("the HTTP API has no address: {error}"))
     })?;
     let cors = Cors::new(&node.cors);
     let guard = Guard::new(&Policy {
         host: &crate::host::name(),
-        is_offered: !address.ip().is_loopback(),
+        is_offered: address.is_some_and(|address| !address.ip().is_loopback()),
         key: node.key.as_deref(),
         keys: node.keys,
         cors: cors.clone(),
         rate: node.client_rate,
     });
     serve::observe(&node.served, &node.observer);
-    let metrics = Metrics::new(&node.observer);
+    let (metrics, tunnelled) = (Metrics::new(&node.observer), EntranceMetrics::new(&node.observer));
     let started_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let app = App(Arc::new(Shared {
         fabric: node.fabric,
         pool: node.pool,
+        tunnel: node.tunnel,
+        tunnelled,
         served: node.served,
         receipts: node.receipts,
         jobs: node.jobs,
@@ -168,8 +202,14 @@ pub fn serve(ports: Ports, node: Node) -> Result<Vec<Service>> {
         observer: node.observer,
         supervisor: node.supervisor.clone(),
     }));
-    let routes = routes(app, guard, cors);
+    let answering = app.tunnel.as_ref().map(|tunnel| {
+        let routes = TowerToHyperService::new(asking_routes().with_state(app.clone()));
+        Answering::start(tunnel, &node.supervisor, move |asked| for_peers::answer(routes.clone(), asked))
+    });
+    let answering = answering.transpose()?.flatten();
     let mut services = Vec::new();
+    let Some(ports) = ports else { return Ok(Running { services, answering }) };
+    let routes = routes(app, guard, cors);
     if let Some(tcp) = ports.ollama {
         // Clients ask this before anything else.
         let routes = Router::new().route("/", get(|| async { "Ollama is running" })).fallback_service(routes.clone());
@@ -180,7 +220,7 @@ pub fn serve(ports: Ports, node: Node) -> Result<Vec<Service>> {
     let listeners = Listeners { tcp: ports.api, unix: None };
     let connections = move || Connections::new(routes);
     services.push(Service::spawn(connections::DESCRIPTION, listeners, &node.supervisor, connections)?);
-    Ok(services)
+    Ok(Running { services, answering })
 }
 
 /// State that every handler can reach.
@@ -190,11 +230,14 @@ struct App(Arc<Shared>);
 struct Shared {
     fabric: Fabric,
     pool: Option<Pool>,
+    tunnel: Option<Tunnel>,
+    tunnelled: EntranceMetrics,
     served: Served,
     receipts: ReceiptStore,
     jobs: Jobs,
     federation: Option<Federation>,
-    address: SocketAddr,
+    /// Where the API listens, if it does.
+    address: Option<SocketAddr>,
     metrics: Metrics,
     started_s: u64,
     observer: Observer,
@@ -210,8 +253,8 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    /// The engine of a model, once it is ready. The only model that this node knows need not be named.
-    async fn engine(&self, model: Option<&str>, holder: &KeyHolder) -> std::result::Result<Engine, ApiError> {
+    /// The name of the model that a request means. The only model that this node knows need not be named.
+    fn model_name(&self, model: Option<&str>, holder: &KeyHolder) -> std::result::Result<String, ApiError> {
         let mut names = self.served.names();
         names.retain(|name| holder.may_use(name));
         let model = match (model, &names[..]) {
@@ -220,6 +263,18 @@ impl App {
             (None, _) => return Err(ApiError::field("model", "model is missing")),
         };
         holder.check(model)?;
+        Ok(model.to_owned())
+    }
+
+    /// The engine of a model, once it is ready. A peer asks for a model by its digest, and for those only that this node serves.
+    async fn engine(&self, model: Option<&str>, holder: &KeyHolder) -> std::result::Result<Engine, ApiError> {
+        let model = match holder.peer() {
+            None => self.model_name(model, holder)?,
+            Some(asking) => self.served.serves(&asking.model).ok_or_else(|| {
+                ApiError::new(ErrorKind::NotFound, format!("this node does not serve model {}", asking.model))
+            })?,
+        };
+        let model = model.as_str();
         match self.served.engine(model, limits::READY_TIME).await {
             Ok(engine) => Ok(engine),
             Err(error) if error.kind() == ErrorKind::NotFound => Err(self.no_such_model(model)),
@@ -241,23 +296,29 @@ impl App {
     }
 }
 
-/// Every route of the API; each file defines its own.
-fn routes(app: App, guard: Guard, cors: Cors) -> Router {
+/// The routes that ask a model: those that [`crate::tunnel`] carries.
+fn asking_routes() -> Router<App> {
     Router::new()
         .merge(chat::routes())
         .merge(completions::routes())
         .merge(embeddings::routes())
+        .merge(messages::routes())
+        .merge(ollama::routes())
+        .merge(responses::routes())
+}
+
+/// Every route of the API; each file defines its own.
+fn routes(app: App, guard: Guard, cors: Cors) -> Router {
+    Router::new()
+        .merge(asking_routes().route_layer(from_fn_with_state(app.clone(), entrance::enter)))
         .merge(federation::routes())
         .merge(jobs::routes())
-        .merge(messages::routes())
         .merge(metrics::routes())
         .merge(models::routes())
-        .merge(ollama::routes())
         .merge(ollama_models::routes())
         .merge(openapi::routes())
         .merge(pool::routes())
         .merge(receipts::routes())
-        .merge(responses::routes())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn(content_type::check))

@@ -144,7 +144,7 @@ async fn status(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     };
     let mut status = serde_json::to_value(status)
         .map_err(|error| ApiError::new(ErrorKind::Internal, format!("cannot write the status: {error}")))?;
-    status["api"] = json!(app.address.to_string());
+    status["api"] = json!(app.address.map(|address| address.to_string()));
     status["models"] = json!(app.served.states());
     status["master"] = json!(app.pool.as_ref().and_then(crate::pool::Pool::master).map(|peer| peer.to_string()));
     Ok(Json(status))

@@ -2,6 +2,7 @@
 //! lists.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::model::ModelFile;
 use pangea_compute::{Cancel, Digest};
 use pangea_control::Time;
+use pangea_control::generation::PromptPace;
 use pangea_control::placement::pool_facts;
 use pangea_control::pool::{full_name, is_full_name};
 use tokio::sync::watch;
@@ -60,6 +62,10 @@ pub(super) struct Entry {
     /// Digest of the model, once known.
     pub(super) digest: OnceLock<Digest>,
     pub(super) metrics: Arc<EngineMetrics>,
+    /// Whether the tokenizer and template could not be fetched when they were needed last.
+    pub(super) text_failed: AtomicBool,
+    /// How long first tokens took lately at nodes that answered requests as a whole.
+    pub(super) pace: Arc<Mutex<PromptPace>>,
     /// Consecutive first answers that failed, the last of them by this node alone.
     failed: Mutex<FailedAnswers>,
     pub(super) state: watch::Sender<State>,
@@ -138,6 +144,8 @@ impl Entry {
             source,
             digest,
             metrics: Arc::default(),
+            text_failed: AtomicBool::new(false),
+            pace: Arc::default(),
             failed: Mutex::default(),
             state: watch::Sender::new(state),
         }
@@ -155,6 +163,11 @@ impl Entry {
     /// Whether a request with this full name means this model.
     pub(super) fn is_called(&self, requested: &str) -> bool {
         self.digest.get().is_some_and(|digest| is_full_name(requested, &self.called, digest))
+    }
+
+    /// Whether its tokenizer and template are loaded.
+    pub(super) fn has_text(&self) -> bool {
+        matches!(&*self.state.borrow(), State::Ready(_) | State::Unplaced { .. } | State::Unproven { .. })
     }
 
     pub(super) fn counts(&self, metrics: &Arc<EngineMetrics>) -> bool {
