@@ -239,9 +239,10 @@ fn a_client_that_goes_away_ends_its_answer_at_the_other_node_and_a_full_node_say
     eventually("the client's node knows it, too", || states(&client, "http") == ["cancelled"]);
 
     // More than the places that one peer has at a node.
-    let (tell, told) = std::sync::mpsc::channel();
+    const ASKED: usize = 40;
+    let (tell, told) = std::sync::mpsc::sync_channel(ASKED);
     let api = client.api.clone();
-    let asking: Vec<_> = (0..40)
+    let asking: Vec<_> = (0..ASKED)
         .map(|_| {
             let (tell, api) = (tell.clone(), api.clone());
             std::thread::spawn(move || {
