@@ -96,6 +96,11 @@ impl<B: Backend> NodeObject<B> {
     }
 }
 
+/// The time that a caller gives in milliseconds, at most `max`; 0 is `default`.
+fn timeout_of(milliseconds: u64, default: Duration, max: Duration) -> Duration {
+    if milliseconds == 0 { default } else { Duration::from_millis(milliseconds).min(max) }
+}
+
 fn exception(error: Error) -> capnp::Error {
     to_exception(&error)
 }
@@ -166,10 +171,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
     ) -> capnp::Result<()> {
         let _call = self.account.call().map_err(exception)?;
         let params = params.get()?;
-        let timeout = match params.get_timeout_ms() {
-            0 => CONNECT_TIMEOUT,
-            milliseconds => Duration::from_millis(milliseconds).min(MAX_CONNECT_TIMEOUT),
-        };
+        let timeout = timeout_of(params.get_timeout_ms(), CONNECT_TIMEOUT, MAX_CONNECT_TIMEOUT);
         let address = params.get_address()?.to_str()?;
         let peer = self.backend.connect(address, timeout).await.map_err(exception)?;
         results.get().set_peer(&peer);
@@ -246,10 +248,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
     ) -> capnp::Result<()> {
         let _call = self.account.call().map_err(exception)?;
         let params = params.get()?;
-        let timeout = match params.get_timeout_ms() {
-            0 => CHECK_TIMEOUT,
-            milliseconds => Duration::from_millis(milliseconds).min(MAX_CONNECT_TIMEOUT),
-        };
+        let timeout = timeout_of(params.get_timeout_ms(), CHECK_TIMEOUT, MAX_CONNECT_TIMEOUT);
         let round_trip = self.backend.check_peer(params.get_peer()?.to_str()?, timeout).await.map_err(exception)?;
         results.get().set_round_trip_us(round_trip.as_secs_f64() * 1e6);
         Ok(())
@@ -281,10 +280,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
     ) -> capnp::Result<()> {
         let _call = self.account.call().map_err(exception)?;
         let params = params.get()?;
-        let timeout = match params.get_timeout_ms() {
-            0 => MODEL_TIMEOUT,
-            milliseconds => Duration::from_millis(milliseconds).min(MAX_MODEL_TIMEOUT),
-        };
+        let timeout = timeout_of(params.get_timeout_ms(), MODEL_TIMEOUT, MAX_MODEL_TIMEOUT);
         let loaded = self.served.load_model(params.get_model()?.to_str()?, timeout).await.map_err(exception)?;
         model::status(loaded).to_wire(results.get().init_model());
         Ok(())
@@ -305,10 +301,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
         let _call = self.account.call().map_err(exception)?;
         let params = params.get()?;
         let name = self.named(params.get_name()?.to_str()?).map_err(exception)?;
-        let patience = match params.get_timeout_ms() {
-            0 => MODEL_TIMEOUT,
-            milliseconds => Duration::from_millis(milliseconds).min(MAX_MODEL_TIMEOUT),
-        };
+        let patience = timeout_of(params.get_timeout_ms(), MODEL_TIMEOUT, MAX_MODEL_TIMEOUT);
         let engine = self.served.engine(&name, patience).await.map_err(exception)?;
         results.get().set_model(new_client(ModelObject::new(self.account.clone(), engine, self.draining.clone())));
         Ok(())
