@@ -17,7 +17,6 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
 
 use crate::clock;
 use crate::fault::Fault;
@@ -165,8 +164,7 @@ impl Supervisor {
         // Dropped together with the tasks of the thread, so that a thread that has ended is not missed.
         let part = Part { supervisor: self.clone(), id };
         tokio::task::spawn_local(async move {
-            let mut beat = tokio::time::interval(BEAT);
-            beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut beat = clock::ticks(BEAT);
             loop {
                 beat.tick().await;
                 part.supervisor.handle(Event::Beat(part.id));

@@ -56,8 +56,7 @@ impl Turns {
 
     /// Looks for streams that take little, for ever.
     pub(super) async fn run(self) {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tick = clock::ticks(TICK);
         loop {
             tick.tick().await;
             self.decide(|uploads| uploads.tick(clock::now()));

@@ -150,7 +150,7 @@ impl EvidenceDriver {
 
     /// Runs until the network ends.
     pub async fn run(mut self) {
-        let mut tick = tokio::time::interval(TICK);
+        let mut tick = clock::ticks(TICK);
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {

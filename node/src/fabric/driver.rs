@@ -32,6 +32,7 @@ use super::job::{JobId, JobReply, JobRequest};
 use super::open_links::OpenLinks;
 use super::running::RunningJob;
 use super::unconnected;
+use crate::clock;
 use crate::devices::Devices;
 use crate::evidence::Findings;
 use crate::jobs::Jobs;
@@ -230,7 +231,7 @@ impl FabricDriver {
         self.accept_streams();
         let (mut excluded, devices) = (self.peers.excluded(), self.settings.devices.clone());
         self.follow_convictions();
-        let mut tick = tokio::time::interval(CONNECTING_TICK);
+        let mut tick = clock::ticks(CONNECTING_TICK);
         loop {
             let wake = self.wake_at.map(|at| tokio::time::Instant::from_std(self.started + at.elapsed()));
             tokio::select! {

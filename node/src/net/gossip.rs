@@ -14,6 +14,12 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Messages queued for one peer: one per node of a large pool. Older messages beyond that are superseded anyway.
 const QUEUE: usize = 1024;
 
+/// Bytes from which on a node tells its neighbours at once that it has a message: below, that costs as much as a second copy.
+const LARGE: usize = 16 << 10;
+
+/// Neighbours beyond the mesh that hear the ids of messages at each heartbeat and ask for those that they lack.
+const TOLD: usize = 2;
+
 /// Time that a message's id is remembered to detect duplicates: a message is outdated after a second.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
@@ -27,6 +33,9 @@ pub(super) fn behaviour(config: &GossipConfig, identity: &Keypair) -> Result<(Be
         .validate_messages()
         .heartbeat_interval(HEARTBEAT)
         .heartbeat_initial_delay(HEARTBEAT)
+        .gossip_lazy(TOLD)
+        .gossip_factor(0.0)
+        .idontwant_message_size_threshold(LARGE)
         .duplicate_cache_time(REMEMBERED)
         // Id, signature and framing of a message take less than a KiB.
         .max_transmit_size(config.max_bytes + 1024)

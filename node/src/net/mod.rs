@@ -14,6 +14,7 @@
 //! | `inbound` | streams that peers open, until they are taken |
 //! | [`joining`] | `/pangea/join/1`: how a node asks a member to be admitted, and is answered |
 //! | `peer_connections` | open connections: their bytes, and how each is cut off |
+//! | `pings` | how often each end of a connection pings
 //! | `gossip` | the gossip topic: limits and configuration of libp2p's gossipsub |
 //! | `identity`, `peers_file`, `addresses` | `node.key`, `peers.json`, the address to show a person |
 //! | `peer_address` | addresses of nodes as people write them |
@@ -32,6 +33,7 @@ mod network;
 pub mod peer_address;
 mod peer_connections;
 pub mod peers_file;
+mod pings;
 mod socket;
 mod swarm;
 mod swarm_behaviour;

@@ -156,8 +156,7 @@ impl SwarmDriver {
 
     /// Runs until shutdown, or until the last handle is dropped.
     pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut tick = interval(liveness::TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = clock::ticks(liveness::TICK);
         let (change_sender, mut changes) = mpsc::channel(1);
         let watching = self.watch.take().map(|watch| tokio::spawn(watch_peers_file(watch, change_sender)));
         let events = self.events.clone();

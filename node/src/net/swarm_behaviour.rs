@@ -6,21 +6,16 @@ use std::time::Duration;
 
 use libp2p::swarm::NetworkBehaviour;
 use libp2p::swarm::behaviour::toggle::Toggle;
-use libp2p::{connection_limits, gossipsub, identify, ping};
+use libp2p::{connection_limits, gossipsub, identify};
 
 use super::gossip;
 use super::inbound::InboundBehaviour;
 use super::mdns::Mdns;
 use super::network::{NetConfig, NetError};
+use super::pings::Pings;
 
 /// Protocol version that `identify` reports.
 const IDENTIFY_PROTOCOL: &str = "/pangea/1";
-
-/// Interval of pings on a connection: measures the RTT and shows `liveness` that the peer is alive.
-const PING_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Timeout of a ping: long, because a link full of bulk delays it; `liveness` detects dead peers earlier.
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Connections persist until one side ends them.
 pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -35,7 +30,7 @@ const MAX_PER_PEER: u32 = 2;
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     limits: connection_limits::Behaviour,
-    ping: ping::Behaviour,
+    ping: Pings,
     identify: identify::Behaviour,
     /// Streams that this node opens.
     pub(super) streams: libp2p_stream::Behaviour,
@@ -68,7 +63,7 @@ pub(super) fn build(config: &NetConfig) -> Result<(Behaviour, Option<gossipsub::
     };
     let behaviour = Behaviour {
         limits: connection_limits::Behaviour::new(limits),
-        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
+        ping: Pings::default(),
         identify: identify::Behaviour::new(
             identify::Config::new(IDENTIFY_PROTOCOL.to_owned(), config.identity.public()).with_agent_version(agent),
         ),

@@ -8,7 +8,6 @@ use std::time::Duration;
 use libp2p::PeerId;
 use pangea_compute::Digest;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
 
 use crate::clock;
 use crate::devices::Devices;
@@ -20,7 +19,7 @@ use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageRe
 use pangea_units::LayerRange;
 
 /// Interval of the clock's ticks: a fraction of the shortest timeout of a placer.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(500);
 
 /// Queued reports of stages: a few per stage, and a node has a handful.
 const REPORTS: usize = 64;
@@ -105,8 +104,7 @@ impl PlacementDriver {
     /// Runs until the pool ends.
     pub async fn run(mut self) {
         let mut view = self.pool.view();
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = clock::ticks(TICK);
         let mut told = true;
         loop {
             let event = tokio::select! {

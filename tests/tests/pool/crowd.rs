@@ -14,6 +14,9 @@ const NODES: &str = "PANGEA_CROWD_NODES";
 /// Time over which the cost of idle nodes is measured; passing time is what this is about.
 const IDLE: Duration = Duration::from_secs(20);
 
+/// Seconds after its start at which a node has made all its measurements of its own speed.
+const MEASURED_S: f64 = 40.0;
+
 /// Time in which everyone must know of a newcomer or a loss.
 const CONVERGED: Duration = Duration::from_secs(3);
 
@@ -66,6 +69,8 @@ fn everyone_soon_knows_of_a_newcomer_and_of_a_loss_and_idle_nodes_cost_little() 
         eventually("everyone is connected to everyone", || node.status().peers as usize == count - 1);
     }
     drop(clients);
+    let youngest = nodes.last().unwrap();
+    eventually("nobody measures its own speed any more", || youngest.status().uptime_s >= MEASURED_S);
 
     let everyone = || std::iter::once(&first).chain(&nodes);
     let (before, began) = (everyone().map(cpu_s).collect::<Vec<_>>(), Instant::now());

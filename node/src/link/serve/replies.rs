@@ -13,6 +13,7 @@ use pangea_compute::{Digest, Tensor, TensorHasher};
 use tokio::sync::mpsc;
 
 use super::{ResultMemory, TaskService};
+use crate::clock;
 use crate::fault::Fault;
 use crate::link::limits::CHUNK_BYTES;
 use crate::streams::framed::{FrameWriter, StreamError};
@@ -20,7 +21,7 @@ use crate::trust::{ProductClaim, SignedProduct};
 use crate::wire::{Message, ResultSignature, Shape, Task, TaskHello, TaskId};
 
 /// Minimum interval between two load messages.
-const LOAD_EVERY: Duration = Duration::from_millis(250);
+const LOAD_EVERY: Duration = Duration::from_millis(500);
 
 /// A reply to the coordinator.
 pub(super) enum Reply {
@@ -68,7 +69,7 @@ async fn write<W: AsyncWrite + Unpin>(
 ) -> Result<(), StreamError> {
     frames.send(&Message::Hello(hello), &[]).await?;
     frames.flush().await?;
-    let mut load = Load { peer, told: Duration::ZERO, tick: tokio::time::interval(LOAD_EVERY) };
+    let mut load = Load { peer, told: Duration::ZERO, tick: clock::ticks(LOAD_EVERY) };
     loop {
         let reply = tokio::select! {
             biased;
