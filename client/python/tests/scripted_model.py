@@ -54,10 +54,14 @@ def write(path: pathlib.Path, *, name: str, call: str, fact: str, found: str, lo
             kinds.append(1)
             follows[last] = last = len(words) - 1
         follows[last] = words.index(END)
-    assert len(follows) <= WIDTH, "the texts are too long"
+    assert len(follows) < WIDTH, "the texts are too long"
     states = {token: state for state, token in enumerate(follows)}
     embedding, output = [[0.0] * WIDTH for _ in words], [[0.0] * WIDTH for _ in words]
+    # The embedding of a text has a length, whatever its tokens are.
+    for token in range(len(words)):
+        embedding[token][WIDTH - 1] = 1.0
     for token, following in follows.items():
+        embedding[token][WIDTH - 1] = 0.0
         embedding[token][states[token]] = 1.0
         output[following][states[token]] = LOGIT
     ones, side = [1.0] * WIDTH, WIDTH // 2

@@ -1,5 +1,7 @@
 //! The JSON body of a request, read field by field, so that every failure names its field. This file knows no endpoint.
 
+use std::cmp::Ordering;
+
 use axum::body::{Body, Bytes};
 use axum::http::StatusCode;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -72,6 +74,12 @@ impl Fields {
         }
     }
 
+    /// An optional number in single precision. A value beside a whole number stays on its side of it: a limit that it passes is
+    /// passed.
+    pub(super) fn number(&mut self, field: &str) -> Result<Option<f32>, ApiError> {
+        Ok(self.optional(field)?.map(single))
+    }
+
     /// A required field.
     pub(super) fn required<T: DeserializeOwned>(&mut self, field: &str) -> Result<T, ApiError> {
         self.optional(field)?.ok_or_else(|| ApiError::field(field, format!("{field} is missing")))
@@ -86,6 +94,16 @@ impl Fields {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The number in single precision, on the same side of every whole number but 0.
+fn single(value: f64) -> f32 {
+    let near = value as f32;
+    match value.partial_cmp(&f64::from(near)) {
+        Some(Ordering::Greater) if near.fract() == 0.0 && near != 0.0 => near.next_up(),
+        Some(Ordering::Less) if near.fract() == 0.0 && near != 0.0 => near.next_down(),
+        _ => near,
     }
 }
 
@@ -126,6 +144,22 @@ fn values_at_most(text: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_stay_on_their_side_of_a_limit() {
+        for (text, number) in [
+            ("0.8", 0.8),
+            ("1", 1.0),
+            ("1.0000000000000002", 1.0f32.next_up()),
+            ("0.99999999999999989", 1.0f32.next_down()),
+            ("-100.00000000000001", (-100.0f32).next_down()),
+            ("1e-60", 0.0),
+            ("1e60", f32::INFINITY),
+        ] {
+            let mut fields = Fields::parse(format!(r#"{{"top_p": {text}}}"#).as_bytes()).unwrap();
+            assert_eq!(fields.number("top_p").unwrap(), Some(number), "{text}");
+        }
+    }
 
     #[test]
     fn an_error_names_its_field() {

@@ -39,9 +39,9 @@ struct StreamOptions {
 /// Reads the fields of the sampling; those that are left out are the model's to choose.
 pub(super) fn sampling(fields: &mut Fields) -> Result<(Sampling, OpenTerms), ApiError> {
     let defaults = Sampling::default();
-    let temperature = fields.optional("temperature")?;
-    let (top_k, top_p, min_p) = (top_k(fields)?, fields.optional("top_p")?, fields.optional("min_p")?);
-    let repetition_penalty = fields.optional("repetition_penalty")?;
+    let temperature = fields.number("temperature")?;
+    let (top_k, top_p, min_p) = (top_k(fields)?, fields.number("top_p")?, fields.number("min_p")?);
+    let repetition_penalty = fields.number("repetition_penalty")?;
     let open = OpenTerms {
         temperature: temperature.is_none(),
         top_k: top_k.is_none(),
@@ -54,11 +54,11 @@ pub(super) fn sampling(fields: &mut Fields) -> Result<(Sampling, OpenTerms), Api
         top_k: top_k.unwrap_or(defaults.top_k),
         top_p: top_p.unwrap_or(defaults.top_p),
         min_p: min_p.unwrap_or(defaults.min_p),
-        typical_p: fields.optional("typical_p")?.unwrap_or(defaults.typical_p),
+        typical_p: fields.number("typical_p")?.unwrap_or(defaults.typical_p),
         repetition_penalty: repetition_penalty.unwrap_or(defaults.repetition_penalty),
         repetition_window: defaults.repetition_window,
-        presence_penalty: fields.optional("presence_penalty")?.unwrap_or(defaults.presence_penalty),
-        frequency_penalty: fields.optional("frequency_penalty")?.unwrap_or(defaults.frequency_penalty),
+        presence_penalty: fields.number("presence_penalty")?.unwrap_or(defaults.presence_penalty),
+        frequency_penalty: fields.number("frequency_penalty")?.unwrap_or(defaults.frequency_penalty),
         logit_bias: logit_bias(fields)?,
         // Any 64 bits are a seed, also written as a signed number.
         seed: match fields.optional::<i128>("seed")? {

@@ -44,11 +44,11 @@ mod tests {
         text.split(before).skip(1).filter_map(|rest| rest.split('"').next()).collect()
     }
 
-    /// The fields that a file reads: literals given to `optional`, `required`, `unsupported` or `rename`, and those of lists that
+    /// The fields that a file reads: literals given to `optional`, `number`, `required`, `unsupported` or `rename`, and those of lists that
     /// are looped over.
     fn fields(text: &str) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
-        for call in [".optional", ".required", ".unsupported"] {
+        for call in [".optional", ".number", ".required", ".unsupported"] {
             for rest in text.split(call).skip(1) {
                 let rest = rest.split_once('(').map_or("", |(_, rest)| rest).trim_start();
                 found.extend(rest.strip_prefix('"').and_then(|rest| rest.split('"').next()).map(str::to_owned));
