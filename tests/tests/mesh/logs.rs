@@ -25,12 +25,12 @@ fn every_node_that_takes_part_logs_the_start_and_the_end_of_a_request() {
     let answer = ask(&one, "tiny", "Hello there", 12);
     let tokens = answer["usage"]["completion_tokens"].as_u64().unwrap();
     let ended = format!(", {tokens} tokens, ");
-    // The stage of the other node writes its line when its session is closed.
-    eventually("the other node logs the end", || {
-        two.process.lines().iter().any(|line| line.text.contains(" ended: ") && line.text.contains(&ended))
-    });
     let line = one.process.lines().into_iter().rfind(|line| line.text.contains(" started: ")).unwrap().text;
     let request = line.split("Request ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    // Each node writes its line when it has closed the session, which is after the client has its answer.
+    eventually("both nodes log the end", || {
+        [&one, &two].into_iter().all(|node| lines(node, &request).iter().any(|line| line.contains(&ended)))
+    });
     let (here, there) = (lines(&one, &request), lines(&two, &request));
     assert_eq!((here.len(), there.len()), (2, 2), "{here:?} {there:?}");
     assert!(here[0].contains("started: tiny, layers ") && here[0].contains(&two.peer), "{here:?}");

@@ -12,6 +12,7 @@ use pangea_control::jobs::Jobs;
 use pangea_control::membership::Proofs;
 use pangea_control::peers::Directory;
 use pangea_control::placement::{ModelNeeds, Placer, PublishedPlacements, StageOrder};
+use pangea_control::pool::advert_pace::{AdvertPace, has_new_values};
 use pangea_control::pool::election::Election;
 use pangea_control::pool::roster::Roster;
 use pangea_control::pool::term_keeper::TermKeeper;
