@@ -323,6 +323,22 @@ proptest! {
             prop_assert_eq!(out[i], group(i).0 * f32::from(q & 31) - group(i).1);
         }
 
+        let (mut low, mut thirds, mut packed) = ([0u8; 64], [0u8; 32], [0u8; 12]);
+        let scale = |j: usize| small[j] as u8 & 63;
+        for j in 0..16 {
+            packed[j % 8] |= (scale(j) & 15) << (j / 8 * 4);
+            packed[8 + j % 4] |= (scale(j) >> 4) << (j / 4 * 2);
+        }
+        for (i, q) in quants.iter().enumerate() {
+            low[i / 128 * 32 + i % 32] |= (q & 3) << (i / 32 % 4 * 2);
+            thirds[i % 32] |= ((q >> 2) & 1) << (i / 32);
+        }
+        dequantize(GgmlType::Q3K, &[&thirds[..], &low, &packed, &d].concat(), &mut out).expect("whole blocks");
+        for (i, q) in quants.iter().enumerate() {
+            let expected = 2.0 * (f32::from(scale(i / 16)) - 32.0) * (f32::from(q & 7) - 4.0);
+            prop_assert_eq!(out[i], expected);
+        }
+
         let mut low = [0u8; 128];
         let mut high = [0u8; 64];
         for (i, q) in quants.iter().enumerate() {
@@ -361,4 +377,21 @@ proptest! {
             }
         }
     }
+}
+
+/// Elements of random blocks as llama.cpp's own Python package gives them; `tests/golden/quants` says how they were made.
+#[test]
+fn blocks_have_the_elements_that_llama_cpp_gives_them() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/quants");
+    let mut judged = 0;
+    for ty in GgmlType::SUPPORTED {
+        let Ok(blocks) = std::fs::read(folder.join(format!("{ty}.blocks"))) else { continue };
+        let expected = std::fs::read(folder.join(format!("{ty}.f32"))).expect("beside the blocks");
+        let expected: Vec<f32> = expected.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        let mut out = vec![0.0; expected.len()];
+        dequantize(ty, &blocks, &mut out).expect("whole blocks");
+        assert_eq!(out, expected, "{ty}");
+        judged += 1;
+    }
+    assert_eq!(judged, GgmlType::SUPPORTED.len() - 3, "all types but the floats");
 }

@@ -31,6 +31,7 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), Err
         GgmlType::Q5_0 => q5_0,
         GgmlType::Q5_1 => q5_1,
         GgmlType::Q8_0 => q8_0,
+        GgmlType::Q3K => q3_k,
         GgmlType::Q4K => q4_k,
         GgmlType::Q5K => q5_k,
         GgmlType::Q6K => q6_k,
@@ -92,6 +93,26 @@ fn q8_0(b: &[u8], out: &mut [f32]) {
     let d = half_at(b, 0);
     for (q, out) in b[2..].iter().zip(out) {
         *out = d * f32::from(*q as i8);
+    }
+}
+
+/// The scale of group `j` of 16, minus 32: its low four bits are a nibble of bytes 0–7, low ones first, its upper two lie in
+/// bytes 8–11, those of four groups in a row at the same place.
+fn scale_of_3_bits(s: &[u8], j: usize) -> f32 {
+    let low = (s[j % 8] >> (j / 8 * 4)) & 15;
+    let upper = (s[8 + j % 4] >> (j / 4 * 2)) & 3;
+    f32::from(low | upper << 4) - 32.0
+}
+
+/// 32 bytes of third bits (bit `g` of byte `j` belongs to element `32·g + j`), 64 bytes of low two bits, 12 bytes of scales, d f16.
+/// Of a half of 128 elements, quarter `t` has its low bits in 32 bytes at `2·t`.
+fn q3_k(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 108);
+    for (i, out) in out.iter_mut().enumerate() {
+        let (group, j) = (i / 32, i % 32);
+        let low = (b[32 + group / 4 * 32 + j] >> (group % 4 * 2)) & 3;
+        let third = (b[j] >> group) & 1;
+        *out = (d * scale_of_3_bits(&b[96..108], i / 16)) * (f32::from(low | third << 2) - 4.0);
     }
 }
 

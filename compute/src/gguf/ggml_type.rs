@@ -24,6 +24,8 @@ pub enum GgmlType {
     Q5_1,
     /// 32 elements: an f16 scale, an i8 each.
     Q8_0,
+    /// 256 elements: 16 groups of 16 with 6-bit scales, minus 32, 3 bits each, minus 4.
+    Q3K,
     /// 256 elements: 8 groups of 32 with 6-bit scales and minima, 4 bits each.
     Q4K,
     /// 256 elements: 8 groups of 32 with 6-bit scales and minima, 5 bits each.
@@ -81,7 +83,7 @@ const ALL: [(u32, &str, u64, u64); 43] = [
 
 impl GgmlType {
     /// All supported types.
-    pub const SUPPORTED: [GgmlType; 11] = [
+    pub const SUPPORTED: [GgmlType; 12] = [
         GgmlType::F32,
         GgmlType::F16,
         GgmlType::BF16,
@@ -90,6 +92,7 @@ impl GgmlType {
         GgmlType::Q5_0,
         GgmlType::Q5_1,
         GgmlType::Q8_0,
+        GgmlType::Q3K,
         GgmlType::Q4K,
         GgmlType::Q5K,
         GgmlType::Q6K,
@@ -105,6 +108,7 @@ impl GgmlType {
             GgmlType::Q5_0 => 6,
             GgmlType::Q5_1 => 7,
             GgmlType::Q8_0 => 8,
+            GgmlType::Q3K => 11,
             GgmlType::Q4K => 12,
             GgmlType::Q5K => 13,
             GgmlType::Q6K => 14,

@@ -77,6 +77,7 @@ impl Layout {
             GgmlType::Q5_0 => of::<Scale>(5, 16),
             GgmlType::Q5_1 => of::<ScaleMin>(5, 0),
             GgmlType::Q8_0 => of::<Scale>(8, 0),
+            GgmlType::Q3K => of::<Halves>(4, 4),
             GgmlType::Q4K => of::<Groups>(4, 0),
             GgmlType::Q5K => of::<Groups>(5, 0),
             GgmlType::Q6K => of::<Halves>(6, 32),

@@ -122,7 +122,7 @@ fn block_scales(ty: GgmlType, head: &[u8], block: usize, lane: usize) -> [(f32, 
             let (scale, min) = (f32::from(head[at]), f32::from(head[at + TILE]));
             [(d * scale, -(half_at(head, 2 * (TILE + lane)) * min)); 2]
         }
-        GgmlType::Q6K => {
+        GgmlType::Q3K | GgmlType::Q6K => {
             let scale = |half: usize| d * f32::from(head[Halves::weights(2 * block + half) + lane] as i8);
             [(scale(0), -0.0), (scale(1), -0.0)]
         }

@@ -36,6 +36,7 @@ pub(crate) fn pack(ty: GgmlType, rows: usize, k: usize, src: &[u8], tiles: Range
             GgmlType::Q5_0 => records::<Q5_0>(rows, row_bytes, dst),
             GgmlType::Q5_1 => records::<Q5_1>(rows, row_bytes, dst),
             GgmlType::Q8_0 => records::<Q8_0>(rows, row_bytes, dst),
+            GgmlType::Q3K => records::<Q3K>(rows, row_bytes, dst),
             GgmlType::Q4K => records::<Q4K>(rows, row_bytes, dst),
             GgmlType::Q5K => records::<Q5K>(rows, row_bytes, dst),
             GgmlType::Q6K => records::<Q6K>(rows, row_bytes, dst),
@@ -205,6 +206,30 @@ impl Source for Q5K {
         let (qh, qs) = (&block[16..48], &block[48 + group / 2 * 32..][..32]);
         std::array::from_fn(|i| {
             ((word(qs, i) >> (group % 2 * 4)) & LOW_4) | ((word(qh, i) >> group) & 0x0101_0101) << 4
+        })
+    }
+}
+
+/// 32 bytes of third bits (bit `group` of byte `j`), 64 bytes of low two bits, 12 bytes of scales, d f16. Of a half of 128 elements,
+/// quarter `t` has its low bits in 32 bytes at `2·t`. A code takes four bits here.
+struct Q3K;
+impl Source for Q3K {
+    const TYPE: GgmlType = GgmlType::Q3K;
+    const BITS: usize = 4;
+    fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
+        put_half(block, 108, head, 0, lane);
+        let s = &block[96..108];
+        for half in 0..16 {
+            let low = (s[half % 8] >> (half / 8 * 4)) & 15;
+            let upper = (s[8 + half % 4] >> (half / 4 * 2)) & 3;
+            head[Halves::weights(half) + lane] = (low | upper << 4).wrapping_sub(32);
+        }
+    }
+    #[inline(always)]
+    fn codes(block: &[u8], group: usize) -> Codes {
+        let (third, low) = (&block[..32], &block[32 + group / 4 * 32..][..32]);
+        std::array::from_fn(|i| {
+            ((word(low, i) >> (group % 4 * 2)) & 0x0303_0303) | ((word(third, i) >> group) & 0x0101_0101) << 2
         })
     }
 }

@@ -27,6 +27,7 @@ fn halves_of(ty: GgmlType) -> &'static [usize] {
     match ty {
         GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => &[0],
         GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4K | GgmlType::Q5K => &[0, 2],
+        GgmlType::Q3K => &[108],
         GgmlType::Q6K => &[208],
         _ => &[],
     }
@@ -79,7 +80,7 @@ fn activations(rows: usize, k: usize, random: &mut SplitMix64) -> Vec<f32> {
 /// One row of a quantised matrix, as the numerics see it.
 struct Block {
     codes: Vec<f32>,
-    /// Of the two halves, for Q6_K; else 1.
+    /// Of the two halves, for Q3_K and Q6_K; else 1.
     halves: [i32; 2],
     scale: f32,
     min: Option<f32>,
@@ -103,6 +104,12 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
         GgmlType::Q6K => {
             set(bytes, 208, 1.0);
             bytes[192..208].fill(1);
+        }
+        GgmlType::Q3K => {
+            set(bytes, 108, 1.0);
+            // 33 each, so 1 after 32 is taken off.
+            bytes[96..104].fill(0x11);
+            bytes[104..108].fill(0xaa);
         }
         GgmlType::Q4K | GgmlType::Q5K => {
             set(bytes, 0, 1.0);
@@ -140,6 +147,18 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
                 scale: get(0) * scales[32 * g],
                 min: Some(-(get(2) * -mins[32 * g])),
             };
+            groups.enumerate().map(block).collect()
+        }
+        GgmlType::Q3K => {
+            // All codes 5, so 1 after 4 is taken off, give the scales.
+            let scales = values(&|bytes| {
+                set(bytes, 108, 1.0);
+                bytes[..32].fill(0xff);
+                bytes[32..96].fill(0x55);
+            });
+            let weight = |half: usize| scales[16 * half] as i32;
+            let block =
+                |(g, codes)| Block { codes, halves: [weight(2 * g), weight(2 * g + 1)], scale: get(108), min: None };
             groups.enumerate().map(block).collect()
         }
         GgmlType::Q6K => {
