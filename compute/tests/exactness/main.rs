@@ -136,7 +136,7 @@ fn text(seed: u64, len: usize) -> Vec<u32> {
 }
 
 const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
-const TYPES: [GgmlType; 11] = GgmlType::SUPPORTED;
+const TYPES: [GgmlType; 12] = GgmlType::SUPPORTED;
 
 fn tiny(architecture: &'static str, weights: GgmlType) -> ModelFile {
     ModelFile::from_bytes(tiny::gguf(Tiny { architecture, weights, seed: 7 })).unwrap()
