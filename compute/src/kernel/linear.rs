@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use crate::gguf::GgmlType;
+use crate::kernel::float::activation::all_finite;
 use crate::kernel::quant::{Input, Matrix, Quantized, Store, pack, packed_bytes, product, tiles};
 use crate::kernel::shared::Shared;
 use crate::{Buffer, Error, Pool};
@@ -111,6 +112,9 @@ impl Linear {
         }
         let mut quantized = self.quantized.lock().unwrap_or_else(PoisonError::into_inner);
         let input = if self.matrix.takes_floats() {
+            if !all_finite(x) {
+                return Err(non_finite());
+            }
             Input::Floats(x)
         } else {
             quantized.reshape(n, k)?;
@@ -135,10 +139,14 @@ impl Linear {
             unsafe { product(pool.isa(), &self.matrix, tiles, input, 0..n, out.start(), rows, Store::Set) };
         });
         if !finite.into_inner() {
-            return Err(Error::invalid("linear", "the activations have infinite or NaN elements"));
+            return Err(non_finite());
         }
         Ok(())
     }
+}
+
+fn non_finite() -> Error {
+    Error::invalid("linear", "the activations have infinite or NaN elements")
 }
 
 #[cfg(test)]
@@ -191,7 +199,14 @@ mod tests {
         let linear = Linear::new(&pool, GgmlType::Q4_0, 2, 32, &[0; 36]).unwrap();
         assert!(linear.apply(&pool, &[0.0; 33], &mut [0.0; 2]).is_err());
         assert!(linear.apply(&pool, &[0.0; 64], &mut [0.0; 2]).is_err());
-        assert!(linear.apply(&pool, &[f32::NAN; 32], &mut [0.0; 2]).is_err());
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = [0.0; 32];
+            x[31] = bad;
+            for (ty, bytes) in [(GgmlType::Q4_0, 18), (GgmlType::F32, 128), (GgmlType::F16, 64), (GgmlType::BF16, 64)] {
+                let linear = Linear::new(&pool, ty, 2, 32, &vec![0; 2 * bytes]).unwrap();
+                assert!(linear.apply(&pool, &x, &mut [0.0; 2]).is_err(), "{ty}: {bad}");
+            }
+        }
         assert!(linear.apply(&pool, &[0.0; 32], &mut [0.0; 2]).is_ok());
         assert!(linear.apply(&pool, &[], &mut []).is_ok());
     }

@@ -94,8 +94,10 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Invalid`] for no rows, ids outside the vocabulary, input of another kind or length than the part takes,
-    /// positions beyond the context, and results that are not finite; [`Error::Busy`] where the caches' budget is
-    /// exhausted; [`Error::OutOfMemory`]. After an error every cache is as before.
+    /// positions beyond the context, and queries, keys or values beyond their range; [`Error::NonFinite`] where any step of
+    /// any layer gives NaN or an infinity, with the first such step and its layer, the same on every instruction set;
+    /// [`Error::Busy`] where the caches' budget is exhausted; [`Error::OutOfMemory`]. After an error every cache is as
+    /// before.
     pub fn forward(&self, pool: &Pool, steps: &mut [Step<'_>], input: Input<'_>) -> Result<Output, Error> {
         self.forward_observed(pool, steps, input, None)
     }
@@ -198,6 +200,7 @@ impl Model {
                 shape: shape(config),
                 page_shape: self.page_shape(),
                 layers: &self.layers,
+                first_layer: self.part().layers.start,
                 head: self.head.as_ref().filter(|_| has_head),
                 frequencies: [&self.frequencies[0].radians, &self.frequencies[1].radians],
                 magnitudes: [self.frequencies[0].magnitude, self.frequencies[1].magnitude],

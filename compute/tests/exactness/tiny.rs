@@ -23,7 +23,7 @@ pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
     gguf_with(tiny, |_, _| {})
 }
 
-/// The model with other elements in its vectors, which `change` gets with their names.
+/// The model with other elements in its vectors, and in its matrices where they are f32; `change` gets them with their names.
 pub(crate) fn gguf_with(tiny: Tiny, change: impl Fn(&str, &mut [f32])) -> Vec<u8> {
     let mut random = SplitMix64::new(tiny.seed);
     let (heads, kv_heads, head, ff) = (4, 2, 64, 512);
@@ -59,7 +59,12 @@ pub(crate) fn gguf_with(tiny: Tiny, change: impl Fn(&str, &mut [f32])) -> Vec<u8
 
     let mut tensors = Tensors::default();
     let matrix = |tensors: &mut Tensors, random: &mut SplitMix64, name: &str, rows: usize, k: usize| {
-        let bytes = weights(random, tiny.weights, rows * k);
+        let mut bytes = weights(random, tiny.weights, rows * k);
+        if tiny.weights == GgmlType::F32 {
+            let mut elements: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            change(name, &mut elements);
+            bytes = elements.iter().flat_map(|element| element.to_le_bytes()).collect();
+        }
         tensors.add(name, &[k, rows], tiny.weights, bytes);
     };
     let vector = |tensors: &mut Tensors, random: &mut SplitMix64, name: &str, len: usize, around: f32| {

@@ -2,9 +2,11 @@
 //! are written to the sessions' caches, attention reads them. The arithmetic is in `kernel::float`.
 #![allow(unsafe_code)]
 
+use super::fault::{Fault, Step};
 use super::pass::Pass;
 use super::workspace::ThreadState;
 use super::{LayerWeights, ModelShape, SequenceChunk};
+use crate::kernel::float::activation::all_finite;
 use crate::kernel::float::attention::{self, KeysValues, MAX_ROWS, Row};
 use crate::kernel::float::norm::{MAX_HEAD_DIM, rms_norm_head};
 use crate::kernel::float::rope;
@@ -60,7 +62,7 @@ impl Pass<'_> {
             // SAFETY: one head of one row, which is this thread's.
             unsafe {
                 match head {
-                    head if head < heads => self.rope_query(row, head, layer),
+                    head if head < heads => self.rope_query(row, head, index, layer),
                     head if head < heads + kv_heads => self.cache_key(row, head - heads, index, layer),
                     head => self.cache_value(row, head - heads - kv_heads, index, layer),
                 }
@@ -68,8 +70,9 @@ impl Pass<'_> {
         }
     }
 
-    /// One head of a row of queries, keys or values, with its bias and norm.
-    #[allow(clippy::mut_from_ref)]
+    /// One head of a row of queries, keys or values, with its bias and norm. `step` says which, and of which layer.
+    // The rows, the head's place and its weights are apart in the callers.
+    #[allow(clippy::mut_from_ref, clippy::too_many_arguments)]
     unsafe fn head_of<'s>(
         &'s self,
         rows: &'s Shared<'_, f32>,
@@ -78,6 +81,7 @@ impl Pass<'_> {
         heads: usize,
         bias: Option<&[f32]>,
         norm: Option<&[f32]>,
+        (index, step): (usize, Step),
     ) -> &'s mut [f32] {
         let dim = self.shape.head_dim;
         let from = (row * heads + head) * dim;
@@ -87,7 +91,7 @@ impl Pass<'_> {
             x.iter_mut().zip(&bias[head * dim..]).for_each(|(x, b)| *x += b);
         }
         if let Some(norm) = norm {
-            self.check(rms_norm_head(self.isa, x, norm, self.shape.epsilon));
+            self.check(rms_norm_head(self.isa, x, norm, self.shape.epsilon), index, step);
         }
         x
     }
@@ -101,25 +105,35 @@ impl Pass<'_> {
         unsafe { rope::rotate(self.isa, x, self.cos.part(at..at + pairs), self.sin.part(at..at + pairs), scale) }
     }
 
-    unsafe fn rope_query(&self, row: usize, head: usize, layer: &LayerWeights) {
+    unsafe fn rope_query(&self, row: usize, head: usize, index: usize, layer: &LayerWeights) {
+        let step = (index, Step::Queries);
         // SAFETY: the caller's promise.
         unsafe {
             let (bias, norm) = (layer.q_bias.as_deref(), layer.q_norm.as_deref());
-            let x = self.head_of(&self.q, row, head, self.shape.heads, bias, norm);
+            let x = self.head_of(&self.q, row, head, self.shape.heads, bias, norm, step);
             self.apply_rope(row, layer, x, self.shape.attention_scale);
             // Larger ones could make a score infinite, of which the soft cap, or the exponential, makes a number.
-            self.check(x.iter().fold(true, |fits, x| fits & (x.abs() < MAX_QUERY)));
+            self.check_below(MAX_QUERY, x, step);
+        }
+    }
+
+    /// Makes the pass fail if a magnitude is not below `limit`, or not finite.
+    fn check_below(&self, limit: f32, x: &[f32], (index, step): (usize, Step)) {
+        if !x.iter().fold(true, |fits, x| fits & (x.abs() < limit)) {
+            let fault = if all_finite(x) { Fault::TooLarge } else { Fault::NotFinite };
+            self.first_fault.report(index, step, fault);
         }
     }
 
     unsafe fn cache_key(&self, row: usize, head: usize, index: usize, layer: &LayerWeights) {
         let mut halves = [0u16; MAX_HEAD_DIM];
+        let step = (index, Step::Keys);
         // SAFETY: the caller's promise; the cache has a page for the row's position.
         unsafe {
             let (bias, norm) = (layer.k_bias.as_deref(), layer.k_norm.as_deref());
-            let x = self.head_of(&self.k, row, head, self.shape.kv_heads, bias, norm);
+            let x = self.head_of(&self.k, row, head, self.shape.kv_heads, bias, norm, step);
             self.apply_rope(row, layer, x, 1.0);
-            self.to_f16(x, &mut halves);
+            self.to_f16(x, &mut halves, step);
             let (page, slot) = self.page(row);
             let block =
                 page.add(self.page_shape.key_offset(index, head) + slot / LANES * LANES * x.len() + slot % LANES);
@@ -130,12 +144,13 @@ impl Pass<'_> {
     }
 
     unsafe fn cache_value(&self, row: usize, head: usize, index: usize, layer: &LayerWeights) {
+        let step = (index, Step::Values);
         // SAFETY: the caller's promise; the cache has a page for the row's position.
         unsafe {
-            let x = self.head_of(&self.v, row, head, self.shape.kv_heads, layer.v_bias.as_deref(), None);
+            let x = self.head_of(&self.v, row, head, self.shape.kv_heads, layer.v_bias.as_deref(), None, step);
             let (page, slot) = self.page(row);
             let to = page.add(self.page_shape.value_offset(index, head) + slot * x.len());
-            self.to_f16(x, std::slice::from_raw_parts_mut(to, x.len()));
+            self.to_f16(x, std::slice::from_raw_parts_mut(to, x.len()), step);
         }
     }
 
@@ -146,14 +161,12 @@ impl Pass<'_> {
     }
 
     /// Rounds to half precision; a value beyond its range makes the pass fail.
-    unsafe fn to_f16(&self, x: &[f32], to: &mut [u16]) {
+    unsafe fn to_f16(&self, x: &[f32], to: &mut [u16], step: (usize, Step)) {
         /// The smallest magnitude that rounds to infinity.
         const TOO_LARGE: f32 = 65_520.0;
         // SAFETY: `isa` is the pool's.
         unsafe { dispatch(self.isa, ToF16 { x, to }) };
-        if !x.iter().fold(true, |fits, x| fits & (x.abs() < TOO_LARGE)) {
-            self.too_large.store(true, Ordering::Relaxed);
-        }
+        self.check_below(TOO_LARGE, x, step);
     }
 
     /// Computes attention tasks of a layer until all are claimed.

@@ -10,9 +10,11 @@
 //! | here | a layer's weights, what a batch consists of, running one |
 //! | `pass` | the phases of one batch, as each thread runs them |
 //! | `attend` | the phases on keys and values: rotation, the cache, attention |
+//! | `fault` | which step of a pass failed first |
 //! | `workspace` | buffers, kept from batch to batch |
 
 mod attend;
+mod fault;
 mod pass;
 mod workspace;
 
@@ -23,6 +25,7 @@ use super::page::PageShape;
 use super::quant::Matrix;
 use super::shared::Shared;
 use crate::{Error, Pool};
+use fault::FirstFault;
 use pass::Pass;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
@@ -139,6 +142,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) shape: ModelShape,
     pub(crate) page_shape: PageShape,
     pub(crate) layers: &'a [LayerWeights],
+    /// The first of these layers, counted from the model's first.
+    pub(crate) first_layer: usize,
     pub(crate) head: Option<&'a Head>,
     /// Of layers without a sliding window, and of those with one.
     pub(crate) frequencies: [&'a [f64]; 2],
@@ -164,7 +169,8 @@ pub(crate) struct Results<'a> {
 /// Runs the batch. `results` has room for all that the batch gives.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`]; [`Error::Invalid`] where activations, logits, keys or values are not finite or do not fit.
+/// [`Error::OutOfMemory`]; [`Error::NonFinite`] where any step gives a value that is NaN or infinite; [`Error::Invalid`]
+/// where queries, keys or values are too large. The error names the first such step and its layer.
 pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, results: Results<'_>) -> Result<(), Error> {
     let replicated = batch.rows <= REPLICATED_ROWS || pool.threads() == 1;
     workspace.reserve(&batch, pool.threads(), replicated)?;
@@ -179,6 +185,7 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         shape: batch.shape,
         page_shape: batch.page_shape,
         layers: batch.layers,
+        first_layer: batch.first_layer,
         head: batch.head,
         frequencies: batch.frequencies,
         magnitudes: batch.magnitudes,
@@ -204,8 +211,7 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         trace: batch.trace.map(Shared::new),
         logits: Shared::new(results.logits),
         activations: Shared::new(results.activations),
-        too_large: AtomicBool::new(false),
-        not_finite: AtomicBool::new(false),
+        first_fault: FirstFault::none(),
         other_rounding: AtomicBool::new(false),
     };
     // SAFETY: the buffers have the sizes that the batch needs; the pass keeps its threads apart as `Pass::run` says.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 use super::attend::AttentionTask;
+use super::fault::{Fault, FirstFault, Step};
 use super::workspace::{INPUTS, ProductInput, ThreadState};
 use super::{Head, LayerWeights, ModelShape, RowSource, SequenceChunk};
 use crate::kernel::float::activation::{all_finite, gated, soft_cap};
@@ -24,6 +25,7 @@ pub(super) struct Pass<'a> {
     pub(super) shape: ModelShape,
     pub(super) page_shape: PageShape,
     pub(super) layers: &'a [LayerWeights],
+    pub(super) first_layer: usize,
     pub(super) head: Option<&'a Head>,
     pub(super) frequencies: [&'a [f64]; 2],
     pub(super) magnitudes: [f64; 2],
@@ -51,8 +53,7 @@ pub(super) struct Pass<'a> {
     pub(super) trace: Option<Shared<'a, f32>>,
     pub(super) logits: Shared<'a, f32>,
     pub(super) activations: Shared<'a, f32>,
-    pub(super) too_large: AtomicBool,
-    pub(super) not_finite: AtomicBool,
+    pub(super) first_fault: FirstFault,
     pub(super) other_rounding: AtomicBool,
 }
 
@@ -96,20 +97,14 @@ impl Pass<'_> {
                 "a compute thread does not round to nearest or drops subnormal numbers: a library in this process changed its floating-point mode",
             );
         }
-        if self.not_finite.into_inner() {
-            return wrong("the activations are not finite: the model or its input is damaged");
-        }
-        if self.too_large.into_inner() {
-            return wrong("keys or values exceed half precision: this model cannot run with a half-precision cache");
-        }
-        Ok(())
+        self.first_fault.into_result(self.first_layer)
     }
 
-    /// Makes the pass fail if something was not finite: where it is found, because what comes after may make a number of it.
+    /// Makes the pass fail if a result of this step was not finite. `layer` is counted from the batch's first.
     #[inline(always)]
-    pub(super) fn check(&self, finite: bool) {
+    pub(super) fn check(&self, finite: bool, layer: usize, step: Step) {
         if !finite {
-            self.not_finite.store(true, Ordering::Relaxed);
+            self.first_fault.report(layer, step, Fault::NotFinite);
         }
     }
 
@@ -127,6 +122,11 @@ impl Pass<'_> {
                 }
                 RowSource::Activations(rows) => x.copy_from_slice(&rows[row * hidden..(row + 1) * hidden]),
             }
+            let step = match self.source {
+                RowSource::Tokens(..) => Step::Embeddings,
+                RowSource::Activations(_) => Step::ReceivedActivations,
+            };
+            self.check(all_finite(x), 0, step);
         }
     }
 
@@ -163,7 +163,8 @@ impl Pass<'_> {
         let (query, kv) = (self.shape.query_len(), self.shape.kv_len());
         // SAFETY: as `run` says; each product writes this thread's columns alone.
         unsafe {
-            let x = self.normed_rows(worker, state, in_place(&own_rows), &layer.attention_norm, ProductInput::Norm);
+            let (norm, step) = (&layer.attention_norm, (index, Step::AttentionNorm));
+            let x = self.normed_rows(worker, state, in_place(&own_rows), norm, ProductInput::Norm, step);
             let [q, k, v] = shares(worker, [&layer.q, &layer.k, &layer.v]);
             self.product(&layer.q, q, x, &self.q, query);
             self.product(&layer.k, k, x, &self.k, kv);
@@ -173,13 +174,16 @@ impl Pass<'_> {
             worker.barrier();
             self.attend(state, index, layer);
             worker.barrier();
-            let x = self.plain_rows(worker, state, own_rows.clone(), &self.attended, query, ProductInput::Attended);
+            let (attended, step) = (&self.attended, (index, Step::Attention));
+            let x = self.plain_rows(worker, state, own_rows.clone(), attended, query, ProductInput::Attended, step);
             let [o] = shares(worker, [&layer.o]);
             self.product(&layer.o, o, x, &self.delta, hidden);
             worker.barrier();
-            self.add(state, own_rows.clone(), layer.o_bias.as_deref(), layer.post_attention_norm.as_deref());
+            let (bias, norm) = (layer.o_bias.as_deref(), layer.post_attention_norm.as_deref());
+            self.add(state, own_rows.clone(), bias, norm, (index, Step::AttentionOutput));
 
-            let x = self.normed_rows(worker, state, in_place(&own_rows), &layer.ffn_norm, ProductInput::Norm);
+            let (norm, step) = (&layer.ffn_norm, (index, Step::FfnNorm));
+            let x = self.normed_rows(worker, state, in_place(&own_rows), norm, ProductInput::Norm, step);
             // Gate and up have the same rows, so one thread computes both values of a column and combines them.
             let [tiles] = shares(worker, [&layer.gate]);
             self.product(&layer.gate, tiles.clone(), x, &self.gate, intermediate);
@@ -190,11 +194,12 @@ impl Pass<'_> {
                 gated(self.isa, self.shape.activation, self.gate.part_mut(part.clone()), self.up.part(part));
             }
             worker.barrier();
-            let x = self.plain_rows(worker, state, own_rows.clone(), &self.gate, intermediate, ProductInput::Gated);
+            let (gated, step) = (&self.gate, (index, Step::Gated));
+            let x = self.plain_rows(worker, state, own_rows.clone(), gated, intermediate, ProductInput::Gated, step);
             let [down] = shares(worker, [&layer.down]);
             self.product(&layer.down, down, x, &self.delta, hidden);
             worker.barrier();
-            self.add(state, own_rows.clone(), None, layer.post_ffn_norm.as_deref());
+            self.add(state, own_rows.clone(), None, layer.post_ffn_norm.as_deref(), (index, Step::FfnOutput));
             if let Some(trace) = &self.trace {
                 // Replicated residuals are the same on every thread; one thread writes them.
                 if !self.replicated || worker.index == 0 {
@@ -207,8 +212,15 @@ impl Pass<'_> {
         }
     }
 
-    /// Adds a product's results, with bias and norm, to this thread's residuals.
-    unsafe fn add(&self, state: &mut ThreadState, own_rows: Range<usize>, bias: Option<&[f32]>, norm: Option<&[f32]>) {
+    /// Adds the results of a layer's step, with bias and norm, to this thread's residuals.
+    unsafe fn add(
+        &self,
+        state: &mut ThreadState,
+        own_rows: Range<usize>,
+        bias: Option<&[f32]>,
+        norm: Option<&[f32]>,
+        (layer, step): (usize, Step),
+    ) {
         let hidden = self.shape.hidden_size;
         let mut copy = Vec::new();
         for row in own_rows {
@@ -223,15 +235,17 @@ impl Pass<'_> {
                 }
                 if let Some(norm) = norm {
                     let row = copy.clone();
-                    self.check(rms_norm(self.isa, &row, norm, self.shape.epsilon, &mut copy));
+                    self.check(rms_norm(self.isa, &row, norm, self.shape.epsilon, &mut copy), layer, step);
                 }
                 delta = &copy;
             }
             x.iter_mut().zip(delta).for_each(|(x, delta)| *x += delta);
+            self.check(all_finite(x), layer, step);
         }
     }
 
-    /// Normalises and quantises residuals as the input of the next products. `places`: (place in the input, row).
+    /// Normalises and quantises residuals as the input of the next products. `places`: (place in the input, row). `step`
+    /// names the norm and its layer.
     unsafe fn normed_rows<'s>(
         &'s self,
         worker: Worker<'_>,
@@ -239,6 +253,7 @@ impl Pass<'_> {
         places: impl Iterator<Item = (usize, usize)>,
         norm: &[f32],
         input: ProductInput,
+        (layer, step): (usize, Step),
     ) -> PreparedInput<'s> {
         let hidden = self.shape.hidden_size;
         let quantized =
@@ -249,8 +264,8 @@ impl Pass<'_> {
                 let to = place * hidden..(place + 1) * hidden;
                 let normed = if self.replicated { &mut state.input[to] } else { self.normed.part_mut(to) };
                 let x = &state.x[row * hidden..(row + 1) * hidden];
-                self.check(rms_norm(self.isa, x, norm, self.shape.epsilon, normed));
-                self.check(quantized.quantize_row(self.isa, normed, place));
+                self.check(rms_norm(self.isa, x, norm, self.shape.epsilon, normed), layer, step);
+                self.check(quantized.quantize_row(self.isa, normed, place), layer, step);
             }
         }
         if self.replicated {
@@ -260,7 +275,9 @@ impl Pass<'_> {
         PreparedInput { quantized, floats: self.normed.start() }
     }
 
-    /// Quantises rows that products or attention computed, as the input of the next products.
+    /// Quantises rows that a layer's step computed, as the input of the next products.
+    // The rows, their place and their step are apart in the callers.
+    #[allow(clippy::too_many_arguments)]
     unsafe fn plain_rows<'s>(
         &'s self,
         worker: Worker<'_>,
@@ -269,13 +286,15 @@ impl Pass<'_> {
         from: &Shared<'_, f32>,
         len: usize,
         input: ProductInput,
+        (layer, step): (usize, Step),
     ) -> PreparedInput<'s> {
         // SAFETY: `from` is only read between the barriers around this; the rows are this thread's.
         unsafe {
             let quantized =
                 if self.replicated { &state.quantized[input as usize] } else { &self.quantized[input as usize] };
             for row in own_rows {
-                self.check(quantized.quantize_row(self.isa, from.part(row * len..(row + 1) * len), row));
+                let finite = quantized.quantize_row(self.isa, from.part(row * len..(row + 1) * len), row);
+                self.check(finite, layer, step);
             }
             if !self.replicated {
                 worker.barrier();
@@ -301,7 +320,7 @@ impl Pass<'_> {
     /// Logits of the requested rows, or, without a head, the activations of all rows.
     unsafe fn finish(&self, worker: Worker<'_>, state: &mut ThreadState, own_rows: Range<usize>) {
         let ModelShape { hidden_size: hidden, vocabulary, .. } = self.shape;
-        self.check(all_finite(&state.x[own_rows.start * hidden..own_rows.end * hidden]));
+        let after = self.layers.len();
         // SAFETY: as `run` says.
         unsafe {
             let Some(head) = self.head else {
@@ -313,7 +332,8 @@ impl Pass<'_> {
                 return;
             };
             let places = self.logit_rows.iter().copied().enumerate().filter(|(_, row)| own_rows.contains(row));
-            let x = self.normed_rows(worker, state, places, &head.norm, ProductInput::Head);
+            let step = (after, Step::OutputNorm);
+            let x = self.normed_rows(worker, state, places, &head.norm, ProductInput::Head, step);
             if self.logit_rows.is_empty() {
                 return;
             }
@@ -322,7 +342,7 @@ impl Pass<'_> {
             let columns = quant::rows_of(&tiles, vocabulary);
             for n in 0..self.logit_rows.len() {
                 let logits = self.logits.part_mut(n * vocabulary + columns.start..n * vocabulary + columns.end);
-                self.check(all_finite(logits));
+                self.check(all_finite(logits), after, Step::Logits);
                 if let Some(cap) = self.shape.logit_soft_cap {
                     soft_cap(self.isa, logits, cap);
                 }
