@@ -80,12 +80,18 @@ impl Pool {
 
     /// Calls `job(i)` for every i < min(width, threads) at the same time; returns when all are done. Must not be called
     /// inside a job.
+    ///
+    /// # Panics
+    /// With the first panic of a job, on whichever thread it was; the pool remains usable.
     pub(crate) fn run(&self, width: usize, job: &(dyn Fn(usize) + Sync)) {
         let _turn = self.turn();
         self.team.run(width, job);
     }
 
     /// Calls `job` on every thread at the same time, with barriers available to it. Must not be called inside a job.
+    ///
+    /// # Panics
+    /// As [`Pool::run`].
     pub(crate) fn together(&self, job: &(dyn Fn(Worker<'_>) + Sync)) {
         let _turn = self.turn();
         self.team.together(job);

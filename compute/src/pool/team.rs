@@ -2,7 +2,9 @@
 //! Between jobs the threads spin for a moment, then sleep. The one `unsafe` lends a borrowed job to the other threads.
 #![allow(unsafe_code)]
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -27,7 +29,8 @@ struct Shared {
     epoch: AtomicU64,
     wake: Condvar,
     remaining: AtomicUsize,
-    panicked: AtomicBool,
+    /// The payload of the job's first panic, on whichever thread it was.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
     finished: Mutex<()>,
     all_done: Condvar,
     barrier: Barrier,
@@ -66,7 +69,7 @@ pub(crate) struct Team {
     turn: Mutex<()>,
 }
 
-/// Ignores poisoning: `panicked` reports panics, and the data under these locks is valid at every step.
+/// Ignores poisoning: jobs' panics are caught and kept in `panic`, and the data under these locks is valid at every step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -79,7 +82,7 @@ impl Team {
             epoch: AtomicU64::new(0),
             wake: Condvar::new(),
             remaining: AtomicUsize::new(0),
-            panicked: AtomicBool::new(false),
+            panic: Mutex::new(None),
             finished: Mutex::new(()),
             all_done: Condvar::new(),
             barrier: Barrier::new(),
@@ -101,7 +104,7 @@ impl Team {
     /// Must not be called from inside a job.
     ///
     /// # Panics
-    /// Where a job panicked.
+    /// As [`Team::run`].
     pub(crate) fn together(&self, job: &(dyn Fn(Worker<'_>) + Sync)) {
         let width = self.threads();
         let barrier = &self.shared.barrier;
@@ -112,7 +115,8 @@ impl Team {
     /// Must not be called from inside a job.
     ///
     /// # Panics
-    /// Where a job panicked.
+    /// Where a job panicked, on any thread, with the payload of the first panic. All threads have left the job by then, and
+    /// the team takes the next one.
     pub(crate) fn run(&self, width: usize, job: &(dyn Fn(usize) + Sync)) {
         let width = width.min(self.threads());
         if width <= 1 {
@@ -123,11 +127,10 @@ impl Team {
         }
         let turn = lock(&self.turn);
         let shared = &*self.shared;
-        // SAFETY: only the lifetime changes. `Finish` below waits, also while unwinding, until every thread that was
-        // given this job has returned from it, so no use outlives the borrow; the slot is not read again before it is
-        // overwritten, except by threads that skip it because they do not take part.
+        // SAFETY: only the lifetime changes. Nothing between here and `wait_for_others` unwinds, and that waits until every
+        // thread that was given this job has returned from it, so no use outlives the borrow; the slot is not read again
+        // before it is overwritten, except by threads that skip it because they do not take part.
         let lent: Job<'static> = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
-        shared.panicked.store(false, Ordering::Relaxed);
         shared.barrier.reset();
         shared.remaining.store(width - 1, Ordering::Relaxed);
         {
@@ -137,34 +140,44 @@ impl Team {
             shared.epoch.store(slot.epoch, Ordering::Release);
         }
         shared.wake.notify_all();
-        {
-            let _finish = Finish(shared);
-            job(0);
-        }
-        // Read before the next caller gets its turn and resets it.
-        let panicked = shared.panicked.load(Ordering::Relaxed);
+        shared.take_part(job, 0);
+        shared.wait_for_others();
+        // Taken before the next caller gets its turn.
+        let panic = lock(&shared.panic).take();
         drop(turn);
-        assert!(!panicked, "a compute thread panicked");
+        if let Some(payload) = panic {
+            resume_unwind(payload);
+        }
     }
 }
 
-/// Waits, when dropped, until the other threads are done.
-struct Finish<'a>(&'a Shared);
-
-impl Drop for Finish<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.barrier.break_up();
+impl Shared {
+    /// Runs one thread's part of a job. A panic is kept for the caller of the job, and ends the others' waits.
+    fn take_part(&self, job: Job<'_>, index: usize) {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(index))) {
+            let mut panic = lock(&self.panic);
+            match &*panic {
+                None => *panic = Some(payload),
+                // Not dropped: a payload's own code could panic again, and end this thread.
+                Some(_) => std::mem::forget(payload),
+            }
+            // Kept before the barrier breaks, whose panics on the other threads are consequences of this one.
+            drop(panic);
+            self.barrier.break_up();
         }
+    }
+
+    /// Waits until the other threads are done.
+    fn wait_for_others(&self) {
         for _ in 0..SPINS {
-            if self.0.remaining.load(Ordering::Acquire) == 0 {
+            if self.remaining.load(Ordering::Acquire) == 0 {
                 return;
             }
             std::hint::spin_loop();
         }
-        let mut guard = lock(&self.0.finished);
-        while self.0.remaining.load(Ordering::Acquire) != 0 {
-            guard = self.0.all_done.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        let mut guard = lock(&self.finished);
+        while self.remaining.load(Ordering::Acquire) != 0 {
+            guard = self.all_done.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -194,10 +207,7 @@ fn work(shared: &Shared, index: usize) {
         if index >= width {
             continue;
         }
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(index))).is_err() {
-            shared.panicked.store(true, Ordering::Relaxed);
-            shared.barrier.break_up();
-        }
+        shared.take_part(job, index);
         if shared.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
             let _guard = lock(&shared.finished);
             shared.all_done.notify_one();
@@ -211,7 +221,7 @@ impl Drop for Team {
         self.shared.epoch.fetch_add(1, Ordering::Release);
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
-            // A thread's panic was already reported to the caller of the job.
+            // Jobs' panics do not end a thread; they were reported to the callers of the jobs.
             let _ = worker.join();
         }
     }
@@ -221,7 +231,93 @@ impl Drop for Team {
 mod tests {
     use super::Team;
     use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+    /// What `run` panics with, as the number that its job panicked with.
+    fn panic_of(run: impl FnOnce()) -> Option<u32> {
+        let payload = catch_unwind(AssertUnwindSafe(run)).err()?;
+        Some(*payload.downcast::<u32>().expect("the payload of the job's own panic"))
+    }
+
+    #[test]
+    fn a_panic_on_any_thread_before_any_barrier_is_the_callers_and_the_team_computes_on() {
+        const THREADS: usize = 4;
+        const BARRIERS: u32 = 3;
+        let team = Team::new(THREADS);
+        for round in 0..50 {
+            for thread in 0..THREADS {
+                for at in 0..=BARRIERS {
+                    let number = round * 1_000 + at * 10 + thread as u32;
+                    let panic = panic_of(|| {
+                        team.together(&|worker| {
+                            for barrier in 0..=BARRIERS {
+                                if (worker.index, barrier) == (thread, at) {
+                                    resume_unwind(Box::new(number));
+                                }
+                                if barrier < BARRIERS {
+                                    worker.barrier();
+                                }
+                            }
+                        });
+                    });
+                    assert_eq!(panic, Some(number), "thread {thread}, barrier {at}");
+                    let present = AtomicU32::new(0);
+                    team.together(&|worker| {
+                        present.fetch_add(1, Ordering::Relaxed);
+                        worker.barrier();
+                        assert_eq!(present.load(Ordering::Relaxed) as usize, THREADS);
+                        worker.barrier();
+                    });
+                }
+            }
+        }
+    }
+
+    /// A payload that panics when it is dropped.
+    struct Bomb(u32);
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            resume_unwind(Box::new(()));
+        }
+    }
+
+    #[test]
+    fn payloads_that_panic_themselves_end_no_thread() {
+        let team = Team::new(3);
+        for round in 0..100 {
+            let payload = catch_unwind(AssertUnwindSafe(|| team.run(3, &|_| resume_unwind(Box::new(Bomb(round))))));
+            let bomb = payload.unwrap_err().downcast::<Bomb>().unwrap();
+            assert_eq!(bomb.0, round);
+            std::mem::forget(bomb);
+        }
+    }
+
+    /// Runs jobs, each with a barrier, when it is dropped.
+    struct ComputesWhenDropped<'a>(&'a Team, &'a Mutex<usize>);
+    impl Drop for ComputesWhenDropped<'_> {
+        fn drop(&mut self) {
+            for _ in 0..ROUNDS {
+                self.0.together(&|worker| {
+                    worker.barrier();
+                    *self.1.lock().unwrap() += 1;
+                });
+            }
+        }
+    }
+
+    /// Often enough that a thread is still on its way out of the barrier when the caller's part of the job has ended.
+    const ROUNDS: usize = 2_000;
+
+    #[test]
+    fn jobs_of_a_thread_that_unwinds_from_elsewhere_are_computed() {
+        let (team, computed) = (Team::new(3), Mutex::new(0));
+        let panic = panic_of(|| {
+            let _computes = ComputesWhenDropped(&team, &computed);
+            resume_unwind(Box::new(7_u32));
+        });
+        assert_eq!((panic, computed.into_inner().unwrap()), (Some(7), 3 * ROUNDS));
+    }
 
     #[test]
     fn every_panic_is_told_to_its_own_caller_while_others_compute() {
