@@ -6,13 +6,16 @@
 //! | here | [`Pool`], [`Cancel`] |
 //! | `team` | the threads: one job at a time, on all of them |
 //! | `barrier` | where the threads of a job wait for each other |
+//! | `nesting` | that no job uses a pool |
 
 mod barrier;
+mod nesting;
 mod team;
 
 pub(crate) use team::Worker;
 
 use crate::{Buffer, Error, Isa};
+use nesting::{InJob, refuse_in_job};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use team::Team;
@@ -21,7 +24,8 @@ use team::Team;
 const KEPT_BUFFERS: usize = 3;
 
 /// A fixed number of compute threads. The thread that calls a product is one of them; the others sleep when idle. One
-/// product or check runs at a time; a second caller waits at each phase until the first has finished that phase.
+/// product or check runs at a time; a second caller waits at each phase until the first has finished that phase. A job of a
+/// pool cannot use a pool, neither the same nor another one: that panics.
 pub struct Pool {
     team: Team,
     isa: Isa,
@@ -78,23 +82,28 @@ impl Pool {
         self.isa
     }
 
-    /// Calls `job(i)` for every i < min(width, threads) at the same time; returns when all are done. Must not be called
-    /// inside a job.
+    /// Calls `job(i)` for every i < min(width, threads) at the same time; returns when all are done.
     ///
     /// # Panics
-    /// With the first panic of a job, on whichever thread it was; the pool remains usable.
+    /// With the first panic of a job, on whichever thread it was; the pool remains usable. Inside a job of any pool.
     pub(crate) fn run(&self, width: usize, job: &(dyn Fn(usize) + Sync)) {
         let _turn = self.turn();
-        self.team.run(width, job);
+        self.team.run(width, &|index| {
+            let _in_job = InJob::enter();
+            job(index);
+        });
     }
 
-    /// Calls `job` on every thread at the same time, with barriers available to it. Must not be called inside a job.
+    /// Calls `job` on every thread at the same time, with barriers available to it.
     ///
     /// # Panics
     /// As [`Pool::run`].
     pub(crate) fn together(&self, job: &(dyn Fn(Worker<'_>) + Sync)) {
         let _turn = self.turn();
-        self.team.together(job);
+        self.team.together(&|worker| {
+            let _in_job = InJob::enter();
+            job(worker);
+        });
     }
 
     /// For every thread of a job, before each piece of work that can wait for others.
@@ -105,7 +114,11 @@ impl Pool {
     }
 
     /// The cores, until it is dropped.
+    ///
+    /// # Panics
+    /// Inside a job.
     fn turn(&self) -> Turn<'_> {
+        refuse_in_job();
         let cores = self.cores.as_deref();
         if let Some(cores) = cores {
             cores.begin();
@@ -178,5 +191,59 @@ impl Cancel {
             return Err(Error::Cancelled);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    /// What `run` panics with; fails where it neither panics nor returns.
+    fn panic_of(run: impl FnOnce() + Send + 'static) -> Option<String> {
+        let (done, ended) = mpsc::sync_channel(1);
+        // A deadlock would keep this thread for ever, so the test does not join it.
+        std::thread::spawn(move || {
+            let payload = catch_unwind(AssertUnwindSafe(run)).err();
+            let text =
+                payload.map(|payload| payload.downcast_ref::<&str>().map_or_else(String::new, |s| (*s).to_owned()));
+            let _ = done.send(text);
+        });
+        ended.recv_timeout(Duration::from_secs(20)).expect("the pool waits for itself")
+    }
+
+    #[test]
+    fn a_pool_inside_a_pools_job_is_refused_and_both_compute_on() {
+        for threads in [1, 3] {
+            for inner_threads in [1, 2] {
+                for is_same in [true, false] {
+                    for thread in 0..threads {
+                        let outer = Arc::new(Pool::new(threads).unwrap());
+                        let inner =
+                            if is_same { Arc::clone(&outer) } else { Arc::new(Pool::new(inner_threads).unwrap()) };
+                        let (first, second) = (Arc::clone(&outer), Arc::clone(&inner));
+                        let panic = panic_of(move || {
+                            first.together(&|worker| {
+                                if worker.index == thread {
+                                    second.run(inner_threads, &|_| {});
+                                }
+                                worker.barrier();
+                            });
+                        });
+                        assert!(panic.is_some_and(|text| text.contains("inside a compute pool's job")));
+                        for pool in [outer, inner] {
+                            let count = AtomicUsize::new(0);
+                            pool.run(pool.threads(), &|_| {
+                                count.fetch_add(1, Ordering::Relaxed);
+                            });
+                            assert_eq!(count.into_inner(), pool.threads());
+                        }
+                    }
+                }
+            }
+        }
     }
 }
