@@ -276,14 +276,142 @@ impl Keys<'_> {
         match kind {
             "none" => Ok(RopeScaling::Linear(1.0)),
             "linear" => Ok(RopeScaling::Linear(factor)),
-            "yarn" => Ok(RopeScaling::Yarn(Yarn {
-                factor,
-                original_context: self
-                    .integer("rope.scaling.original_context_length", 1, MAX_CONTEXT)?
-                    .unwrap_or(context) as f64,
-                attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
-            })),
+            "yarn" => Ok(RopeScaling::Yarn(self.yarn(factor, context)?)),
             other => Err(self.wrong(format!("rope scaling {other:?} is not supported; supported: none, linear, yarn"))),
+        }
+    }
+    /// The parameters of YaRN; 0 in a key that cannot be 0 means "not set", as does a negative extrapolation factor.
+    fn yarn(&self, factor: f64, context: usize) -> Result<Yarn, Error> {
+        let original = self.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT)?.unwrap_or(context);
+        let extrapolation_key = format!("{}.rope.scaling.yarn_ext_factor", self.prefix);
+        let extrapolation = self.metadata.get_f64(&extrapolation_key)?.filter(|factor| *factor != -1.0);
+        let yarn = Yarn {
+            factor,
+            original_context: original as f64,
+            beta_fast: self.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+            extrapolation: extrapolation.unwrap_or(1.0),
+            attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+            own_attention_factor: self.positive("rope.scaling.yarn_attn_factor")?,
+            log_multiplier: self.positive("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0),
+        };
+        if yarn.factor < 1.0 {
+            return Err(self.wrong(format!("rope.scaling.factor is {factor}; YaRN extends a context, by 1 or more")));
+        }
+        if yarn.beta_fast <= yarn.beta_slow {
+            return Err(self.wrong(format!(
+                "rope.scaling.yarn_beta_fast is {} and yarn_beta_slow is {}; the first must be larger",
+                yarn.beta_fast, yarn.beta_slow
+            )));
+        }
+        if !(0.0..=1.0).contains(&yarn.extrapolation) {
+            return Err(self.wrong(format!("yarn_ext_factor is {}, outside 0 to 1", yarn.extrapolation)));
+        }
+        if let Some(base) = self.positive("rope.freq_base")?.filter(|base| *base <= 1.0) {
+            return Err(self.wrong(format!("rope.freq_base is {base}; YaRN needs one above 1")));
+        }
+        Ok(yarn)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Gguf;
+
+    fn text(text: &str) -> Vec<u8> {
+        [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+    }
+
+    /// The configuration of a small model whose file also says these floats.
+    fn configured(floats: &[(&str, f32)]) -> Result<ModelConfig, Error> {
+        let key = |name: &str| text(&format!("qwen3.{name}"));
+        let mut pairs = vec![
+            [text("general.architecture"), 8_u32.to_le_bytes().to_vec(), text("qwen3")].concat(),
+            [key("rope.scaling.type"), 8_u32.to_le_bytes().to_vec(), text("yarn")].concat(),
+        ];
+        for (name, value) in [
+            ("block_count", 2_u32),
+            ("context_length", 65_536),
+            ("embedding_length", 64),
+            ("feed_forward_length", 64),
+            ("attention.head_count", 1),
+            ("rope.scaling.original_context_length", 16_384),
+        ] {
+            pairs.push([key(name), 4_u32.to_le_bytes().to_vec(), value.to_le_bytes().to_vec()].concat());
+        }
+        for (name, value) in floats {
+            pairs.push([key(name), 6_u32.to_le_bytes().to_vec(), value.to_le_bytes().to_vec()].concat());
+        }
+        let head = [&b"GGUF"[..], &3_u32.to_le_bytes(), &0_u64.to_le_bytes(), &(pairs.len() as u64).to_le_bytes()];
+        let mut bytes = [head.concat(), pairs.concat()].concat();
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        ModelConfig::from_metadata(Gguf::from_bytes(bytes)?.metadata(), 100)
+    }
+
+    #[test]
+    fn yarns_parameters_are_the_files_own() {
+        let plain = Yarn {
+            factor: 4.0,
+            original_context: 16_384.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            extrapolation: 1.0,
+            attention_factor: 1.0,
+            own_attention_factor: None,
+            log_multiplier: 0.0,
+        };
+        let factor = ("rope.scaling.factor", 4.0);
+        let cases: [(&[(&str, f32)], Yarn); 3] = [
+            (&[factor], plain),
+            // Not set, as writers spell it.
+            (&[factor, ("rope.scaling.yarn_ext_factor", -1.0), ("rope.scaling.yarn_log_multiplier", 0.0)], plain),
+            (
+                &[
+                    factor,
+                    ("rope.scaling.yarn_beta_fast", 64.0),
+                    ("rope.scaling.yarn_beta_slow", 2.0),
+                    ("rope.scaling.yarn_ext_factor", 0.5),
+                    ("rope.scaling.attn_factor", 0.75),
+                    ("rope.scaling.yarn_attn_factor", 1.25),
+                    ("rope.scaling.yarn_log_multiplier", 1.0),
+                ],
+                Yarn {
+                    beta_fast: 64.0,
+                    beta_slow: 2.0,
+                    extrapolation: 0.5,
+                    attention_factor: 0.75,
+                    own_attention_factor: Some(1.25),
+                    log_multiplier: 1.0,
+                    ..plain
+                },
+            ),
+        ];
+        for (floats, yarn) in cases {
+            assert_eq!(configured(floats).unwrap().rope_scaling, RopeScaling::Yarn(yarn), "{floats:?}");
+        }
+    }
+
+    #[test]
+    fn yarn_that_makes_no_sense_is_refused_by_its_key() {
+        let cases: [(&str, f32); 12] = [
+            ("rope.scaling.factor", 0.5),
+            ("rope.scaling.factor", f32::NAN),
+            ("rope.scaling.yarn_beta_fast", 1.0),
+            ("rope.scaling.yarn_beta_fast", -32.0),
+            ("rope.scaling.yarn_beta_slow", 32.0),
+            ("rope.scaling.yarn_beta_slow", f32::INFINITY),
+            ("rope.scaling.yarn_ext_factor", 1.5),
+            ("rope.scaling.yarn_ext_factor", f32::NAN),
+            ("rope.scaling.attn_factor", -1.0),
+            ("rope.scaling.yarn_attn_factor", f32::NAN),
+            ("rope.scaling.yarn_log_multiplier", -1.0),
+            ("rope.freq_base", 1.0),
+        ];
+        for (key, value) in cases {
+            let error = configured(&[(key, value)]).unwrap_err().to_string();
+            let name = key.rsplit('.').next().unwrap_or(key);
+            assert!(error.contains(name), "{key} of {value}: {error}");
         }
     }
 }
