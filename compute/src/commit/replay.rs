@@ -282,7 +282,7 @@ impl Pass<'_> {
                 Input::Activations(values) => Input::Activations(&values[rows.start * width..rows.end * width]),
             };
             let step = Step { cache: &mut cache, rows: rows.len(), logits };
-            let mut output = self.model.forward(self.pool, &mut [step], input)?;
+            let mut output = self.model.forward_until(self.pool, &mut [step], input, pace.cancel)?;
             start = rows.end;
             take(rows, &mut output)?;
         }

@@ -4,7 +4,7 @@
 use crate::kernel::transformer::{self, Batch, ModelShape, Results, RowSource, SequenceChunk};
 use crate::model::cache::Cache;
 use crate::model::{Model, ModelConfig};
-use crate::{Error, Pool};
+use crate::{Cancel, Error, Pool};
 
 /// Rows that go through all layers together: their activations stay in a core's cache beside the weights' tiles.
 pub(super) const PASS_ROWS: usize = 256;
@@ -99,7 +99,21 @@ impl Model {
     /// [`Error::Busy`] where the caches' budget is exhausted; [`Error::OutOfMemory`]. After an error every cache is as
     /// before.
     pub fn forward(&self, pool: &Pool, steps: &mut [Step<'_>], input: Input<'_>) -> Result<Output, Error> {
-        self.forward_observed(pool, steps, input, None)
+        self.forward_until(pool, steps, input, &Cancel::new())
+    }
+
+    /// [`Model::forward`], unless it is cancelled: the flag is looked at before each piece of work, some milliseconds long.
+    ///
+    /// # Errors
+    /// As [`Model::forward`]; [`Error::Cancelled`] where the flag was set before the last piece. Every cache is then as before.
+    pub fn forward_until(
+        &self,
+        pool: &Pool,
+        steps: &mut [Step<'_>],
+        input: Input<'_>,
+        cancel: &Cancel,
+    ) -> Result<Output, Error> {
+        unchanged_on_error(steps, |steps| self.pass(pool, steps, input, self.head.is_some(), None, cancel))
     }
 
     /// [`Model::forward`] with an observer that sees the output of every layer.
@@ -113,14 +127,8 @@ impl Model {
         input: Input<'_>,
         observer: Option<&mut dyn FnMut(Observed<'_>)>,
     ) -> Result<Output, Error> {
-        let before: Vec<usize> = steps.iter().map(|step| step.cache.len()).collect();
-        let result = self.pass(pool, steps, input, self.head.is_some(), observer);
-        if result.is_err() {
-            for (step, len) in steps.iter_mut().zip(before) {
-                step.cache.truncate(len);
-            }
-        }
-        result
+        let cancel = Cancel::new();
+        unchanged_on_error(steps, |steps| self.pass(pool, steps, input, self.head.is_some(), observer, &cancel))
     }
 
     /// The states of all rows after the last layer, `[rows, hidden_size]`, whether or not this part has a head. After an error
@@ -134,7 +142,7 @@ impl Model {
         steps: &mut [Step<'_>],
         input: Input<'_>,
     ) -> Result<Vec<f32>, Error> {
-        self.pass(pool, steps, input, false, None).map(Output::into_activations)
+        self.pass(pool, steps, input, false, None, &Cancel::new()).map(Output::into_activations)
     }
 
     /// `has_head`: whether the head is computed; without it the result is the activations.
@@ -145,6 +153,7 @@ impl Model {
         input: Input<'_>,
         has_head: bool,
         mut observer: Option<&mut dyn FnMut(Observed<'_>)>,
+        cancel: &Cancel,
     ) -> Result<Output, Error> {
         let rows: usize = steps.iter().map(|step| step.rows).sum();
         self.check(steps, input, rows)?;
@@ -169,6 +178,7 @@ impl Model {
         let mut trace = Vec::new();
         let (mut first, mut logits_done) = (0, 0);
         while first < rows {
+            cancel.check()?;
             let end = rows.min(first + PASS_ROWS);
             // The chunks of steps that lie in this pass, and its rows whose logits are requested.
             let (mut chunks, mut logit_rows, mut held) = (Vec::new(), Vec::new(), Vec::new());
@@ -215,6 +225,7 @@ impl Model {
                 rows: count,
                 logit_rows: &logit_rows,
                 trace: observer.is_some().then_some(trace.as_mut_slice()),
+                cancel,
             };
             let results = Results {
                 logits: &mut output.logits[logits_done * config.vocabulary..logits_end * config.vocabulary],
@@ -272,6 +283,21 @@ impl Model {
             Input::Activations(_) => Ok(()),
         }
     }
+}
+
+/// Runs a pass; after an error the caches hold what they held before.
+fn unchanged_on_error(
+    steps: &mut [Step<'_>],
+    pass: impl FnOnce(&mut [Step<'_>]) -> Result<Output, Error>,
+) -> Result<Output, Error> {
+    let before: Vec<usize> = steps.iter().map(|step| step.cache.len()).collect();
+    let result = pass(steps);
+    if result.is_err() {
+        for (step, len) in steps.iter_mut().zip(before) {
+            step.cache.truncate(len);
+        }
+    }
+    result
 }
 
 /// `len` zeros.

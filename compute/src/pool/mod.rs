@@ -3,20 +3,22 @@
 //!
 //! | file | owns |
 //! |---|---|
-//! | here | [`Pool`], [`Cancel`] |
+//! | here | [`Pool`] |
+//! | `cancel` | [`Cancel`] |
 //! | `team` | the threads: one job at a time, on all of them |
 //! | `barrier` | where the threads of a job wait for each other |
 //! | `nesting` | that no job uses a pool |
 
 mod barrier;
+mod cancel;
 mod nesting;
 mod team;
 
+pub use cancel::Cancel;
 pub(crate) use team::Worker;
 
 use crate::{Buffer, Error, Isa};
 use nesting::{InJob, refuse_in_job};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use team::Team;
 
@@ -165,40 +167,11 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-/// A flag that stops a running product within milliseconds. A clone is the same flag.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// A flag that is not set.
-    pub fn new() -> Cancel {
-        Cancel::default()
-    }
-
-    /// Sets the flag; it cannot be cleared.
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the flag is set.
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// [`Error::Cancelled`] where the flag is set.
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
     use std::time::Duration;
 

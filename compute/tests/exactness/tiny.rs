@@ -18,6 +18,30 @@ pub(crate) const VOCABULARY: usize = 300;
 /// Positions that a windowed layer sees: small, so that tests cross it often.
 pub(crate) const WINDOW: usize = 24;
 
+/// A model's sizes, in elements, positions and tokens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) layers: usize,
+    pub(crate) hidden: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head: usize,
+    pub(crate) intermediate: usize,
+    pub(crate) vocabulary: usize,
+    pub(crate) context: usize,
+}
+
+const SIZES: Sizes = Sizes {
+    layers: LAYERS,
+    hidden: WIDTH,
+    heads: 4,
+    kv_heads: 2,
+    head: 64,
+    intermediate: 512,
+    vocabulary: VOCABULARY,
+    context: 512,
+};
+
 /// The model as a GGUF file.
 pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
     gguf_with(tiny, |_, _| {})
@@ -25,16 +49,21 @@ pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
 
 /// The model with other elements in its vectors, and in its matrices where they are f32; `change` gets them with their names.
 pub(crate) fn gguf_with(tiny: Tiny, change: impl Fn(&str, &mut [f32])) -> Vec<u8> {
+    gguf_of(tiny, SIZES, change)
+}
+
+/// A model of these sizes, changed in the same way.
+pub(crate) fn gguf_of(tiny: Tiny, sizes: Sizes, change: impl Fn(&str, &mut [f32])) -> Vec<u8> {
     let mut random = SplitMix64::new(tiny.seed);
-    let (heads, kv_heads, head, ff) = (4, 2, 64, 512);
+    let Sizes { layers, hidden, heads, kv_heads, head, intermediate: ff, vocabulary, context } = sizes;
     let gemma = tiny.architecture == "gemma3";
     let mut meta = Meta::default();
     meta.string("general.architecture", tiny.architecture);
     let key = |name: &str| format!("{}.{name}", tiny.architecture);
     for (name, value) in [
-        ("block_count", LAYERS),
-        ("context_length", 512),
-        ("embedding_length", WIDTH),
+        ("block_count", layers),
+        ("context_length", context),
+        ("embedding_length", hidden),
         ("feed_forward_length", ff),
         ("attention.head_count", heads),
         ("attention.head_count_kv", kv_heads),
@@ -73,18 +102,18 @@ pub(crate) fn gguf_with(tiny: Tiny, change: impl Fn(&str, &mut [f32])) -> Vec<u8
         let bytes = elements.iter().flat_map(|element| element.to_le_bytes()).collect();
         tensors.add(name, &[len], GgmlType::F32, bytes);
     };
-    matrix(&mut tensors, &mut random, "token_embd.weight", VOCABULARY, WIDTH);
-    for layer in 0..LAYERS {
+    matrix(&mut tensors, &mut random, "token_embd.weight", vocabulary, hidden);
+    for layer in 0..layers {
         let name = |rest: &str| format!("blk.{layer}.{rest}");
-        vector(&mut tensors, &mut random, &name("attn_norm.weight"), WIDTH, 1.0);
-        vector(&mut tensors, &mut random, &name("ffn_norm.weight"), WIDTH, 1.0);
-        matrix(&mut tensors, &mut random, &name("attn_q.weight"), heads * head, WIDTH);
-        matrix(&mut tensors, &mut random, &name("attn_k.weight"), kv_heads * head, WIDTH);
-        matrix(&mut tensors, &mut random, &name("attn_v.weight"), kv_heads * head, WIDTH);
-        matrix(&mut tensors, &mut random, &name("attn_output.weight"), WIDTH, heads * head);
-        matrix(&mut tensors, &mut random, &name("ffn_gate.weight"), ff, WIDTH);
-        matrix(&mut tensors, &mut random, &name("ffn_up.weight"), ff, WIDTH);
-        matrix(&mut tensors, &mut random, &name("ffn_down.weight"), WIDTH, ff);
+        vector(&mut tensors, &mut random, &name("attn_norm.weight"), hidden, 1.0);
+        vector(&mut tensors, &mut random, &name("ffn_norm.weight"), hidden, 1.0);
+        matrix(&mut tensors, &mut random, &name("attn_q.weight"), heads * head, hidden);
+        matrix(&mut tensors, &mut random, &name("attn_k.weight"), kv_heads * head, hidden);
+        matrix(&mut tensors, &mut random, &name("attn_v.weight"), kv_heads * head, hidden);
+        matrix(&mut tensors, &mut random, &name("attn_output.weight"), hidden, heads * head);
+        matrix(&mut tensors, &mut random, &name("ffn_gate.weight"), ff, hidden);
+        matrix(&mut tensors, &mut random, &name("ffn_up.weight"), ff, hidden);
+        matrix(&mut tensors, &mut random, &name("ffn_down.weight"), hidden, ff);
         if tiny.architecture == "qwen2" {
             vector(&mut tensors, &mut random, &name("attn_q.bias"), heads * head, 0.0);
             vector(&mut tensors, &mut random, &name("attn_k.bias"), kv_heads * head, 0.0);
@@ -95,13 +124,13 @@ pub(crate) fn gguf_with(tiny: Tiny, change: impl Fn(&str, &mut [f32])) -> Vec<u8
             vector(&mut tensors, &mut random, &name("attn_k_norm.weight"), head, 1.0);
         }
         if gemma {
-            vector(&mut tensors, &mut random, &name("post_attention_norm.weight"), WIDTH, 1.0);
-            vector(&mut tensors, &mut random, &name("post_ffw_norm.weight"), WIDTH, 1.0);
+            vector(&mut tensors, &mut random, &name("post_attention_norm.weight"), hidden, 1.0);
+            vector(&mut tensors, &mut random, &name("post_ffw_norm.weight"), hidden, 1.0);
         }
     }
-    vector(&mut tensors, &mut random, "output_norm.weight", WIDTH, 1.0);
+    vector(&mut tensors, &mut random, "output_norm.weight", hidden, 1.0);
     if tiny.architecture == "llama" {
-        matrix(&mut tensors, &mut random, "output.weight", VOCABULARY, WIDTH);
+        matrix(&mut tensors, &mut random, "output.weight", vocabulary, hidden);
         vector(&mut tensors, &mut random, "rope_freqs.weight", head / 2, 2.0);
     }
     file(meta, tensors)

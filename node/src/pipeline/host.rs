@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::limits::MAX_PAYLOAD_BYTES;
 use super::links::Links;
 use super::payload::Payload;
+use super::running_pass::RunningPass;
 use super::stage::{Stage, StageEvent};
 use super::wire::{ChainId, Message, SessionId, StageAt};
 use crate::clock;
@@ -136,6 +137,9 @@ struct StageHandle {
     memory: Arc<[Lease; 2]>,
     /// Decides who may send what to the stage.
     gate: Gate,
+    /// On the first stage, the pass that is computed now. Later stages finish what they were sent: sequences that continue
+    /// another one's cache were decided on already.
+    running: Option<RunningPass>,
     load: StageLoad,
     /// When the stage was started, or its load changed last.
     used_at: Time,
@@ -235,7 +239,8 @@ impl Pipeline {
         };
         let gate = Gate::new(&setup.stages, setup.index, largest);
         let (events, inbox) = sync_channel(gate.places());
-        let stage = Stage::new(setup, self.clone());
+        let running = (setup.index == 0).then(RunningPass::default);
+        let stage = Stage::new(setup, self.clone(), running.clone());
         let name = format!("stage of model {}, epoch {}", chain.model, chain.epoch);
         // The stage itself notifies its sessions of the failure; the loader replaces it.
         let part = self.0.supervisor.owned_thread(&name, move || stage.run(inbox), |_| {}).map_err(|error| {
@@ -248,6 +253,7 @@ impl Pipeline {
             budget,
             memory,
             gate,
+            running,
             load: StageLoad::default(),
             used_at: clock::now(),
             broken: false,

@@ -10,11 +10,12 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
 use pangea_compute::commit::{Claim, Leaf, merkle_root};
 use pangea_compute::model::{Cache, Input, Logits, Model, NUMERICS, Output, PageBudget, Step};
-use pangea_compute::{Digest, ErrorKind as ComputeErrorKind, Pool};
+use pangea_compute::{Cancel, Digest, ErrorKind as ComputeErrorKind, Pool};
 
 use super::history::{History, Rows};
 use super::pass_faults::PassFaults;
 use super::payload::Payload;
+use super::running_pass::RunningPass;
 use super::sampler::Sampler;
 use super::stage::Protocol;
 use super::wire::{ChainId, FrameRows, Open, SessionId, StageAt, Start, StartSource, SteppedSequence, Tokens};
@@ -32,6 +33,8 @@ pub(super) struct Layers {
     sessions: HashMap<SessionId, Signable>,
     /// Present on the last stage.
     sampler: Option<Sampler>,
+    /// Present on the first stage.
+    running: Option<RunningPass>,
 }
 
 /// Data of a session that is signed, besides the rows of its sequence.
@@ -66,8 +69,9 @@ impl Layers {
         budget: PageBudget,
         faults: PassFaults,
         sampler: Option<Sampler>,
+        running: Option<RunningPass>,
     ) -> Layers {
-        Layers { model, pool, budget, faults, histories: HashMap::new(), sessions: HashMap::new(), sampler }
+        Layers { model, pool, budget, faults, histories: HashMap::new(), sessions: HashMap::new(), sampler, running }
     }
 
     pub(super) fn model(&self) -> &Model {
@@ -241,7 +245,11 @@ impl Layers {
                 return Err(compute_error(error));
             }
             Err(error) if rows.len() == 1 => {
-                tracing::warn!(event = "stage_pass_failed", %error, "a pass through layers failed");
+                match error.kind() {
+                    // Its closing follows.
+                    ComputeErrorKind::Cancelled => tracing::debug!(event = "stage_pass_cancelled"),
+                    _ => tracing::warn!(event = "stage_pass_failed", %error, "a pass through layers failed"),
+                }
                 self.histories.remove(&rows[0].sequence);
                 passed.failed.push((rows[0].sequence, compute_error(error)));
             }
@@ -307,7 +315,13 @@ impl Layers {
                     logits: *logits,
                 })
                 .collect();
-            self.model.forward(&self.pool, &mut steps, input)
+            let sessions = || rows.iter().filter_map(|rows| protocol.session_of(rows.sequence)).collect();
+            let cancel = self.running.as_ref().map_or_else(Cancel::new, |running| running.begin(sessions()));
+            let result = self.model.forward_until(&self.pool, &mut steps, input, &cancel);
+            if let Some(running) = &self.running {
+                running.finish();
+            }
+            result
         };
         if result.is_ok()
             && let Input::Activations(values) = input

@@ -33,6 +33,7 @@ pub mod loader;
 mod pass_faults;
 pub mod payload;
 mod request_log;
+mod running_pass;
 mod sampler;
 mod stage;
 pub mod wire;

@@ -18,6 +18,7 @@ use super::layers::{Layers, Passed, SignedStage};
 use super::pass_faults::PassFaults;
 use super::payload::Payload;
 use super::request_log::RequestLog;
+use super::running_pass::RunningPass;
 use super::sampler::Sampler;
 use super::wire::{ChainId, Frame, FrameRows, Message, Open, SessionId, StageAt, Stepped, SteppedSequence};
 use crate::devices::Lease;
@@ -79,6 +80,8 @@ pub(super) struct Stage {
     opening: Option<Box<Open>>,
     /// The earlier stages' signed claims of the session that is being signed.
     signed_before: Option<Payload>,
+    /// On the first stage, the pass that is computed now.
+    running: Option<RunningPass>,
     /// Activations of the frame that is being computed.
     received: Payload,
     /// Result of that frame's pass that is not sent yet.
@@ -92,7 +95,8 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) fn new(setup: StageSetup, pipeline: Pipeline) -> Stage {
+    /// `running`: present on the first stage.
+    pub(super) fn new(setup: StageSetup, pipeline: Pipeline, running: Option<RunningPass>) -> Stage {
         let config = setup.model.config();
         let protocol = Protocol::new(StageSettings {
             chain: setup.chain,
@@ -106,7 +110,8 @@ impl Stage {
         });
         let faults = PassFaults::new(pipeline.clone(), setup.index, setup.stages.len());
         let log = RequestLog::new(pipeline.local(), setup.name, &setup.stages[setup.index]);
-        let layers = Layers::new(setup.model, setup.pool, setup.budget, faults, setup.text.map(Sampler::new));
+        let sampler = setup.text.map(Sampler::new);
+        let layers = Layers::new(setup.model, setup.pool, setup.budget, faults, sampler, running.clone());
         Stage {
             chain: setup.chain,
             stages: setup.stages,
@@ -118,6 +123,7 @@ impl Stage {
             log,
             opening: None,
             signed_before: None,
+            running,
             received: Payload::empty(),
             passed: Passed::default(),
             waited: Duration::MAX,
@@ -230,7 +236,12 @@ impl Stage {
     fn message(&mut self, message: Message, payload: Payload) {
         match message {
             Message::Open(open) => self.open(open),
-            Message::Close { session, commit, .. } => self.follow(Event::Close { session, commit }),
+            Message::Close { session, commit, .. } => {
+                if let Some(running) = &self.running {
+                    running.closing_read(&session);
+                }
+                self.follow(Event::Close { session, commit });
+            }
             Message::Commit { session, positions, .. } => {
                 self.signed_before = Some(payload);
                 self.follow(Event::Commit { session, positions });

@@ -169,7 +169,7 @@ impl Pass<'_> {
         self.check_below(TOO_LARGE, x, step);
     }
 
-    /// Computes attention tasks of a layer until all are claimed.
+    /// Computes attention tasks of a layer until all are claimed, or the pass is cancelled.
     ///
     /// # Safety
     /// As for [`Pass::run`]; [`Pass::rope_and_cache`] of the layer is complete on all threads.
@@ -177,6 +177,9 @@ impl Pass<'_> {
         let ModelShape { heads, kv_heads, head_dim, .. } = self.shape;
         let group = heads / kv_heads;
         while let Some(task) = self.tasks.get(self.claimed[index].fetch_add(1, Ordering::Relaxed)) {
+            if self.is_stopped() {
+                return;
+            }
             let chunk = &self.chunks[task.chunk];
             let mut rows = [Row::NONE; MAX_ROWS];
             for (row, n) in rows.iter_mut().zip(task.rows.clone()) {

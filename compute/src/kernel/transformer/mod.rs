@@ -1,6 +1,6 @@
 //! A transformer's layers over a batch of rows, computed by all threads of a pool together. In each phase a thread computes
-//! its own share of rows, of output features or of attention; a barrier ends the phase. A row's result depends on that row
-//! and its session alone. Files, sessions' owners and text are unknown here.
+//! its own share of rows, and takes pieces of output features or of attention; a barrier ends the phase. A row's result
+//! depends on that row and its session alone. Files, sessions' owners and text are unknown here.
 //!
 //! Few rows (decoding): every thread keeps the residuals and norms of all rows, which costs less than one more barrier.
 //! Many rows (a prompt): every thread keeps those of its own rows.
@@ -11,11 +11,13 @@
 //! | `pass` | the phases of one batch, as each thread runs them |
 //! | `attend` | the phases on keys and values: rotation, the cache, attention |
 //! | `fault` | which step of a pass failed first |
+//! | `tiles` | the pieces of a step's products, which threads take one by one |
 //! | `workspace` | buffers, kept from batch to batch |
 
 mod attend;
 mod fault;
 mod pass;
+mod tiles;
 mod workspace;
 
 pub(crate) use workspace::Workspace;
@@ -24,11 +26,12 @@ use super::float::activation::Activation;
 use super::page::PageShape;
 use super::quant::Matrix;
 use super::shared::Shared;
-use crate::{Error, Pool};
+use crate::{Cancel, Error, Pool};
 use fault::FirstFault;
-use pass::Pass;
+use pass::{LayerTiles, Pass};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use tiles::TakenTiles;
 
 /// Up to this many rows, every thread computes the norms of all rows.
 const REPLICATED_ROWS: usize = 2;
@@ -156,6 +159,7 @@ pub(crate) struct Batch<'a> {
     pub(crate) logit_rows: &'a [usize],
     /// `[layers, rows, h]`: the residual after each layer, for an observer.
     pub(crate) trace: Option<&'a mut [f32]>,
+    pub(crate) cancel: &'a Cancel,
 }
 
 /// Where a batch's results go.
@@ -169,13 +173,15 @@ pub(crate) struct Results<'a> {
 /// Runs the batch. `results` has room for all that the batch gives.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`]; [`Error::NonFinite`] where any step gives a value that is NaN or infinite; [`Error::Invalid`]
-/// where queries, keys or values are too large. The error names the first such step and its layer.
+/// [`Error::Cancelled`] where work was left out because of it; [`Error::OutOfMemory`]; [`Error::NonFinite`] where any step
+/// gives a value that is NaN or infinite; [`Error::Invalid`] where queries, keys or values are too large. The error names the
+/// first such step and its layer.
 pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, results: Results<'_>) -> Result<(), Error> {
     let replicated = batch.rows <= REPLICATED_ROWS || pool.threads() == 1;
     workspace.reserve(&batch, pool.threads(), replicated)?;
     let tasks = attend::tasks(batch.chunks, batch.shape, pool.threads());
     let claimed: Vec<AtomicUsize> = batch.layers.iter().map(|_| AtomicUsize::new(0)).collect();
+    let taken: Vec<LayerTiles> = batch.layers.iter().map(|_| LayerTiles::default()).collect();
     let row_chunk: Vec<usize> =
         batch.chunks.iter().enumerate().flat_map(|(index, chunk)| chunk.rows.clone().map(move |_| index)).collect();
     let Workspace { threads, normed, quantized, q, k, v, attended, gate, up, delta, cos, sin } = workspace;
@@ -196,6 +202,8 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         logit_rows: batch.logit_rows,
         tasks: &tasks,
         claimed: &claimed,
+        taken: &taken,
+        taken_head: TakenTiles::default(),
         threads: Shared::new(threads),
         normed: Shared::new(normed),
         quantized,
@@ -211,6 +219,9 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         trace: batch.trace.map(Shared::new),
         logits: Shared::new(results.logits),
         activations: Shared::new(results.activations),
+        cancel: batch.cancel,
+        is_stopped: AtomicBool::new(false),
+        leaves: AtomicBool::new(false),
         first_fault: FirstFault::none(),
         other_rounding: AtomicBool::new(false),
     };

@@ -4,6 +4,7 @@
 
 use super::attend::AttentionTask;
 use super::fault::{Fault, FirstFault, Step};
+use super::tiles::{PieceLimits, TakenTiles, split, tiles_of};
 use super::workspace::{INPUTS, ProductInput, ThreadState};
 use super::{Head, LayerWeights, ModelShape, RowSource, SequenceChunk};
 use crate::kernel::float::activation::{all_finite, gated, soft_cap};
@@ -13,7 +14,7 @@ use crate::kernel::page::PageShape;
 use crate::kernel::quant::{self, Matrix, Quantized, Store};
 use crate::kernel::shared::Shared;
 use crate::pool::Worker;
-use crate::{Error, Isa};
+use crate::{Cancel, Error, Isa};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -38,6 +39,10 @@ pub(super) struct Pass<'a> {
     pub(super) tasks: &'a [AttentionTask],
     /// `[layers]`: tasks of each layer that threads have claimed.
     pub(super) claimed: &'a [AtomicUsize],
+    /// `[layers]`
+    pub(super) taken: &'a [LayerTiles],
+    /// Tiles of the head.
+    pub(super) taken_head: TakenTiles,
     pub(super) threads: Shared<'a, ThreadState>,
     pub(super) normed: Shared<'a, f32>,
     pub(super) quantized: &'a [Quantized; INPUTS],
@@ -53,8 +58,22 @@ pub(super) struct Pass<'a> {
     pub(super) trace: Option<Shared<'a, f32>>,
     pub(super) logits: Shared<'a, f32>,
     pub(super) activations: Shared<'a, f32>,
+    pub(super) cancel: &'a Cancel,
+    /// Whether a thread has seen that the pass is cancelled, and left work out.
+    pub(super) is_stopped: AtomicBool,
+    /// Whether all threads leave the pass after this layer.
+    pub(super) leaves: AtomicBool,
     pub(super) first_fault: FirstFault,
     pub(super) other_rounding: AtomicBool,
+}
+
+/// Tiles of each step of a layer that threads have taken.
+#[derive(Default)]
+pub(super) struct LayerTiles {
+    qkv: TakenTiles,
+    o: TakenTiles,
+    gate_up: TakenTiles,
+    down: TakenTiles,
 }
 
 /// A product's input: rows quantised, and the floats that they were made from.
@@ -69,8 +88,8 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// All threads of a pool run this at the same time. Between two barriers every part of shared memory has one writer or
-    /// only readers: rows belong to the thread that [`Worker::share`] gives them to, columns of products likewise,
-    /// attention tasks to the thread that claims them.
+    /// only readers: rows belong to the thread that [`Worker::share`] gives them to, columns of products to the thread that
+    /// takes their tiles, attention tasks to the thread that claims them.
     pub(super) unsafe fn run(&self, worker: Worker<'_>) {
         // SAFETY: as stated above; each use says which thread owns the part.
         unsafe {
@@ -84,6 +103,10 @@ impl Pass<'_> {
             self.angles(worker.share(self.rows));
             for (index, layer) in self.layers.iter().enumerate() {
                 self.layer(worker, state, own_rows.clone(), index, layer);
+                // Written before the layer's last barrier, and not again before the next layer's.
+                if self.leaves.load(Ordering::Relaxed) {
+                    return;
+                }
             }
             self.finish(worker, state, own_rows);
         }
@@ -97,7 +120,23 @@ impl Pass<'_> {
                 "a compute thread does not round to nearest or drops subnormal numbers: a library in this process changed its floating-point mode",
             );
         }
+        if self.is_stopped.into_inner() {
+            return Err(Error::Cancelled);
+        }
         self.first_fault.into_result(self.first_layer)
+    }
+
+    /// Whether the pass is cancelled: looked at before each piece of work, which is then left out. Its results are of no use,
+    /// but every barrier is still waited for.
+    pub(super) fn is_stopped(&self) -> bool {
+        if self.is_stopped.load(Ordering::Relaxed) {
+            return true;
+        }
+        let is_cancelled = self.cancel.is_cancelled();
+        if is_cancelled {
+            self.is_stopped.store(true, Ordering::Relaxed);
+        }
+        is_cancelled
     }
 
     /// Makes the pass fail if a result of this step was not finite. `layer` is counted from the batch's first.
@@ -161,14 +200,18 @@ impl Pass<'_> {
     ) {
         let ModelShape { hidden_size: hidden, intermediate_size: intermediate, .. } = self.shape;
         let (query, kv) = (self.shape.query_len(), self.shape.kv_len());
-        // SAFETY: as `run` says; each product writes this thread's columns alone.
+        let taken = &self.taken[index];
+        // SAFETY: as `run` says; each product writes the columns of taken tiles alone.
         unsafe {
             let (norm, step) = (&layer.attention_norm, (index, Step::AttentionNorm));
             let x = self.normed_rows(worker, state, in_place(&own_rows), norm, ProductInput::Norm, step);
-            let [q, k, v] = shares(worker, [&layer.q, &layer.k, &layer.v]);
-            self.product(&layer.q, q, x, &self.q, query);
-            self.product(&layer.k, k, x, &self.k, kv);
-            self.product(&layer.v, v, x, &self.v, kv);
+            let matrices = [&layer.q, &layer.k, &layer.v];
+            while let Some(piece) = self.take(worker, &taken.qkv, tiles_of(matrices), x, hidden) {
+                let [q, k, v] = split(&piece, matrices);
+                self.product(&layer.q, q, x, &self.q, query);
+                self.product(&layer.k, k, x, &self.k, kv);
+                self.product(&layer.v, v, x, &self.v, kv);
+            }
             worker.barrier();
             self.rope_and_cache(worker, index, layer);
             worker.barrier();
@@ -176,8 +219,9 @@ impl Pass<'_> {
             worker.barrier();
             let (attended, step) = (&self.attended, (index, Step::Attention));
             let x = self.plain_rows(worker, state, own_rows.clone(), attended, query, ProductInput::Attended, step);
-            let [o] = shares(worker, [&layer.o]);
-            self.product(&layer.o, o, x, &self.delta, hidden);
+            while let Some(piece) = self.take(worker, &taken.o, layer.o.tiles(), x, query) {
+                self.product(&layer.o, piece, x, &self.delta, hidden);
+            }
             worker.barrier();
             let (bias, norm) = (layer.o_bias.as_deref(), layer.post_attention_norm.as_deref());
             self.add(state, own_rows.clone(), bias, norm, (index, Step::AttentionOutput));
@@ -185,19 +229,25 @@ impl Pass<'_> {
             let (norm, step) = (&layer.ffn_norm, (index, Step::FfnNorm));
             let x = self.normed_rows(worker, state, in_place(&own_rows), norm, ProductInput::Norm, step);
             // Gate and up have the same rows, so one thread computes both values of a column and combines them.
-            let [tiles] = shares(worker, [&layer.gate]);
-            self.product(&layer.gate, tiles.clone(), x, &self.gate, intermediate);
-            self.product(&layer.up, tiles.clone(), x, &self.up, intermediate);
-            let columns = quant::rows_of(&tiles, intermediate);
-            for row in 0..self.rows {
-                let part = row * intermediate + columns.start..row * intermediate + columns.end;
-                gated(self.isa, self.shape.activation, self.gate.part_mut(part.clone()), self.up.part(part));
+            while let Some(piece) = self.take(worker, &taken.gate_up, layer.gate.tiles(), x, 2 * hidden) {
+                let columns = quant::rows_of(&piece, intermediate);
+                self.product(&layer.gate, piece.clone(), x, &self.gate, intermediate);
+                self.product(&layer.up, piece, x, &self.up, intermediate);
+                for row in 0..self.rows {
+                    let part = row * intermediate + columns.start..row * intermediate + columns.end;
+                    gated(self.isa, self.shape.activation, self.gate.part_mut(part.clone()), self.up.part(part));
+                }
             }
             worker.barrier();
             let (gated, step) = (&self.gate, (index, Step::Gated));
             let x = self.plain_rows(worker, state, own_rows.clone(), gated, intermediate, ProductInput::Gated, step);
-            let [down] = shares(worker, [&layer.down]);
-            self.product(&layer.down, down, x, &self.delta, hidden);
+            while let Some(piece) = self.take(worker, &taken.down, layer.down.tiles(), x, intermediate) {
+                self.product(&layer.down, piece, x, &self.delta, hidden);
+            }
+            // One thread decides for all whether another layer follows.
+            if worker.index == 0 && self.is_stopped() {
+                self.leaves.store(true, Ordering::Relaxed);
+            }
             worker.barrier();
             self.add(state, own_rows.clone(), None, layer.post_ffn_norm.as_deref(), (index, Step::FfnOutput));
             if let Some(trace) = &self.trace {
@@ -303,6 +353,22 @@ impl Pass<'_> {
         }
     }
 
+    /// The next of a step's `total` tiles, whose products are with rows of `k` elements; `None` once all are taken, or where
+    /// the pass is cancelled.
+    fn take(
+        &self,
+        worker: Worker<'_>,
+        taken: &TakenTiles,
+        total: usize,
+        x: PreparedInput<'_>,
+        k: usize,
+    ) -> Option<Range<usize>> {
+        if self.is_stopped() {
+            return None;
+        }
+        taken.take(total, worker.width, PieceLimits::new(self.isa, x.quantized.rows(), k))
+    }
+
     /// Computes some tiles of a product for all rows of its input.
     unsafe fn product(&self, w: &Matrix, tiles: Range<usize>, x: PreparedInput<'_>, out: &Shared<'_, f32>, ld: usize) {
         let rows = x.quantized.rows();
@@ -337,14 +403,15 @@ impl Pass<'_> {
             if self.logit_rows.is_empty() {
                 return;
             }
-            let [tiles] = shares(worker, [&head.output]);
-            self.product(&head.output, tiles.clone(), x, &self.logits, vocabulary);
-            let columns = quant::rows_of(&tiles, vocabulary);
-            for n in 0..self.logit_rows.len() {
-                let logits = self.logits.part_mut(n * vocabulary + columns.start..n * vocabulary + columns.end);
-                self.check(all_finite(logits), after, Step::Logits);
-                if let Some(cap) = self.shape.logit_soft_cap {
-                    soft_cap(self.isa, logits, cap);
+            while let Some(piece) = self.take(worker, &self.taken_head, head.output.tiles(), x, hidden) {
+                let columns = quant::rows_of(&piece, vocabulary);
+                self.product(&head.output, piece, x, &self.logits, vocabulary);
+                for n in 0..self.logit_rows.len() {
+                    let logits = self.logits.part_mut(n * vocabulary + columns.start..n * vocabulary + columns.end);
+                    self.check(all_finite(logits), after, Step::Logits);
+                    if let Some(cap) = self.shape.logit_soft_cap {
+                        soft_cap(self.isa, logits, cap);
+                    }
                 }
             }
         }
@@ -354,16 +421,4 @@ impl Pass<'_> {
 /// Each row in its own place.
 fn in_place(rows: &Range<usize>) -> impl Iterator<Item = (usize, usize)> + use<> {
     rows.clone().map(|row| (row, row))
-}
-
-/// This thread's contiguous share of the tiles of several matrices laid one after the other.
-fn shares<const N: usize>(worker: Worker<'_>, matrices: [&Matrix; N]) -> [Range<usize>; N] {
-    let all = worker.share(matrices.iter().map(|w| w.tiles()).sum());
-    let mut before = 0;
-    matrices.map(|w| {
-        let within = |at: usize| at.saturating_sub(before).min(w.tiles());
-        let share = within(all.start)..within(all.end);
-        before += w.tiles();
-        share
-    })
 }

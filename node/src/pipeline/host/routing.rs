@@ -167,6 +167,10 @@ impl Pipeline {
                 return StageDelivery::Full(retry_after);
             }
         }
+        // A session to be signed is not cut off: what was computed of it is delivered.
+        if let (Message::Close { session, commit: None, .. }, Some(running)) = (&message, &stage.running) {
+            running.close(*session);
+        }
         if stage.events.try_send(StageEvent::Message { queued: (from, bytes), message, payload }).is_ok() {
             return StageDelivery::Queued;
         }
