@@ -140,9 +140,9 @@ pub fn max_memory(asked: Option<ByteSize>) -> u64 {
     }
 }
 
-/// The number of compute threads: `asked`, or one per core.
+/// The number of compute threads: `asked`, or one per physical core of the fastest kind.
 pub fn threads(asked: Option<usize>) -> usize {
-    asked.unwrap_or_else(host::cores).clamp(1, MAX_THREADS)
+    asked.unwrap_or_else(host::compute_cores).clamp(1, MAX_THREADS)
 }
 
 /// Parses the value of `--max-memory`.

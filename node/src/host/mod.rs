@@ -1,6 +1,8 @@
 //! Facts about this host: name, memory, cores, private address, home folder; and this process's own limit of open files.
 
 mod control_group;
+#[cfg(any(test, target_os = "linux"))]
+mod topology;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -15,9 +17,31 @@ pub fn name() -> String {
     }
 }
 
-/// Cores that this process may use.
+/// Processors that this process may use at the same time, as affinity and control groups allow; hyperthreads count.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Cores for compute threads: the physical ones of the fastest kind that this process may use, or [`cores`] where the system
+/// does not say which these are.
+pub fn compute_cores() -> usize {
+    physical_cores().map_or_else(cores, |physical| physical.min(cores()))
+}
+
+#[cfg(target_os = "linux")]
+fn physical_cores() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    topology::linux_compute_cores(&status, |path| std::fs::read_to_string(path).ok())
+}
+
+/// Runs the system's own tool, because the library call needs code that is not allowed here.
+#[cfg(not(target_os = "linux"))]
+fn physical_cores() -> Option<usize> {
+    // Macs with one kind of cores do not know the first name.
+    ["hw.perflevel0.physicalcpu", "hw.physicalcpu"].into_iter().find_map(|name| {
+        let output = std::process::Command::new("sysctl").args(["-n", name]).output().ok()?;
+        String::from_utf8(output.stdout).ok()?.trim().parse().ok().filter(|cores| *cores > 0)
+    })
 }
 
 /// Open files that a node may need: the connections of all its doors and peers, and its own files.
