@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use tiny::{LAYERS, Tiny, VOCABULARY, WIDTH};
 
-const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+const ARCHITECTURES: [&str; 5] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3"];
 
 fn tiny(architecture: &'static str, weights: GgmlType, seed: u64) -> ModelFile {
     ModelFile::from_bytes(tiny::gguf(Tiny { architecture, weights, seed })).unwrap()
@@ -242,7 +242,7 @@ fn honest_sessions_have_the_roots_of_their_replay_on_any_mix_of_machines() {
     while rows < 10_000 {
         let mut random = SplitMix64::new(5_000 + case);
         let weights = GgmlType::SUPPORTED[random.index(GgmlType::SUPPORTED.len())];
-        let file = tiny(ARCHITECTURES[case as usize % 4], weights, case);
+        let file = tiny(ARCHITECTURES[case as usize % ARCHITECTURES.len()], weights, case);
         let cuts = random_cuts(&mut random);
         let line = Line::load(&file, &cuts, || random_pool(&mut random));
         let sampling = random_sampling(&mut random);
@@ -276,7 +276,7 @@ fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
     while told < 1000 {
         let mut random = SplitMix64::new(9_000 + case);
         let weights = [GgmlType::Q4_1, GgmlType::Q8_0, GgmlType::Q4K][random.index(3)];
-        let file = tiny(ARCHITECTURES[case as usize % 4], weights, case);
+        let file = tiny(ARCHITECTURES[case as usize % ARCHITECTURES.len()], weights, case);
         let cuts = random_cuts(&mut random);
         let line = Line::load(&file, &cuts, || Pool::with_isa(1, Isa::best()).unwrap());
         let mut parts = Parts::of(&file, Pool::with_isa(1, Isa::best()).unwrap(), LAYERS);

@@ -7,10 +7,10 @@ mod tiny;
 
 use pangea_compute::gguf::{GgmlType, Gguf};
 use pangea_compute::model::manifest::{MAX_MANIFEST_BYTES, PART_BYTES};
-use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, Wanted};
+use pangea_compute::model::{Experts, Manifest, Model, ModelFile, ModelPart, Wanted};
 use pangea_compute::{Error, Pool};
 use proptest::prelude::*;
-use tiny::{LAYERS, Tiny};
+use tiny::{EXPERTS, LAYERS, Tiny, USED_EXPERTS};
 
 fn tiny(architecture: &'static str) -> Vec<u8> {
     tiny::gguf(Tiny { architecture, weights: GgmlType::F16, seed: 5 })
@@ -132,7 +132,7 @@ fn hostile_manifests_are_refused_and_cost_nothing() {
 #[test]
 fn a_range_of_layers_reads_what_is_selected_for_it_and_nothing_else() {
     let pool = Pool::new(1).unwrap();
-    for architecture in ["llama", "qwen2", "qwen3", "gemma3"] {
+    for architecture in ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3"] {
         let bytes = tiny(architecture);
         let manifest = manifest(bytes.clone());
         assert_eq!(manifest.layers() as usize, LAYERS);
@@ -178,6 +178,20 @@ fn sizes_count_a_tied_head_once() {
         tied.pieces().iter().filter(|piece| piece.name().starts_with("blk.")).map(|piece| piece.len_bytes()).sum();
     assert_eq!(tied.layer_bytes() * LAYERS as u64, layers);
     assert_eq!(tied.select(&Wanted::header()), [0]);
+}
+
+#[test]
+fn a_position_reads_the_used_experts_of_a_layer_and_all_else() {
+    let manifest = manifest(tiny("qwen3moe"));
+    let experts = Experts { count: EXPERTS, used: USED_EXPERTS };
+    let layer = |of_experts: bool| -> u64 {
+        let pieces = manifest.pieces().iter().filter(|piece| piece.name().starts_with("blk.0."));
+        pieces.filter(|piece| piece.name().contains("_exps.") == of_experts).map(|piece| piece.len_bytes()).sum()
+    };
+    assert_eq!(manifest.layer_bytes(), layer(false) + layer(true));
+    let read = layer(false) + layer(true) / EXPERTS as u64 * USED_EXPERTS as u64;
+    assert_eq!(manifest.active_layer_bytes(Some(experts)), read);
+    assert_eq!(manifest.active_layer_bytes(None), manifest.layer_bytes());
 }
 
 #[test]

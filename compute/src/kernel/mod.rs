@@ -8,7 +8,7 @@
 //! | `plain`, `avx2`, `avx512`, `accelerate` | micro-kernels of those products, per instruction set; Apple's BLAS |
 //! | `skinny` | a matrix times a few vectors: what the checks compute |
 //! | `simd` | sixteen lanes with the same bits on every processor |
-//! | `quant`, `float` | over `simd`: products of packed weights; norms, rotation, attention, activations |
+//! | `quant`, `float` | over `simd`: products of packed weights; norms, rotation, attention, activations, mixtures of experts |
 //! | `linear` | one packed weight matrix by itself |
 //! | `page` | where a cache's pages hold keys and values |
 //! | `transformer` | the layers of a model over a batch of rows |

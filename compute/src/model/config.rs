@@ -17,14 +17,16 @@ pub enum Architecture {
     Qwen2,
     /// Qwen 3: norms on queries and keys.
     Qwen3,
+    /// Qwen 3 with a mixture of experts in every layer (Qwen3-30B-A3B, 235B-A22B).
+    Qwen3Moe,
     /// Gemma 3: sliding windows, norms after as well as before, scaled embeddings.
     Gemma3,
 }
 
 impl Architecture {
     /// All supported architectures.
-    pub const ALL: [Architecture; 4] =
-        [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3, Architecture::Gemma3];
+    pub const ALL: [Architecture; 5] =
+        [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3, Architecture::Qwen3Moe, Architecture::Gemma3];
 
     /// The name in GGUF files, which is also the prefix of the model's keys.
     pub fn name(self) -> &'static str {
@@ -32,6 +34,7 @@ impl Architecture {
             Architecture::Llama => "llama",
             Architecture::Qwen2 => "qwen2",
             Architecture::Qwen3 => "qwen3",
+            Architecture::Qwen3Moe => "qwen3moe",
             Architecture::Gemma3 => "gemma3",
         }
     }
@@ -41,6 +44,11 @@ impl Architecture {
             let known = Architecture::ALL.map(Architecture::name).join(", ");
             Error::invalid("model", format!("architecture {name:?} is not supported; supported: {known}"))
         })
+    }
+
+    /// Whether the feed-forward blocks are mixtures of experts.
+    fn has_experts(self) -> bool {
+        self == Architecture::Qwen3Moe
     }
 
     /// Whether the file's rotary pairs are (2i, 2i + 1), not (i, i + half).
@@ -73,6 +81,19 @@ const MAX_HIDDEN_SIZE: u64 = 1 << 20;
 const MAX_VOCABULARY: u64 = 1 << 24;
 const MAX_CONTEXT: u64 = 1 << 22;
 
+/// Experts of a layer, at most: twice those of the known models with the most (512). It bounds the router's logits and the
+/// slots of a pass, whatever a file claims.
+const MAX_EXPERTS: u64 = 1 << 10;
+
+/// The experts of a layer whose feed-forward block is a mixture (Shazeer et al. 2017).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Experts that compute one position; at least 1, at most [`Experts::count`].
+    pub used: usize,
+}
+
 /// A model's sizes and settings. Sizes are in elements.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
@@ -90,8 +111,10 @@ pub struct ModelConfig {
     pub kv_heads: usize,
     /// Elements of one head's vectors.
     pub head_dim: usize,
-    /// Elements inside the feed-forward blocks.
+    /// Elements inside a feed-forward block; inside one expert, where there are experts.
     pub intermediate_size: usize,
+    /// The experts of every layer; `None` for a dense model.
+    pub experts: Option<Experts>,
     /// The number of tokens.
     pub vocabulary: usize,
     /// Positions of one session, at most.
@@ -129,9 +152,7 @@ impl ModelConfig {
         };
         let architecture = Architecture::from_name(name)?;
         let keys = Keys { metadata, prefix: architecture.name() };
-        if keys.integer("expert_count", 0, 1 << 20)?.is_some_and(|experts| experts > 0) {
-            return Err(Error::invalid("model", "mixture-of-experts models are not supported; use a dense model"));
-        }
+        let experts = keys.experts(architecture)?;
         let layers = keys.required("block_count", 1, MAX_LAYERS.into())?;
         let hidden_size = keys.required("embedding_length", 16, MAX_HIDDEN_SIZE)?;
         let heads = keys.required("attention.head_count", 1, 1 << 12)?;
@@ -166,7 +187,11 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            intermediate_size: keys.required("feed_forward_length", 1, MAX_HIDDEN_SIZE)?,
+            intermediate_size: match experts {
+                Some(_) => keys.required("expert_feed_forward_length", 1, MAX_HIDDEN_SIZE)?,
+                None => keys.required("feed_forward_length", 1, MAX_HIDDEN_SIZE)?,
+            },
+            experts,
             vocabulary: vocabulary as usize,
             context,
             epsilon: keys.positive("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5) as f32,
@@ -234,6 +259,37 @@ impl Keys<'_> {
             Some(value) if value.is_finite() && value > 0.0 && value < 1e30 => Ok(Some(value)),
             Some(value) => Err(self.wrong(format!("{key} is {value}"))),
         }
+    }
+
+    /// The experts of every layer.
+    fn experts(&self, architecture: Architecture) -> Result<Option<Experts>, Error> {
+        if !architecture.has_experts() {
+            return match self.integer("expert_count", 0, u64::MAX)? {
+                None | Some(0) => Ok(None),
+                Some(count) => Err(self.wrong(format!(
+                    "expert_count is {count}, but mixtures of experts of this architecture are not supported; \
+                     use a dense model or one of {}",
+                    Architecture::ALL
+                        .into_iter()
+                        .filter(|a| a.has_experts())
+                        .map(Architecture::name)
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ))),
+            };
+        }
+        let count = self.required("expert_count", 1, MAX_EXPERTS)?;
+        let used = self.required("expert_used_count", 1, MAX_EXPERTS)?;
+        if used > count {
+            return Err(self.wrong(format!("expert_used_count is {used}, more than the {count} of expert_count")));
+        }
+        if self.integer("expert_shared_count", 0, MAX_EXPERTS)?.is_some_and(|shared| shared > 0) {
+            return Err(self.wrong("expert_shared_count is not 0: shared experts are not supported"));
+        }
+        if self.metadata.get_bool(&format!("{}.expert_weights_norm", self.prefix))? == Some(false) {
+            return Err(self.wrong("expert_weights_norm is false: weights that are not normalised are not supported"));
+        }
+        Ok(Some(Experts { count, used }))
     }
 
     /// Sliding windows of Gemma 3: every sixth layer attends to all positions, unless the file gives another pattern.

@@ -1,9 +1,9 @@
 //! The forward pass: batches of sessions through the layers of a [`Model`]. Input is checked, long batches are cut, and
 //! every cache is as before when anything fails.
 
-use crate::kernel::transformer::{self, Batch, ModelShape, Results, RowSource, SequenceChunk};
+use crate::kernel::transformer::{self, Batch, MAX_SLOTS, ModelShape, Results, RowSource, SequenceChunk};
 use crate::model::cache::Cache;
-use crate::model::{Model, ModelConfig};
+use crate::model::{Experts, Model, ModelConfig};
 use crate::{Cancel, Error, Pool};
 
 /// Rows that go through all layers together: their activations stay in a core's cache beside the weights' tiles.
@@ -177,9 +177,10 @@ impl Model {
         let mut workspace = self.workspace();
         let mut trace = Vec::new();
         let (mut first, mut logits_done) = (0, 0);
+        let pass_rows = pass_rows(config.experts);
         while first < rows {
             cancel.check()?;
-            let end = rows.min(first + PASS_ROWS);
+            let end = rows.min(first + pass_rows);
             // The chunks of steps that lie in this pass, and its rows whose logits are requested.
             let (mut chunks, mut logit_rows, mut held) = (Vec::new(), Vec::new(), Vec::new());
             let mut at = 0;
@@ -308,13 +309,19 @@ fn zeros(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
     Ok(())
 }
 
+/// Rows of a pass, at most: fewer where a row uses so many experts that their slots would exceed [`MAX_SLOTS`].
+fn pass_rows(experts: Option<Experts>) -> usize {
+    experts.map_or(PASS_ROWS, |experts| (MAX_SLOTS / experts.used).clamp(1, PASS_ROWS))
+}
+
 fn shape(config: &ModelConfig) -> ModelShape {
     ModelShape {
         hidden_size: config.hidden_size,
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        intermediate_size: config.intermediate_size,
+        // All layers are alike: dense, or experts.
+        intermediate_size: if config.experts.is_some() { 0 } else { config.intermediate_size },
         vocabulary: config.vocabulary,
         rope_dim: config.rope_dim,
         epsilon: config.epsilon,
@@ -323,5 +330,17 @@ fn shape(config: &ModelConfig) -> ModelShape {
         logit_soft_cap: config.logit_soft_cap,
         embedding_scale: config.embedding_scale,
         activation: config.architecture.activation(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_has_fewer_rows_where_their_slots_would_be_too_many() {
+        let rows = |used: usize| pass_rows(Some(Experts { count: 1024, used }));
+        assert_eq!(pass_rows(None), PASS_ROWS);
+        assert_eq!([1, 8, 16, 17, 64, 1024].map(rows), [256, 256, 256, 240, 64, 4]);
     }
 }

@@ -3,6 +3,7 @@
 //! open file is read; nothing is fetched, written or loaded.
 
 use crate::gguf::Gguf;
+use crate::model::Experts;
 use crate::{Digest, Error};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -116,6 +117,11 @@ impl Purpose {
             _ => Purpose::Everywhere,
         }
     }
+}
+
+/// Whether a layer's tensor holds one matrix of each expert.
+fn is_of_experts(name: &str) -> bool {
+    name.ends_with("_exps.weight")
 }
 
 /// The pieces of a model file. Every value is consistent: the header comes first, pieces ascend, do not overlap and lie
@@ -304,12 +310,27 @@ impl Manifest {
         self.pieces.iter().filter_map(layer).max().unwrap_or(0)
     }
 
-    /// Bytes of the largest layer.
+    /// Bytes of the largest layer, all its experts included: the memory that it takes.
     pub fn layer_bytes(&self) -> u64 {
+        self.largest_layer(Piece::len_bytes)
+    }
+
+    /// Bytes of the layer of which a position reads most; of experts, those that compute one position.
+    pub fn active_layer_bytes(&self, experts: Option<Experts>) -> u64 {
+        self.largest_layer(|piece| match experts {
+            Some(Experts { count, used }) if is_of_experts(&piece.name) => {
+                (u128::from(piece.len) * used as u128 / count.max(1) as u128) as u64
+            }
+            _ => piece.len,
+        })
+    }
+
+    /// The largest sum over the pieces of one layer.
+    fn largest_layer(&self, bytes: impl Fn(&Piece) -> u64) -> u64 {
         let mut layers: BTreeMap<u32, u64> = BTreeMap::new();
         for piece in &self.pieces {
             if let Purpose::Layer(layer) = Purpose::of(&piece.name) {
-                *layers.entry(layer).or_default() += piece.len;
+                *layers.entry(layer).or_default() += bytes(piece);
             }
         }
         layers.into_values().max().unwrap_or(0)

@@ -30,7 +30,7 @@ pub mod perplexity;
 mod weights;
 
 pub use cache::{Cache, PageBudget};
-pub use config::{Architecture, ModelConfig, Pooling};
+pub use config::{Architecture, Experts, ModelConfig, Pooling};
 pub use digest::Recorder;
 pub use file::ModelFile;
 pub use forward::{Input, Logits, Observed, Output, Step};

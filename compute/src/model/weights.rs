@@ -5,9 +5,9 @@ use crate::gguf::{GgmlType, Gguf, TensorView};
 use crate::kernel::float::activation::all_finite;
 use crate::kernel::page::PageShape;
 use crate::kernel::quant::{Matrix, pack, packed_bytes, rows_of, tiles};
-use crate::kernel::transformer::{Head, LayerWeights, Workspace};
+use crate::kernel::transformer::{DenseWeights, ExpertWeights, FeedForward, Head, LayerWeights, Workspace};
 use crate::model::frequencies::{Frequencies, RopeScaling};
-use crate::model::{ModelConfig, ModelFile};
+use crate::model::{Experts, ModelConfig, ModelFile};
 use crate::{Buffer, Error, Pool};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -94,7 +94,7 @@ impl Model {
                 }
                 (bias, _) => bias,
             };
-            let [q, k, v, o, gate, up, down] = planned.map(|index| matrices[index].clone());
+            let [q, k, v, o] = planned.attention.map(|index| matrices[index].clone());
             let sliding_window = config.sliding_window[layer];
             layers.push(LayerWeights {
                 attention_norm: required(&named("attn_norm.weight"), width)?,
@@ -111,9 +111,7 @@ impl Model {
                 k,
                 v,
                 o,
-                gate,
-                up,
-                down,
+                feed_forward: planned.feed_forward.load(&matrices),
                 sliding_window,
             });
         }
@@ -207,9 +205,43 @@ fn source_row(row: usize, head: usize, rotated: usize) -> usize {
 struct PlannedPart<'a> {
     plan: Plan<'a>,
     embedding: Option<usize>,
-    /// Of each layer: query, key, value, output; gate, up, down.
-    layers: Vec<[usize; 7]>,
+    layers: Vec<PlannedLayer>,
     output: Option<usize>,
+}
+
+/// The matrices of a layer, as places in the plan.
+struct PlannedLayer {
+    /// Query, key, value, output.
+    attention: [usize; 4],
+    feed_forward: PlannedFeedForward,
+}
+
+enum PlannedFeedForward {
+    /// Gate, up, down.
+    Dense([usize; 3]),
+    Experts {
+        used: usize,
+        router: usize,
+        /// Gate, up, down: of each expert.
+        matrices: [Range<usize>; 3],
+    },
+}
+
+impl PlannedFeedForward {
+    /// The packed matrices.
+    fn load(self, packed: &[Matrix]) -> FeedForward {
+        match self {
+            PlannedFeedForward::Dense(matrices) => {
+                let [gate, up, down] = matrices.map(|index| packed[index].clone());
+                FeedForward::Dense(DenseWeights { gate, up, down })
+            }
+            PlannedFeedForward::Experts { used, router, matrices } => {
+                let [gate, up, down] = matrices.map(|of_each| packed[of_each].to_vec());
+                let router = packed[router].clone();
+                FeedForward::Experts(ExpertWeights { used, router, gate, up, down })
+            }
+        }
+    }
 }
 
 impl PlannedPart<'_> {
@@ -239,15 +271,21 @@ impl PlannedPart<'_> {
         for layer in part.layers.clone() {
             let mut matrix =
                 |name: &str, rows, k, pairs| plan.matrix(&format!("blk.{layer}.{name}.weight"), rows, k, pairs);
-            layers.push([
+            let attention = [
                 matrix("attn_q", query, width, pairs)?,
                 matrix("attn_k", kv, width, pairs)?,
                 matrix("attn_v", kv, width, None)?,
                 matrix("attn_output", width, query, None)?,
-                matrix("ffn_gate", ff, width, None)?,
-                matrix("ffn_up", ff, width, None)?,
-                matrix("ffn_down", width, ff, None)?,
-            ]);
+            ];
+            let feed_forward = match config.experts {
+                None => PlannedFeedForward::Dense([
+                    matrix("ffn_gate", ff, width, None)?,
+                    matrix("ffn_up", ff, width, None)?,
+                    matrix("ffn_down", width, ff, None)?,
+                ]),
+                Some(experts) => plan.experts(layer, experts, width, ff)?,
+            };
+            layers.push(PlannedLayer { attention, feed_forward });
         }
         let output = part
             .head
@@ -292,6 +330,67 @@ impl<'a> Plan<'a> {
                 format!("tensor {name:?} is {} x {}, but the metadata says {rows} x {k}", view.rows(), view.row_len()),
             ));
         }
+        self.add(view, rows, k, pairs)
+    }
+
+    /// Adds the router and the experts of a layer; `ff`: elements inside one expert.
+    fn experts(
+        &mut self,
+        layer: usize,
+        experts: Experts,
+        width: usize,
+        ff: usize,
+    ) -> Result<PlannedFeedForward, Error> {
+        let named = |name: &str| format!("blk.{layer}.{name}.weight");
+        let router = self.matrix(&named("ffn_gate_inp"), experts.count, width, None)?;
+        let ty = self.matrices[router].view.ggml_type;
+        if !matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16) {
+            return Err(Error::invalid(
+                "model",
+                format!(
+                    "tensor {:?} is {}: a router must be F32, F16 or BF16, or rounding would choose the experts",
+                    named("ffn_gate_inp"),
+                    ty.name()
+                ),
+            ));
+        }
+        let matrices = [
+            self.matrix_of_each(&named("ffn_gate_exps"), experts.count, ff, width)?,
+            self.matrix_of_each(&named("ffn_up_exps"), experts.count, ff, width)?,
+            self.matrix_of_each(&named("ffn_down_exps"), experts.count, width, ff)?,
+        ];
+        Ok(PlannedFeedForward::Experts { used: experts.used, router, matrices })
+    }
+
+    /// Adds a tensor `[experts, rows, k]` as one matrix of each expert; returns their indices.
+    fn matrix_of_each(&mut self, name: &str, experts: usize, rows: usize, k: usize) -> Result<Range<usize>, Error> {
+        let view = self.file.require(name)?;
+        if view.shape != [k as u64, rows as u64, experts as u64] {
+            let shape: Vec<String> = view.shape.iter().rev().map(u64::to_string).collect();
+            return Err(Error::invalid(
+                "model",
+                format!(
+                    "tensor {name:?} is {}, but the metadata says {experts} experts of {rows} x {k}",
+                    shape.join(" x ")
+                ),
+            ));
+        }
+        let first = self.matrices.len();
+        for bytes in view.bytes.chunks_exact(view.bytes.len() / experts) {
+            self.add(TensorView { bytes, ..view.clone() }, rows, k, None)?;
+        }
+        Ok(first..self.matrices.len())
+    }
+
+    /// Adds `rows` rows of `k` elements to the plan; returns the index of their matrix.
+    fn add(
+        &mut self,
+        view: TensorView<'a>,
+        rows: usize,
+        k: usize,
+        pairs: Option<(usize, usize)>,
+    ) -> Result<usize, Error> {
+        let name = view.name;
         let end = packed_bytes(view.ggml_type, rows, k)
             .and_then(|bytes| bytes.checked_next_multiple_of(ALIGN))
             .and_then(|bytes| bytes.checked_add(self.bytes));

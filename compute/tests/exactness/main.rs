@@ -138,7 +138,7 @@ fn text(seed: u64, len: usize) -> Vec<u32> {
     (0..len).map(|_| random.index(VOCABULARY) as u32).collect()
 }
 
-const ARCHITECTURES: [&str; 4] = ["llama", "qwen2", "qwen3", "gemma3"];
+const ARCHITECTURES: [&str; 5] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3"];
 const TYPES: [GgmlType; 12] = GgmlType::SUPPORTED;
 
 fn tiny(architecture: &'static str, weights: GgmlType) -> ModelFile {
@@ -185,7 +185,7 @@ fn every_architecture_and_weight_type_keeps_its_pinned_bits_on_every_family_and_
 
 #[test]
 fn chunks_mixes_splits_truncations_replays_and_families_change_no_bit() {
-    for (case, architecture) in (0..12u64).zip(ARCHITECTURES.into_iter().cycle()) {
+    for (case, architecture) in (0..15u64).zip(ARCHITECTURES.into_iter().cycle()) {
         let mut random = SplitMix64::new(1_000 + case);
         let ty = TYPES[random.index(TYPES.len())];
         let file = tiny(architecture, ty);
@@ -226,21 +226,23 @@ fn chunks_mixes_splits_truncations_replays_and_families_change_no_bit() {
 
 #[test]
 fn forks_go_their_own_ways_and_share_what_came_before() {
-    let file = tiny("gemma3", GgmlType::Q8_0);
-    let stages = Stages::load(&file, &[], |_| pool(2, Isa::best()));
-    let (past, left, right) = (text(1, 40), text(2, 30), text(3, 30));
-    let mut first = stages.session();
-    stages.advance(&mut [(&mut first, &past)]);
-    let mut second =
-        Session { caches: first.caches.iter().map(Cache::fork).collect(), recorder: first.recorder.clone() };
-    let before = stages.budget.used_bytes();
-    stages.advance(&mut [(&mut first, &left), (&mut second, &right)]);
-    // One page is shared still, one was copied, one is new on either side.
-    assert_eq!(stages.budget.used_bytes(), before / 2 * 5);
-    assert_eq!(first.digest(), reference(&file, &[past.clone(), left].concat()));
-    assert_eq!(second.digest(), reference(&file, &[past, right].concat()));
-    drop((first, second));
-    assert_eq!(stages.budget.used_bytes(), 0);
+    for architecture in ["gemma3", "qwen3moe"] {
+        let file = tiny(architecture, GgmlType::Q8_0);
+        let stages = Stages::load(&file, &[], |_| pool(2, Isa::best()));
+        let (past, left, right) = (text(1, 40), text(2, 30), text(3, 30));
+        let mut first = stages.session();
+        stages.advance(&mut [(&mut first, &past)]);
+        let mut second =
+            Session { caches: first.caches.iter().map(Cache::fork).collect(), recorder: first.recorder.clone() };
+        let before = stages.budget.used_bytes();
+        stages.advance(&mut [(&mut first, &left), (&mut second, &right)]);
+        // One page is shared still, one was copied, one is new on either side.
+        assert_eq!(stages.budget.used_bytes(), before / 2 * 5);
+        assert_eq!(first.digest(), reference(&file, &[past.clone(), left].concat()), "{architecture}");
+        assert_eq!(second.digest(), reference(&file, &[past, right].concat()), "{architecture}");
+        drop((first, second));
+        assert_eq!(stages.budget.used_bytes(), 0);
+    }
 }
 
 #[test]
@@ -299,13 +301,15 @@ fn what_is_not_finite_inside_a_branch_is_an_error_on_every_family() {
         output.map(|mut output| output.logits_mut(0).iter().map(|logit| logit.to_bits()).collect::<Vec<u32>>())
     };
     // Whole vectors, or one element of them, with which no number need overflow; then the families agree on the logits.
-    let vectors: [(&str, &str, f32); 9] = [
+    let vectors: [(&str, &str, f32); 11] = [
         ("llama", "blk.1.ffn_norm.weight", 3e38),
         ("llama", "blk.1.attn_norm.weight", 3e38),
         ("llama", "blk.1.ffn_norm.weight", 1e30),
         ("llama", "output_norm.weight", 3e38),
         ("qwen2", "blk.1.attn_q.bias", 3e38),
         ("qwen3", "blk.1.attn_q_norm.weight", 3e38),
+        ("qwen3moe", "blk.1.ffn_gate_inp.weight", 3e38),
+        ("qwen3moe", "blk.1.ffn_norm.weight", 1e30),
         ("gemma3", "blk.1.attn_q_norm.weight", 1e37),
         ("gemma3", "blk.1.ffn_norm.weight", 1e25),
         ("gemma3", "blk.1.post_ffw_norm.weight", 1e25),

@@ -15,6 +15,9 @@ pub(crate) struct Tiny {
 pub(crate) const LAYERS: usize = 3;
 pub(crate) const WIDTH: usize = 256;
 pub(crate) const VOCABULARY: usize = 300;
+/// Experts of a layer of `qwen3moe`, and those that compute a row.
+pub(crate) const EXPERTS: usize = 8;
+pub(crate) const USED_EXPERTS: usize = 3;
 /// Positions that a windowed layer sees: small, so that tests cross it often.
 pub(crate) const WINDOW: usize = 24;
 
@@ -47,16 +50,53 @@ pub(crate) fn gguf(tiny: Tiny) -> Vec<u8> {
     gguf_with(tiny, |_, _| {})
 }
 
-/// The model with other elements in its vectors, and in its matrices where they are f32; `change` gets them with their names.
+/// The model with other elements in its vectors and routers, and in its matrices where they are f32; `change` gets them with
+/// their names.
 pub(crate) fn gguf_with(tiny: Tiny, change: impl Fn(&str, &mut [f32])) -> Vec<u8> {
-    gguf_of(tiny, SIZES, change)
+    gguf_changed(tiny, Changes { elements: &change, ..Changes::NONE })
 }
 
-/// A model of these sizes, changed in the same way.
+/// What is changed of a model before it becomes a file.
+#[derive(Clone, Copy)]
+pub(crate) struct Changes<'a> {
+    /// The elements of a vector or router, or of a matrix of f32.
+    pub(crate) elements: &'a dyn Fn(&str, &mut [f32]),
+    /// The value of an integer key; `None` leaves the key out.
+    pub(crate) integer: &'a dyn Fn(&str, u32) -> Option<u32>,
+    /// Anything of a tensor; false leaves the tensor out.
+    pub(crate) tensor: &'a dyn Fn(&mut Tensor) -> bool,
+}
+
+impl Changes<'_> {
+    pub(crate) const NONE: Changes<'static> =
+        Changes { elements: &|_, _| {}, integer: &|_, value| Some(value), tensor: &|_| true };
+}
+
+/// One tensor of a file; `shape` in the file's order.
+pub(crate) struct Tensor {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) ty: GgmlType,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// The model with changes.
+pub(crate) fn gguf_changed(tiny: Tiny, changes: Changes<'_>) -> Vec<u8> {
+    build(tiny, SIZES, changes)
+}
+
+/// A model of these sizes, changed as [`gguf_with`] does.
 pub(crate) fn gguf_of(tiny: Tiny, sizes: Sizes, change: impl Fn(&str, &mut [f32])) -> Vec<u8> {
+    build(tiny, sizes, Changes { elements: &change, ..Changes::NONE })
+}
+
+fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
     let mut random = SplitMix64::new(tiny.seed);
     let Sizes { layers, hidden, heads, kv_heads, head, intermediate: ff, vocabulary, context } = sizes;
     let gemma = tiny.architecture == "gemma3";
+    let mixture = tiny.architecture == "qwen3moe";
+    // The length of a block of most weight types, at least.
+    let expert_ff = 256;
     let mut meta = Meta::default();
     meta.string("general.architecture", tiny.architecture);
     let key = |name: &str| format!("{}.{name}", tiny.architecture);
@@ -72,6 +112,15 @@ pub(crate) fn gguf_of(tiny: Tiny, sizes: Sizes, change: impl Fn(&str, &mut [f32]
     ] {
         meta.integer(&key(name), value as u32);
     }
+    if mixture {
+        for (name, value) in
+            [("expert_count", EXPERTS), ("expert_used_count", USED_EXPERTS), ("expert_feed_forward_length", expert_ff)]
+        {
+            if let Some(value) = (changes.integer)(name, value as u32) {
+                meta.integer(&key(name), value);
+            }
+        }
+    }
     meta.float(&key("attention.layer_norm_rms_epsilon"), 1e-5);
     meta.float(&key("rope.freq_base"), 10_000.0);
     if gemma {
@@ -86,21 +135,27 @@ pub(crate) fn gguf_of(tiny: Tiny, sizes: Sizes, change: impl Fn(&str, &mut [f32]
         meta.integer(&key("rope.scaling.original_context_length"), 128);
     }
 
-    let mut tensors = Tensors::default();
-    let matrix = |tensors: &mut Tensors, random: &mut SplitMix64, name: &str, rows: usize, k: usize| {
+    let mut tensors = Tensors { count: 0, table: Vec::new(), contents: Vec::new(), change: changes.tensor };
+    let matrix = |tensors: &mut Tensors<'_>, random: &mut SplitMix64, name: &str, rows: usize, k: usize| {
         let mut bytes = weights(random, tiny.weights, rows * k);
         if tiny.weights == GgmlType::F32 {
             let mut elements: Vec<f32> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-            change(name, &mut elements);
+            (changes.elements)(name, &mut elements);
             bytes = elements.iter().flat_map(|element| element.to_le_bytes()).collect();
         }
         tensors.add(name, &[k, rows], tiny.weights, bytes);
     };
-    let vector = |tensors: &mut Tensors, random: &mut SplitMix64, name: &str, len: usize, around: f32| {
-        let mut elements: Vec<f32> = (0..len).map(|_| around + 0.1 * random.signed_unit()).collect();
-        change(name, &mut elements);
+    let floats = |tensors: &mut Tensors<'_>, name: &str, shape: &[usize], mut elements: Vec<f32>| {
+        (changes.elements)(name, &mut elements);
         let bytes = elements.iter().flat_map(|element| element.to_le_bytes()).collect();
-        tensors.add(name, &[len], GgmlType::F32, bytes);
+        tensors.add(name, shape, GgmlType::F32, bytes);
+    };
+    let vector = |tensors: &mut Tensors<'_>, random: &mut SplitMix64, name: &str, len: usize, around: f32| {
+        floats(tensors, name, &[len], (0..len).map(|_| around + 0.1 * random.signed_unit()).collect());
+    };
+    let experts = |tensors: &mut Tensors<'_>, random: &mut SplitMix64, name: &str, rows: usize, k: usize| {
+        let bytes = weights(random, tiny.weights, EXPERTS * rows * k);
+        tensors.add(name, &[k, rows, EXPERTS], tiny.weights, bytes);
     };
     matrix(&mut tensors, &mut random, "token_embd.weight", vocabulary, hidden);
     for layer in 0..layers {
@@ -111,15 +166,23 @@ pub(crate) fn gguf_of(tiny: Tiny, sizes: Sizes, change: impl Fn(&str, &mut [f32]
         matrix(&mut tensors, &mut random, &name("attn_k.weight"), kv_heads * head, hidden);
         matrix(&mut tensors, &mut random, &name("attn_v.weight"), kv_heads * head, hidden);
         matrix(&mut tensors, &mut random, &name("attn_output.weight"), hidden, heads * head);
-        matrix(&mut tensors, &mut random, &name("ffn_gate.weight"), ff, hidden);
-        matrix(&mut tensors, &mut random, &name("ffn_up.weight"), ff, hidden);
-        matrix(&mut tensors, &mut random, &name("ffn_down.weight"), hidden, ff);
+        if mixture {
+            let router = (0..EXPERTS * hidden).map(|_| 0.2 * random.signed_unit()).collect();
+            floats(&mut tensors, &name("ffn_gate_inp.weight"), &[hidden, EXPERTS], router);
+            experts(&mut tensors, &mut random, &name("ffn_gate_exps.weight"), expert_ff, hidden);
+            experts(&mut tensors, &mut random, &name("ffn_up_exps.weight"), expert_ff, hidden);
+            experts(&mut tensors, &mut random, &name("ffn_down_exps.weight"), hidden, expert_ff);
+        } else {
+            matrix(&mut tensors, &mut random, &name("ffn_gate.weight"), ff, hidden);
+            matrix(&mut tensors, &mut random, &name("ffn_up.weight"), ff, hidden);
+            matrix(&mut tensors, &mut random, &name("ffn_down.weight"), hidden, ff);
+        }
         if tiny.architecture == "qwen2" {
             vector(&mut tensors, &mut random, &name("attn_q.bias"), heads * head, 0.0);
             vector(&mut tensors, &mut random, &name("attn_k.bias"), kv_heads * head, 0.0);
             vector(&mut tensors, &mut random, &name("attn_v.bias"), kv_heads * head, 0.0);
         }
-        if tiny.architecture == "qwen3" || gemma {
+        if tiny.architecture == "qwen3" || mixture || gemma {
             vector(&mut tensors, &mut random, &name("attn_q_norm.weight"), head, 1.0);
             vector(&mut tensors, &mut random, &name("attn_k_norm.weight"), head, 1.0);
         }
@@ -205,20 +268,25 @@ impl Meta {
     }
 }
 
-#[derive(Default)]
-struct Tensors {
+struct Tensors<'a> {
     count: u64,
     table: Vec<u8>,
     contents: Vec<u8>,
+    change: &'a dyn Fn(&mut Tensor) -> bool,
 }
 
-impl Tensors {
+impl Tensors<'_> {
     fn add(&mut self, name: &str, shape: &[usize], ty: GgmlType, bytes: Vec<u8>) {
+        let mut tensor = Tensor { name: name.to_owned(), shape: shape.to_vec(), ty, bytes };
+        if !(self.change)(&mut tensor) {
+            return;
+        }
+        let Tensor { name, shape, ty, bytes } = tensor;
         self.count += 1;
-        text(&mut self.table, name);
+        text(&mut self.table, &name);
         self.table.extend((shape.len() as u32).to_le_bytes());
         for dim in shape {
-            self.table.extend((*dim as u64).to_le_bytes());
+            self.table.extend((dim as u64).to_le_bytes());
         }
         self.table.extend(ty.id().to_le_bytes());
         self.table.extend((self.contents.len() as u64).to_le_bytes());
@@ -232,7 +300,7 @@ fn text(to: &mut Vec<u8>, text: &str) {
     to.extend(text.as_bytes());
 }
 
-fn file(meta: Meta, tensors: Tensors) -> Vec<u8> {
+fn file(meta: Meta, tensors: Tensors<'_>) -> Vec<u8> {
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(3u32.to_le_bytes());
     bytes.extend(tensors.count.to_le_bytes());

@@ -35,14 +35,14 @@ pub(crate) enum Store {
 }
 
 /// `out[row][16·tile ..] = W[tile] · x[row]` for the tiles `tiles` and rows `rows`; row `r` of the output is at `out +
-/// r·ld`. Columns beyond `w.rows()` are not written.
+/// r·ld`, where `out` itself may lie before the memory that is written. Columns beyond `w.rows()` are not written.
 ///
 /// # Panics
 /// Where `x` is not of the kind that `w` takes ([`Matrix::takes_floats`]) or has another k, or tiles or rows do not
 /// exist.
 ///
 /// # Safety
-/// `isa` is available. `out` is writable in the named tiles' columns of the named rows, and no other thread uses those
+/// `isa` is available. The named tiles' columns of the named rows of the output are writable, and no other thread uses those
 /// columns at the same time; `x` is only read.
 // Callers have all of these apart.
 #[allow(clippy::too_many_arguments)]
@@ -106,7 +106,7 @@ impl Out {
         for (i, acc) in acc.into_iter().enumerate() {
             // SAFETY: the caller's promise; only existing columns are touched.
             unsafe {
-                let to = self.to.add((row + i) * self.ld + tile * TILE);
+                let to = self.to.wrapping_add((row + i) * self.ld + tile * TILE);
                 if width >= TILE {
                     let sum = if self.store == Store::Add { S::add(S::load(to), acc) } else { acc };
                     S::store(to, sum);

@@ -18,6 +18,7 @@ pub(super) enum Step {
     Attention,
     AttentionOutput,
     FfnNorm,
+    Router,
     Gated,
     FfnOutput,
     OutputNorm,
@@ -25,7 +26,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 13] = [
+    const ALL: [Step; 14] = [
         Step::Embeddings,
         Step::ReceivedActivations,
         Step::AttentionNorm,
@@ -35,6 +36,7 @@ impl Step {
         Step::Attention,
         Step::AttentionOutput,
         Step::FfnNorm,
+        Step::Router,
         Step::Gated,
         Step::FfnOutput,
         Step::OutputNorm,
@@ -54,6 +56,7 @@ impl Step {
             Step::Attention => of_layer("attention results"),
             Step::AttentionOutput => of_layer("attention outputs"),
             Step::FfnNorm => of_layer("feed-forward norms"),
+            Step::Router => of_layer("router values"),
             Step::Gated => of_layer("gated activations"),
             Step::FfnOutput => of_layer("feed-forward outputs"),
             Step::OutputNorm => "the output norms".to_owned(),

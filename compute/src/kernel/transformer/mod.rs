@@ -10,16 +10,19 @@
 //! | here | a layer's weights, what a batch consists of, running one |
 //! | `pass` | the phases of one batch, as each thread runs them |
 //! | `attend` | the phases on keys and values: rotation, the cache, attention |
+//! | `experts` | the phases of a mixture of experts |
 //! | `fault` | which step of a pass failed first |
 //! | `tiles` | the pieces of a step's products, which threads take one by one |
 //! | `workspace` | buffers, kept from batch to batch |
 
 mod attend;
+mod experts;
 mod fault;
 mod pass;
 mod tiles;
 mod workspace;
 
+pub(crate) use experts::ExpertWeights;
 pub(crate) use workspace::Workspace;
 
 use super::float::activation::Activation;
@@ -35,6 +38,11 @@ use tiles::TakenTiles;
 
 /// Up to this many rows, every thread computes the norms of all rows.
 const REPLICATED_ROWS: usize = 2;
+
+/// Slots of a pass, at most, where a row uses no more experts than that: a slot is one row with one of its experts. A pass of
+/// 256 rows with 16 experts each has that many. For Qwen3-235B (hidden size 4096, 1536 in an expert, 8 of 128) the buffers of
+/// 256 rows take 42 MB.
+pub(crate) const MAX_SLOTS: usize = 4096;
 
 /// One layer. Lengths: hidden size h, query heads q, key-value heads kv, intermediate size f.
 pub(crate) struct LayerWeights {
@@ -60,16 +68,27 @@ pub(crate) struct LayerWeights {
     pub(crate) post_attention_norm: Option<Vec<f32>>,
     /// `[h]`
     pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) feed_forward: FeedForward,
+    /// `[h]`, on what the feed-forward block adds to the residual.
+    pub(crate) post_ffn_norm: Option<Vec<f32>>,
+    /// Positions that a row attends to, its own included; `usize::MAX` without a sliding window.
+    pub(crate) sliding_window: usize,
+}
+
+/// A layer's feed-forward block.
+pub(crate) enum FeedForward {
+    Dense(DenseWeights),
+    Experts(ExpertWeights),
+}
+
+/// A feed-forward block of one part.
+pub(crate) struct DenseWeights {
     /// `[f, h]`
     pub(crate) gate: Matrix,
     /// `[f, h]`
     pub(crate) up: Matrix,
     /// `[h, f]`
     pub(crate) down: Matrix,
-    /// `[h]`, on what the feed-forward block adds to the residual.
-    pub(crate) post_ffn_norm: Option<Vec<f32>>,
-    /// Positions that a row attends to, its own included; `usize::MAX` without a sliding window.
-    pub(crate) sliding_window: usize,
 }
 
 /// What comes after the last layer.
@@ -87,6 +106,7 @@ pub(crate) struct ModelShape {
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
+    /// Of dense feed-forward blocks; 0 where there are none.
     pub(crate) intermediate_size: usize,
     pub(crate) vocabulary: usize,
     /// Elements of a head that are rotated.
@@ -184,7 +204,7 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
     let taken: Vec<LayerTiles> = batch.layers.iter().map(|_| LayerTiles::default()).collect();
     let row_chunk: Vec<usize> =
         batch.chunks.iter().enumerate().flat_map(|(index, chunk)| chunk.rows.clone().map(move |_| index)).collect();
-    let Workspace { threads, normed, quantized, q, k, v, attended, gate, up, delta, cos, sin } = workspace;
+    let Workspace { threads, normed, quantized, q, k, v, attended, gate, up, delta, cos, sin, experts } = workspace;
     let pass = Pass {
         isa: pool.isa(),
         replicated,
@@ -216,6 +236,7 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         delta: Shared::new(delta),
         cos: Shared::new(cos),
         sin: Shared::new(sin),
+        experts: experts.share(),
         trace: batch.trace.map(Shared::new),
         logits: Shared::new(results.logits),
         activations: Shared::new(results.activations),

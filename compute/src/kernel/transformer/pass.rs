@@ -1,12 +1,13 @@
 //! The phases of one batch, as each thread of the pool runs them: embedding, products, norms, activations, logits. The
-//! phases on keys and values are in `attend`.
+//! phases on keys and values are in `attend`, those of a mixture of experts in `experts`.
 #![allow(unsafe_code)]
 
 use super::attend::AttentionTask;
+use super::experts::SharedExperts;
 use super::fault::{Fault, FirstFault, Step};
 use super::tiles::{PieceLimits, TakenTiles, split, tiles_of};
 use super::workspace::{INPUTS, ProductInput, ThreadState};
-use super::{Head, LayerWeights, ModelShape, RowSource, SequenceChunk};
+use super::{DenseWeights, FeedForward, Head, LayerWeights, ModelShape, RowSource, SequenceChunk};
 use crate::kernel::float::activation::{all_finite, gated, soft_cap};
 use crate::kernel::float::norm::rms_norm;
 use crate::kernel::float::{environment, rope};
@@ -55,6 +56,7 @@ pub(super) struct Pass<'a> {
     pub(super) delta: Shared<'a, f32>,
     pub(super) cos: Shared<'a, f32>,
     pub(super) sin: Shared<'a, f32>,
+    pub(super) experts: SharedExperts<'a>,
     pub(super) trace: Option<Shared<'a, f32>>,
     pub(super) logits: Shared<'a, f32>,
     pub(super) activations: Shared<'a, f32>,
@@ -78,9 +80,9 @@ pub(super) struct LayerTiles {
 
 /// A product's input: rows quantised, and the floats that they were made from.
 #[derive(Clone, Copy)]
-struct PreparedInput<'a> {
-    quantized: &'a Quantized,
-    floats: *const f32,
+pub(super) struct PreparedInput<'a> {
+    pub(super) quantized: &'a Quantized,
+    pub(super) floats: *const f32,
 }
 
 impl Pass<'_> {
@@ -198,7 +200,7 @@ impl Pass<'_> {
         index: usize,
         layer: &LayerWeights,
     ) {
-        let ModelShape { hidden_size: hidden, intermediate_size: intermediate, .. } = self.shape;
+        let hidden = self.shape.hidden_size;
         let (query, kv) = (self.shape.query_len(), self.shape.kv_len());
         let taken = &self.taken[index];
         // SAFETY: as `run` says; each product writes the columns of taken tiles alone.
@@ -228,21 +230,13 @@ impl Pass<'_> {
 
             let (norm, step) = (&layer.ffn_norm, (index, Step::FfnNorm));
             let x = self.normed_rows(worker, state, in_place(&own_rows), norm, ProductInput::Norm, step);
-            // Gate and up have the same rows, so one thread computes both values of a column and combines them.
-            while let Some(piece) = self.take(worker, &taken.gate_up, layer.gate.tiles(), x, 2 * hidden) {
-                let columns = quant::rows_of(&piece, intermediate);
-                self.product(&layer.gate, piece.clone(), x, &self.gate, intermediate);
-                self.product(&layer.up, piece, x, &self.up, intermediate);
-                for row in 0..self.rows {
-                    let part = row * intermediate + columns.start..row * intermediate + columns.end;
-                    gated(self.isa, self.shape.activation, self.gate.part_mut(part.clone()), self.up.part(part));
+            match &layer.feed_forward {
+                FeedForward::Dense(weights) => {
+                    self.dense_gate_and_up(worker, taken, x, weights);
+                    worker.barrier();
+                    self.dense_down(worker, state, own_rows.clone(), index, &weights.down);
                 }
-            }
-            worker.barrier();
-            let (gated, step) = (&self.gate, (index, Step::Gated));
-            let x = self.plain_rows(worker, state, own_rows.clone(), gated, intermediate, ProductInput::Gated, step);
-            while let Some(piece) = self.take(worker, &taken.down, layer.down.tiles(), x, intermediate) {
-                self.product(&layer.down, piece, x, &self.delta, hidden);
+                FeedForward::Experts(weights) => self.experts(worker, index, x, weights),
             }
             // One thread decides for all whether another layer follows.
             if worker.index == 0 && self.is_stopped() {
@@ -258,6 +252,50 @@ impl Pass<'_> {
                         .part_mut(from..from + own_rows.len() * hidden)
                         .copy_from_slice(&state.x[own_rows.start * hidden..own_rows.end * hidden]);
                 }
+            }
+        }
+    }
+
+    /// Gate and up of a dense block, and their combination.
+    unsafe fn dense_gate_and_up(
+        &self,
+        worker: Worker<'_>,
+        taken: &LayerTiles,
+        x: PreparedInput<'_>,
+        weights: &DenseWeights,
+    ) {
+        let ModelShape { hidden_size: hidden, intermediate_size: intermediate, .. } = self.shape;
+        // SAFETY: as `run` says; each product writes the columns of taken tiles alone.
+        unsafe {
+            // Gate and up have the same rows, so one thread computes both values of a column and combines them.
+            while let Some(piece) = self.take(worker, &taken.gate_up, weights.gate.tiles(), x, 2 * hidden) {
+                let columns = quant::rows_of(&piece, intermediate);
+                self.product(&weights.gate, piece.clone(), x, &self.gate, intermediate);
+                self.product(&weights.up, piece, x, &self.up, intermediate);
+                for row in 0..self.rows {
+                    let part = row * intermediate + columns.start..row * intermediate + columns.end;
+                    gated(self.isa, self.shape.activation, self.gate.part_mut(part.clone()), self.up.part(part));
+                }
+            }
+        }
+    }
+
+    /// Down of a dense block of the batch's layer `index`.
+    unsafe fn dense_down(
+        &self,
+        worker: Worker<'_>,
+        state: &ThreadState,
+        own_rows: Range<usize>,
+        index: usize,
+        down: &Matrix,
+    ) {
+        let ModelShape { hidden_size: hidden, intermediate_size: intermediate, .. } = self.shape;
+        // SAFETY: as `run` says; each product writes the columns of taken tiles alone.
+        unsafe {
+            let (gated, step) = (&self.gate, (index, Step::Gated));
+            let x = self.plain_rows(worker, state, own_rows, gated, intermediate, ProductInput::Gated, step);
+            while let Some(piece) = self.take(worker, &self.taken[index].down, down.tiles(), x, intermediate) {
+                self.product(down, piece, x, &self.delta, hidden);
             }
         }
     }
@@ -370,7 +408,14 @@ impl Pass<'_> {
     }
 
     /// Computes some tiles of a product for all rows of its input.
-    unsafe fn product(&self, w: &Matrix, tiles: Range<usize>, x: PreparedInput<'_>, out: &Shared<'_, f32>, ld: usize) {
+    pub(super) unsafe fn product(
+        &self,
+        w: &Matrix,
+        tiles: Range<usize>,
+        x: PreparedInput<'_>,
+        out: &Shared<'_, f32>,
+        ld: usize,
+    ) {
         let rows = x.quantized.rows();
         // SAFETY: the input is complete and only read; the tiles' columns of `out` are this thread's.
         unsafe {

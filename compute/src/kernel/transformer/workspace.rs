@@ -1,6 +1,7 @@
 //! The buffers of forward passes, kept from one pass to the next. They only grow; their content is the pass's.
 
-use super::Batch;
+use super::experts::ExpertWorkspace;
+use super::{Batch, FeedForward};
 use crate::Error;
 use crate::kernel::float::attention;
 use crate::kernel::quant::Quantized;
@@ -54,6 +55,7 @@ pub(crate) struct Workspace {
     pub(super) cos: Vec<f32>,
     /// `[2, rows, rotated / 2]`
     pub(super) sin: Vec<f32>,
+    pub(super) experts: ExpertWorkspace,
 }
 
 impl Workspace {
@@ -94,6 +96,11 @@ impl Workspace {
         ] {
             grow(buffer, len)?;
         }
+        for layer in batch.layers {
+            if let FeedForward::Experts(experts) = &layer.feed_forward {
+                self.experts.reserve(experts, rows, threads)?;
+            }
+        }
         Ok(())
     }
 }
@@ -103,12 +110,12 @@ fn reshape(quantized: &mut [Quantized; INPUTS], inputs: [(usize, usize); INPUTS]
 }
 
 /// Makes the buffer at least `len` elements long.
-fn grow(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
+pub(super) fn grow<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) -> Result<(), Error> {
     if buffer.len() < len {
         buffer
             .try_reserve_exact(len - buffer.len())
-            .map_err(|_| Error::OutOfMemory { bytes: len as u64 * 4, what: "activations" })?;
-        buffer.resize(len, 0.0);
+            .map_err(|_| Error::OutOfMemory { bytes: (len * size_of::<T>()) as u64, what: "activations" })?;
+        buffer.resize(len, T::default());
     }
     Ok(())
 }
