@@ -1,0 +1,119 @@
+//! The engine against an independent judge: a naive f64 forward pass from the papers, over tiny random models of every
+//! architecture and weight type. Pinned digests fix the engine's bits, right or wrong; here they are held to be right.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
+
+mod reference;
+#[path = "../exactness/tiny.rs"]
+#[allow(dead_code, reason = "the other tests' own")]
+mod tiny;
+mod weights;
+
+use pangea_compute::Pool;
+use pangea_compute::gguf::GgmlType;
+use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
+use pangea_units::SplitMix64;
+use reference::{Reference, Row, softmax};
+use tiny::{Tiny, VOCABULARY, WINDOW};
+
+/// Relative error of a row's logits, at most, with float weights. Keys and values are rounded to half precision, up to 2⁻¹¹
+/// each; three layers add theirs.
+const FLOAT_ERROR: f64 = 2e-3;
+
+/// The same with quantised weights, whose activations are rounded to 8 bits: a block of 32 has a step of its largest element
+/// / 127, which is an error of about 0.5 % of a product; a dozen products in three layers add theirs in all directions.
+const QUANTIZED_ERROR: f64 = 0.04;
+
+/// Every row of a text by the engine, in chunks.
+fn engine(model: &Model, pool: &Pool, tokens: &[u32], chunk: usize) -> Vec<Vec<f64>> {
+    let mut cache = Cache::new(model, &PageBudget::new(1 << 30));
+    let mut rows = Vec::new();
+    for tokens in tokens.chunks(chunk) {
+        let mut steps = [Step { cache: &mut cache, rows: tokens.len(), logits: Logits::All }];
+        let output = model.forward(pool, &mut steps, Input::Tokens(tokens)).unwrap();
+        let logits = output.logits(0).chunks_exact(VOCABULARY);
+        rows.extend(logits.map(|row| row.iter().map(|logit| f64::from(*logit)).collect::<Vec<f64>>()));
+    }
+    rows
+}
+
+/// Spread of logits around their mean, as softmax sees them.
+fn deviation(logits: impl Iterator<Item = f64> + Clone) -> f64 {
+    let count = logits.clone().count() as f64;
+    let mean = logits.clone().sum::<f64>() / count;
+    (logits.map(|logit| (logit - mean).powi(2)).sum::<f64>() / count).sqrt()
+}
+
+/// Holds a row to the reference; returns its relative error.
+fn judge(name: &str, ours: &[f64], row: &Row, bound: f64) -> f64 {
+    let spread = deviation(row.logits.iter().copied());
+    let error = deviation(ours.iter().zip(&row.logits).map(|(ours, theirs)| ours - theirs)) / spread;
+    assert!(error <= bound, "{name}: a relative error of {error}");
+    // Of two distributions whose logits differ by d, the divergence is half the variance of d to the first order.
+    let divergence: f64 = softmax(ours)
+        .iter()
+        .zip(softmax(&row.logits))
+        .map(|(ours, theirs)| if theirs > 0.0 { theirs * (theirs / ours).ln() } else { 0.0 })
+        .sum();
+    assert!(divergence <= (bound * spread).powi(2), "{name}: a divergence of {divergence} with a spread of {spread}");
+    let best = |logits: &[f64]| (0..logits.len()).max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
+    let (chosen, expected) = (best(ours), best(&row.logits));
+    // Another first token only where the error accounts for it: both are off by some deviations at most.
+    let lead = row.logits[expected] - row.logits[chosen];
+    assert!(lead <= 4.0 * bound * spread, "{name}: token {chosen} is {lead} behind {expected}");
+    error
+}
+
+fn text(seed: u64, len: usize) -> Vec<u32> {
+    let mut random = SplitMix64::new(seed);
+    (0..len).map(|_| random.index(VOCABULARY) as u32).collect()
+}
+
+fn bound(ty: GgmlType) -> f64 {
+    if ty.block_len() == 1 { FLOAT_ERROR } else { QUANTIZED_ERROR }
+}
+
+#[test]
+fn dense_architectures_agree_with_the_papers_in_every_weight_type() {
+    let pool = Pool::new(2).unwrap();
+    // Past the window of windowed layers.
+    let tokens = text(11, WINDOW + 6);
+    for architecture in ["llama", "qwen2", "qwen3", "gemma3"] {
+        for weights in GgmlType::SUPPORTED {
+            let file = ModelFile::from_bytes(tiny::gguf(Tiny { architecture, weights, seed: 21 })).unwrap();
+            let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
+            let expected = Reference::new(file.gguf()).rows(&tokens);
+            let mut worst = 0f64;
+            for (position, (ours, row)) in engine(&model, &pool, &tokens, 17).iter().zip(&expected).enumerate() {
+                let name = format!("{architecture} {} at {position}", weights.name());
+                worst = worst.max(judge(&name, ours, row, bound(weights)));
+            }
+            eprintln!("{architecture} {}: at most {worst:.2e} off", weights.name());
+        }
+    }
+}
+
+/// Where two experts are nearly equal, rounding decides which of them computes a row, so only rows are judged before which
+/// every choice was clear: by more than the routers' logits can be off.
+#[test]
+fn mixtures_of_experts_agree_with_the_papers_in_every_weight_type() {
+    let pool = Pool::new(2).unwrap();
+    for weights in GgmlType::SUPPORTED {
+        let file = ModelFile::from_bytes(tiny::gguf(Tiny { architecture: "qwen3moe", weights, seed: 22 })).unwrap();
+        let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
+        let reference = Reference::new(file.gguf());
+        let (mut judged, mut worst) = (0, 0f64);
+        for case in 0..40 {
+            let tokens = text(100 + case, 4);
+            let expected = reference.rows(&tokens);
+            let clear = expected.iter().take_while(|row| row.margin > 2.0 * bound(weights)).count();
+            let ours = engine(&model, &pool, &tokens, 1 + case as usize % 4);
+            for (position, (ours, row)) in ours.iter().zip(&expected).take(clear).enumerate() {
+                let name = format!("qwen3moe {} text {case} at {position}", weights.name());
+                worst = worst.max(judge(&name, ours, row, bound(weights)));
+                judged += 1;
+            }
+        }
+        eprintln!("qwen3moe {}: {judged} rows, at most {worst:.2e} off", weights.name());
+        assert!(judged >= 20, "qwen3moe {}: only {judged} rows were clear", weights.name());
+    }
+}

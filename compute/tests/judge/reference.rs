@@ -1,0 +1,304 @@
+//! A naive forward pass in f64, one row after the other, written from the papers: no cache, no batches, no rounding of
+//! activations. Switches are the tensors and keys that a file has. Sources, by what they describe:
+//!
+//! | what | source |
+//! |---|---|
+//! | layers, grouped queries | Vaswani et al. 2017; Ainslie et al. 2023; the reports of Llama 2 and 3, Qwen 2, Qwen 3, Gemma 3 |
+//! | norms | Zhang & Sennrich 2019 |
+//! | rotary embedding and its scaling | Su et al. 2021; Peng et al. 2023 (YaRN) with its authors' code |
+//! | gated feed-forward blocks | Shazeer 2020; Hendrycks & Gimpel 2016 |
+//! | mixtures of experts | Shazeer et al. 2017; Qwen 3 report: softmax over all experts, the chosen weights renormalised |
+
+use super::weights::tensor;
+use pangea_compute::gguf::Gguf;
+use std::f64::consts::PI;
+
+/// What a model gives for one row of a text.
+pub(crate) struct Row {
+    /// `[vocabulary]`
+    pub(crate) logits: Vec<f64>,
+    /// How clearly the routers chose, over all layers of this row: the least distance between the last chosen and the first
+    /// other logit, in root mean squares of the router's logits; infinite without routers.
+    pub(crate) margin: f64,
+}
+
+/// A matrix `[rows, k]`.
+struct Matrix {
+    elements: Vec<f64>,
+    k: usize,
+}
+
+impl Matrix {
+    fn times(&self, x: &[f64]) -> Vec<f64> {
+        let dot = |row: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum();
+        self.elements.chunks_exact(self.k).map(dot).collect()
+    }
+}
+
+struct Layer {
+    attention_norm: Vec<f64>,
+    q: Matrix,
+    k: Matrix,
+    v: Matrix,
+    o: Matrix,
+    biases: [Option<Vec<f64>>; 3],
+    q_norm: Option<Vec<f64>>,
+    k_norm: Option<Vec<f64>>,
+    post_attention_norm: Option<Vec<f64>>,
+    ffn_norm: Vec<f64>,
+    router: Option<Matrix>,
+    /// Gate, up, down: of each expert, or of the one block.
+    blocks: Vec<[Matrix; 3]>,
+    post_ffn_norm: Option<Vec<f64>>,
+    /// Positions that a row sees, its own included.
+    window: usize,
+}
+
+/// A model in f64.
+pub(crate) struct Reference {
+    layers: Vec<Layer>,
+    embedding: Matrix,
+    output_norm: Vec<f64>,
+    output: Option<Matrix>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    epsilon: f64,
+    used_experts: usize,
+    /// Radians per position of each rotated pair, and the factor of cosine and sine.
+    frequencies: (Vec<f64>, f64),
+    /// Whether the rotated pairs are neighbours.
+    neighbours: bool,
+    gemma: bool,
+    attention_cap: Option<f64>,
+    logit_cap: Option<f64>,
+}
+
+impl Reference {
+    pub(crate) fn new(file: &Gguf) -> Reference {
+        let metadata = file.metadata();
+        let architecture = metadata.get_str("general.architecture").unwrap().unwrap().to_owned();
+        let gemma = architecture == "gemma3";
+        let integer = |name: &str| metadata.get_u64(&format!("{architecture}.{name}")).unwrap().map(|n| n as usize);
+        let float = |name: &str| metadata.get_f64(&format!("{architecture}.{name}")).unwrap();
+        let hidden = integer("embedding_length").unwrap();
+        let head_dim = integer("attention.key_length").unwrap();
+        let matrix = |name: &str, k: usize| tensor(file, name).map(|elements| Matrix { elements, k });
+        let layers = (0..integer("block_count").unwrap())
+            .map(|layer| {
+                let vector = |name: &str| tensor(file, &format!("blk.{layer}.{name}"));
+                let of = |name: &str| {
+                    vector(&format!("{name}.weight")).map(|elements| {
+                        let k = file.require(&format!("blk.{layer}.{name}.weight")).unwrap().row_len();
+                        Matrix { elements, k }
+                    })
+                };
+                let router = of("ffn_gate_inp");
+                let blocks = match &router {
+                    None => vec![["ffn_gate", "ffn_up", "ffn_down"].map(|name| of(name).unwrap())],
+                    Some(router) => {
+                        let count = router.elements.len() / router.k;
+                        let split = |name: &str| -> Vec<Matrix> {
+                            let all = of(name).unwrap();
+                            let each = all.elements.chunks_exact(all.elements.len() / count);
+                            each.map(|elements| Matrix { elements: elements.to_vec(), k: all.k }).collect()
+                        };
+                        let (gates, ups, downs) =
+                            (split("ffn_gate_exps"), split("ffn_up_exps"), split("ffn_down_exps"));
+                        gates.into_iter().zip(ups).zip(downs).map(|((gate, up), down)| [gate, up, down]).collect()
+                    }
+                };
+                let windowed = gemma && (layer + 1) % integer("attention.sliding_window_pattern").unwrap() != 0;
+                Layer {
+                    attention_norm: vector("attn_norm.weight").unwrap(),
+                    q: of("attn_q").unwrap(),
+                    k: of("attn_k").unwrap(),
+                    v: of("attn_v").unwrap(),
+                    o: of("attn_output").unwrap(),
+                    biases: ["attn_q.bias", "attn_k.bias", "attn_v.bias"].map(vector),
+                    q_norm: vector("attn_q_norm.weight"),
+                    k_norm: vector("attn_k_norm.weight"),
+                    post_attention_norm: vector("post_attention_norm.weight"),
+                    ffn_norm: vector("ffn_norm.weight").unwrap(),
+                    router,
+                    blocks,
+                    post_ffn_norm: vector("post_ffw_norm.weight"),
+                    window: if windowed { integer("attention.sliding_window").unwrap() } else { usize::MAX },
+                }
+            })
+            .collect();
+        let base = float("rope.freq_base").unwrap();
+        let plain: Vec<f64> = (0..head_dim / 2).map(|i| base.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let frequencies = match float("rope.scaling.factor") {
+            Some(factor) => yarn(&plain, base, factor, integer("rope.scaling.original_context_length").unwrap() as f64),
+            None => match tensor(file, "rope_freqs.weight") {
+                Some(divisors) => (plain.iter().zip(divisors).map(|(f, divisor)| f / divisor).collect(), 1.0),
+                None => (plain, 1.0),
+            },
+        };
+        Reference {
+            layers,
+            embedding: matrix("token_embd.weight", hidden).unwrap(),
+            output_norm: tensor(file, "output_norm.weight").unwrap(),
+            output: matrix("output.weight", hidden),
+            heads: integer("attention.head_count").unwrap(),
+            kv_heads: integer("attention.head_count_kv").unwrap(),
+            head_dim,
+            epsilon: float("attention.layer_norm_rms_epsilon").unwrap(),
+            used_experts: integer("expert_used_count").unwrap_or(0),
+            frequencies,
+            neighbours: architecture == "llama",
+            gemma,
+            attention_cap: float("attn_logit_softcapping"),
+            logit_cap: float("final_logit_softcapping"),
+        }
+    }
+
+    /// Every row of a text that begins with `tokens`.
+    pub(crate) fn rows(&self, tokens: &[u32]) -> Vec<Row> {
+        let hidden = self.embedding.k;
+        let scale = if self.gemma { (hidden as f64).sqrt() } else { 1.0 };
+        let embed = |token: &u32| {
+            let row = &self.embedding.elements[*token as usize * hidden..][..hidden];
+            row.iter().map(|x| x * scale).collect::<Vec<f64>>()
+        };
+        let mut states: Vec<Vec<f64>> = tokens.iter().map(embed).collect();
+        let mut margins = vec![f64::INFINITY; tokens.len()];
+        for layer in &self.layers {
+            let attended = self.attention(layer, &states);
+            for ((x, attended), margin) in states.iter_mut().zip(attended).zip(&mut margins) {
+                add(x, &self.normed(attended, layer.post_attention_norm.as_deref()));
+                let inner = self.normed(x.clone(), Some(&layer.ffn_norm));
+                let (y, chosen_by) = self.feed_forward(layer, &inner);
+                *margin = margin.min(chosen_by);
+                add(x, &self.normed(y, layer.post_ffn_norm.as_deref()));
+            }
+        }
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        let row = |(x, margin): (Vec<f64>, f64)| {
+            let logits = output.times(&self.normed(x, Some(&self.output_norm)));
+            Row { logits: logits.into_iter().map(|logit| capped(logit, self.logit_cap)).collect(), margin }
+        };
+        states.into_iter().zip(margins).map(row).collect()
+    }
+
+    /// RMS norm; none without weights.
+    fn normed(&self, x: Vec<f64>, weight: Option<&[f64]>) -> Vec<f64> {
+        let Some(weight) = weight else { return x };
+        let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+        x.iter().zip(weight).map(|(x, w)| x / (mean + self.epsilon).sqrt() * w).collect()
+    }
+
+    /// What attention adds to each row.
+    fn attention(&self, layer: &Layer, states: &[Vec<f64>]) -> Vec<Vec<f64>> {
+        let normed: Vec<Vec<f64>> =
+            states.iter().map(|x| self.normed(x.clone(), Some(&layer.attention_norm))).collect();
+        // `[rows][heads][head_dim]`
+        let heads = |w: &Matrix, bias: Option<&Vec<f64>>, norm: Option<&Vec<f64>>, rotated: bool| {
+            let row = |(position, x): (usize, &Vec<f64>)| {
+                let mut y = w.times(x);
+                if let Some(bias) = bias {
+                    add(&mut y, bias);
+                }
+                let head = |x: &[f64]| {
+                    let x = self.normed(x.to_vec(), norm.map(Vec::as_slice));
+                    if rotated { self.rotate(&x, position) } else { x }
+                };
+                y.chunks_exact(self.head_dim).map(head).collect::<Vec<Vec<f64>>>()
+            };
+            normed.iter().enumerate().map(row).collect::<Vec<_>>()
+        };
+        let [q_bias, k_bias, v_bias] = &layer.biases;
+        let q = heads(&layer.q, q_bias.as_ref(), layer.q_norm.as_ref(), true);
+        let k = heads(&layer.k, k_bias.as_ref(), layer.k_norm.as_ref(), true);
+        let v = heads(&layer.v, v_bias.as_ref(), None, false);
+        let row = |position: usize| {
+            let seen = (position + 1).saturating_sub(layer.window)..position + 1;
+            let head = |head: usize| {
+                let kv = head / (self.heads / self.kv_heads);
+                let score = |at: usize| {
+                    let dot: f64 = q[position][head].iter().zip(&k[at][kv]).map(|(q, k)| q * k).sum();
+                    capped(dot / (self.head_dim as f64).sqrt(), self.attention_cap)
+                };
+                let weights = softmax(&seen.clone().map(score).collect::<Vec<f64>>());
+                let mut sum = vec![0.0; self.head_dim];
+                for (weight, at) in weights.iter().zip(seen.clone()) {
+                    sum.iter_mut().zip(&v[at][kv]).for_each(|(sum, v)| *sum += weight * v);
+                }
+                sum
+            };
+            layer.o.times(&(0..self.heads).flat_map(head).collect::<Vec<f64>>())
+        };
+        (0..states.len()).map(row).collect()
+    }
+
+    fn rotate(&self, x: &[f64], position: usize) -> Vec<f64> {
+        let (frequencies, factor) = &self.frequencies;
+        let mut out = x.to_vec();
+        for (i, frequency) in frequencies.iter().enumerate() {
+            let (a, b) = if self.neighbours { (2 * i, 2 * i + 1) } else { (i, i + x.len() / 2) };
+            let (sin, cos) = (position as f64 * frequency).sin_cos();
+            out[a] = factor * (x[a] * cos - x[b] * sin);
+            out[b] = factor * (x[a] * sin + x[b] * cos);
+        }
+        out
+    }
+
+    /// What the feed-forward block adds, and by what margin its experts were chosen.
+    fn feed_forward(&self, layer: &Layer, x: &[f64]) -> (Vec<f64>, f64) {
+        let Some(router) = &layer.router else { return (self.block(&layer.blocks[0], x), f64::INFINITY) };
+        let logits = router.times(x);
+        let probabilities = softmax(&logits);
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]).then(a.cmp(b)));
+        let (chosen, others) = order.split_at(self.used_experts);
+        let total: f64 = chosen.iter().map(|expert| probabilities[*expert]).sum();
+        let mut sum = vec![0.0; x.len()];
+        for expert in chosen {
+            let weight = probabilities[*expert] / total;
+            sum.iter_mut().zip(self.block(&layer.blocks[*expert], x)).for_each(|(sum, y)| *sum += weight * y);
+        }
+        let rms = (logits.iter().map(|logit| logit * logit).sum::<f64>() / logits.len() as f64).sqrt();
+        let margin = others.first().map_or(f64::INFINITY, |other| logits[chosen[chosen.len() - 1]] - logits[*other]);
+        (sum, margin / rms)
+    }
+
+    /// One gated block.
+    fn block(&self, [gate, up, down]: &[Matrix; 3], x: &[f64]) -> Vec<f64> {
+        let activation = |x: f64| match self.gemma {
+            true => 0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh()),
+            false => x / (1.0 + (-x).exp()),
+        };
+        let inner: Vec<f64> = gate.times(x).into_iter().zip(up.times(x)).map(|(g, u)| activation(g) * u).collect();
+        down.times(&inner)
+    }
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+fn capped(x: f64, cap: Option<f64>) -> f64 {
+    cap.map_or(x, |cap| cap * (x / cap).tanh())
+}
+
+/// Probabilities of logits.
+pub(crate) fn softmax(logits: &[f64]) -> Vec<f64> {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let powers: Vec<f64> = logits.iter().map(|logit| (logit - largest).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.into_iter().map(|power| power / sum).collect()
+}
+
+/// Frequencies by YaRN: pairs that turn more than 32 times within the original context stay, those that turn less than once
+/// are stretched by `factor`, with a ramp over the pairs between them; cosine and sine are scaled by 0.1·ln(factor) + 1.
+fn yarn(plain: &[f64], base: f64, factor: f64, context: f64) -> (Vec<f64>, f64) {
+    let dim = 2.0 * plain.len() as f64;
+    let pair = |turns: f64| dim * (context / (turns * 2.0 * PI)).ln() / (2.0 * base.ln());
+    let (low, high) = (pair(32.0).floor().max(0.0), pair(1.0).ceil().min(dim - 1.0));
+    let scaled = plain.iter().enumerate().map(|(i, frequency)| {
+        let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+        frequency / factor * ramp + frequency * (1.0 - ramp)
+    });
+    (scaled.collect(), 0.1 * factor.ln() + 1.0)
+}
