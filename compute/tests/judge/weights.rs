@@ -39,6 +39,16 @@ fn elements(ty: GgmlType, b: &[u8]) -> Vec<f64> {
         GgmlType::Q4_1 => (0..32).map(|i| half(b, 0) * nibble(4, i) + half(b, 2)).collect(),
         GgmlType::Q5_0 => (0..32).map(|i| half(b, 0) * (nibble(6, i) + fifth(2, i) - 16.0)).collect(),
         GgmlType::Q5_1 => (0..32).map(|i| half(b, 0) * (nibble(8, i) + fifth(4, i)) + half(b, 2)).collect(),
+        GgmlType::Q3K => (0..256)
+            .map(|i| {
+                let (part, run, at, group) = (i / 128, i % 128 / 32, i % 32, i / 16);
+                let low = b[32 + part * 32 + at] >> (2 * run) & 3;
+                let high = b[at] >> (i / 32) & 1;
+                let scale =
+                    (b[96 + group % 8] >> (4 * (group / 8)) & 15) + 16 * (b[104 + group % 4] >> (2 * (group / 4)) & 3);
+                half(b, 108) * (f64::from(scale) - 32.0) * (f64::from(low + 4 * high) - 4.0)
+            })
+            .collect(),
         GgmlType::Q4K => (0..256)
             .map(|i| {
                 let (scale, min) = group_scale(b, i / 32);

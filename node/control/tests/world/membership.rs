@@ -39,8 +39,13 @@ impl World {
         if let Some(run) = &mut self.nodes[node].run
             && let Some(advert) = run.due_advert(now)
         {
-            let advert = self.bend_advert(node, advert);
-            self.publish(node, advert);
+            let told = self.bend_advert(node, advert.clone());
+            if told != advert
+                && let Some(run) = &mut self.nodes[node].run
+            {
+                run.said_something_else();
+            }
+            self.publish(node, told);
         }
         self.tell_peers(node, peers::Event::Tick)?;
         self.follow_suspicions(node)?;

@@ -333,6 +333,11 @@ impl Run {
         current
     }
 
+    /// What was published is not what [`Run::say`] gave: the truth is news.
+    pub(crate) fn said_something_else(&mut self) {
+        self.said = None;
+    }
+
     /// The advert, if it is to be published now.
     pub(crate) fn due_advert(&mut self, now: Micros) -> Option<Advert> {
         let time = self.time(now);
