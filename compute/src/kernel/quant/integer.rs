@@ -111,11 +111,27 @@ unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, co
             return sums;
         }
         let mut dots = [S::no_dots(); N];
-        // The bits above the nibbles: those of j = 0 are in bits 0 and 4; each step shifts the next ones there.
-        let mut plane = S::load_b(block.add(if BITS > 4 { 256 } else { 0 }));
+        // The bits above the nibbles, or above two bits: those of j = 0 are in bits 0 and 4; each step shifts the next ones there.
+        let mut plane = S::load_b(block.add(match BITS {
+            3 => 128,
+            4 => 0,
+            _ => 256,
+        }));
         for j in 0..4 {
-            let nibbles = S::load_b(block.add(64 * j));
-            let (mut low, mut high) = (S::low_nibbles(nibbles), S::high_nibbles(nibbles));
+            let (mut low, mut high);
+            if BITS == 3 {
+                let mut pairs = S::load_b(block.add(64 * (j / 2)));
+                if j % 2 == 1 {
+                    pairs = S::shift_right_2(pairs);
+                }
+                (low, high) = (S::masked(pairs, 0x03), S::masked(S::high_nibbles(pairs), 0x03));
+                low = S::or_masked(low, S::shift_right_2(S::shift_left_4(plane)), 0x04);
+                high = S::or_masked(high, S::shift_right_2(plane), 0x04);
+                plane = S::shift_right_1(plane);
+            } else {
+                let nibbles = S::load_b(block.add(64 * j));
+                (low, high) = (S::low_nibbles(nibbles), S::high_nibbles(nibbles));
+            }
             if BITS > 4 {
                 if BITS == 6 && j == 2 {
                     plane = S::load_b(block.add(320));

@@ -5,6 +5,7 @@
 //!
 //! | bits | vectors of 64 bytes; byte `4·lane + i` belongs to output row `lane` |
 //! |---|---|
+//! | 3 | two vectors v of low bits, for j = 2v + t: bits 2t of k = 4j + i, bits 4 + 2t of k = 16 + 4j + i; then the third bits: bit j of k = 4j + i, bit 4 + j of k = 16 + 4j + i |
 //! | 4, 5, 6 | j = 0…3: low nibble k = 4j + i, high nibble k = 16 + 4j + i |
 //! | 5 | then the fifth bits: bit j of k = 4j + i, bit 4 + j of k = 16 + 4j + i |
 //! | 6 | then two vectors v of upper bits, for j = 2v + t: bits 2t of k = 4j + i, bits 4 + 2t of k = 16 + 4j + i |
@@ -77,7 +78,7 @@ impl Layout {
             GgmlType::Q5_0 => of::<Scale>(5, 16),
             GgmlType::Q5_1 => of::<ScaleMin>(5, 0),
             GgmlType::Q8_0 => of::<Scale>(8, 0),
-            GgmlType::Q3K => of::<Halves>(4, 4),
+            GgmlType::Q3K => of::<Halves>(3, 4),
             GgmlType::Q4K => of::<Groups>(4, 0),
             GgmlType::Q5K => of::<Groups>(5, 0),
             GgmlType::Q6K => of::<Halves>(6, 32),

@@ -137,6 +137,10 @@ fn code(bits: usize, packed: &[u8], lane: usize, j: usize) -> i32 {
         return i32::from(byte(j / 4) as i8);
     }
     let (high, vector) = (j / 16, j % 16 / 4);
+    if bits == 3 {
+        let low = (byte(vector / 2) >> (4 * high + vector % 2 * 2)) & 3;
+        return i32::from(low | ((byte(2) >> (4 * high + vector)) & 1) << 2);
+    }
     let low = (byte(vector) >> (4 * high)) & 15;
     let upper = match bits {
         5 => (byte(4) >> (4 * high + vector)) & 1,

@@ -93,6 +93,16 @@ fn interleave<T: Source>(codes: Codes, lane: usize, packed: &mut [[u8; 4]]) {
         }
         return;
     }
+    if T::BITS == 3 {
+        let low = |word: u32| word & 0x0303_0303;
+        for v in 0..2 {
+            let pair = |t: usize| (low(codes[2 * v + t]) | low(codes[2 * v + t + 4]) << 4) << (2 * t);
+            put(v, pair(0) | pair(1));
+        }
+        let third = |word: u32| (word >> 2) & 0x0101_0101;
+        put(2, (0..4).fold(0, |bits, j| bits | third(codes[j]) << j | third(codes[j + 4]) << (4 + j)));
+        return;
+    }
     for j in 0..4 {
         put(j, (codes[j] & LOW_4) | ((codes[j + 4] & LOW_4) << 4));
     }
@@ -211,11 +221,11 @@ impl Source for Q5K {
 }
 
 /// 32 bytes of third bits (bit `group` of byte `j`), 64 bytes of low two bits, 12 bytes of scales, d f16. Of a half of 128 elements,
-/// quarter `t` has its low bits in 32 bytes at `2·t`. A code takes four bits here.
+/// quarter `t` has its low bits in 32 bytes at `2·t`.
 struct Q3K;
 impl Source for Q3K {
     const TYPE: GgmlType = GgmlType::Q3K;
-    const BITS: usize = 4;
+    const BITS: usize = 3;
     fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
         put_half(block, 108, head, 0, lane);
         let s = &block[96..108];

@@ -70,7 +70,7 @@ pub(crate) unsafe fn product(
             (GgmlType::Q5_0, Input::Quantized(x)) => integers::<Scale, 5, 4>(isa, task, x),
             (GgmlType::Q5_1, Input::Quantized(x)) => integers::<ScaleMin, 5, 0>(isa, task, x),
             (GgmlType::Q8_0, Input::Quantized(x)) => integers::<Scale, 8, 0>(isa, task, x),
-            (GgmlType::Q3K, Input::Quantized(x)) => integers::<Halves, 4, 2>(isa, task, x),
+            (GgmlType::Q3K, Input::Quantized(x)) => integers::<Halves, 3, 2>(isa, task, x),
             (GgmlType::Q4K, Input::Quantized(x)) => integers::<Groups, 4, 0>(isa, task, x),
             (GgmlType::Q5K, Input::Quantized(x)) => integers::<Groups, 5, 0>(isa, task, x),
             (GgmlType::Q6K, Input::Quantized(x)) => integers::<Halves, 6, 5>(isa, task, x),

@@ -282,6 +282,14 @@ impl Simd for Avx2 {
         unsafe { (_mm256_srli_epi16::<2>(x.0), _mm256_srli_epi16::<2>(x.1)) }
     }
     #[inline(always)]
+    unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
+        // SAFETY: see above.
+        unsafe {
+            let mask = _mm256_set1_epi8(mask as i8);
+            (_mm256_and_si256(x.0, mask), _mm256_and_si256(x.1, mask))
+        }
+    }
+    #[inline(always)]
     unsafe fn or_masked(x: Self::B, bits: Self::B, mask: u8) -> Self::B {
         // SAFETY: see above.
         unsafe {

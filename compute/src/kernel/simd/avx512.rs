@@ -215,6 +215,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_srli_epi16::<2>(x) }
     }
     #[inline(always)]
+    unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
+        // SAFETY: see above.
+        unsafe { _mm512_and_si512(x, _mm512_set1_epi8(mask as i8)) }
+    }
+    #[inline(always)]
     unsafe fn or_masked(x: Self::B, bits: Self::B, mask: u8) -> Self::B {
         // SAFETY: see above.
         unsafe { _mm512_or_si512(x, _mm512_and_si512(bits, _mm512_set1_epi8(mask as i8))) }

@@ -114,6 +114,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn shift_right_1(x: Self::B) -> Self::B;
     /// Every byte shifted right by 2; the top two bits are unspecified.
     unsafe fn shift_right_2(x: Self::B) -> Self::B;
+    /// Byte by byte `x & mask`.
+    unsafe fn masked(x: Self::B, mask: u8) -> Self::B;
     /// Byte by byte `x | (bits & mask)`.
     unsafe fn or_masked(x: Self::B, bits: Self::B, mask: u8) -> Self::B;
 

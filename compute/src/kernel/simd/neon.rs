@@ -287,6 +287,11 @@ impl Simd for Neon {
         unsafe { quarters!(Q => vshrq_n_u8::<2>(x[Q])) }
     }
     #[inline(always)]
+    unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
+        // SAFETY: see above.
+        unsafe { quarters!(Q => vandq_u8(x[Q], vdupq_n_u8(mask))) }
+    }
+    #[inline(always)]
     unsafe fn or_masked(x: Self::B, bits: Self::B, mask: u8) -> Self::B {
         // SAFETY: see above.
         unsafe { quarters!(Q => vorrq_u8(x[Q], vandq_u8(bits[Q], vdupq_n_u8(mask)))) }

@@ -277,6 +277,10 @@ impl Simd for Plain {
         x.map(|byte| byte >> 2)
     }
     #[inline(always)]
+    unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
+        x.map(|byte| byte & mask)
+    }
+    #[inline(always)]
     unsafe fn or_masked(mut x: Self::B, bits: Self::B, mask: u8) -> Self::B {
         for i in 0..64 {
             x[i] |= bits[i] & mask;
