@@ -96,8 +96,8 @@ fn a_token_admits_one_node_which_then_works_for_the_pool_and_finds_it_again() {
     are_connected(&one, &two);
     assert_eq!(two.terminate(), Some(0));
     let two = cluster.node("two").own_pool().with("--join", &token).start();
-    one.process.nth_line(&format!("Connected to peer {}", two.peer), 3);
-    assert_eq!(state(&cluster, &one, &two).as_deref(), Some("connected"));
+    are_connected(&one, &two);
+    eventually("the member lists it as connected", || state(&cluster, &one, &two).as_deref() == Some("connected"));
 }
 
 #[test]

@@ -25,13 +25,18 @@ use crate::peers::Peers;
 use crate::wire::WireError;
 use pangea_control::Time;
 use pangea_control::membership::{NotProven, Role};
-use pangea_control::pool::advert_pace::{AdvertPace, has_new_values};
 use pangea_control::pool::election::{Candidate, Changed, Election, Event};
 use pangea_control::pool::roster::{Delivery, Heard, Roster};
 use pangea_control::pool::term_keeper::{Action, TermKeeper};
 
 /// Interval of the clock's ticks: a fraction of the shortest timeout of an election.
 const TICK: Duration = Duration::from_millis(100);
+
+/// Maximum interval between two adverts of this node.
+const MAX_ADVERT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Minimum interval between two adverts of this node, however much changes.
+const MIN_ADVERT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a node's part in the pool starts with.
 pub struct PoolSettings {
@@ -75,12 +80,11 @@ pub struct PoolDriver {
     sequence: u64,
     /// The master that was last logged.
     logged_master: Option<PeerId>,
-    /// When the own advert is published.
-    pace: AdvertPace,
-    /// The own advert as it was last published.
-    published: Option<Advert>,
+    /// Whether the own advert changed and must be published.
+    advert_changed: bool,
     /// Whether the view must be updated.
     view_changed: bool,
+    published: Option<Instant>,
     started: Instant,
 }
 
@@ -101,7 +105,6 @@ impl PoolDriver {
         settings.observer.gauge("peers_connected", "Peers that this node is connected to", move || {
             connected.borrow().connected.len() as f64
         });
-        let works = settings.own.works;
         let (own, said) = (Arc::new(Mutex::new(settings.own)), Arc::new(Notify::new()));
         let pool = Pool { local, own: Arc::clone(&own), said: Arc::clone(&said), view: viewed };
         let driver = PoolDriver {
@@ -113,7 +116,7 @@ impl PoolDriver {
             membership: settings.membership,
             memory: settings.memory,
             peers: settings.peers,
-            roster: Roster::new(local, works),
+            roster: Roster::new(local),
             election,
             terms: TermKeeper::new(local),
             storing: None,
@@ -121,9 +124,9 @@ impl PoolDriver {
             listening: Vec::new(),
             sequence: 0,
             logged_master: None,
-            pace: AdvertPace::default(),
-            published: None,
+            advert_changed: true,
             view_changed: true,
+            published: None,
             started: Instant::now(),
         };
         (driver, pool)
@@ -136,7 +139,9 @@ impl PoolDriver {
         // Evidence found at start counts like new evidence.
         excluded.mark_changed();
         loop {
-            let due = self.started + self.pace.due().elapsed();
+            let due = self.published.map_or(self.started, |last| {
+                last + if self.advert_changed { MIN_ADVERT_INTERVAL } else { MAX_ADVERT_INTERVAL }
+            });
             tokio::select! {
                 biased;
                 event = self.events.recv() => match event {
@@ -148,12 +153,12 @@ impl PoolDriver {
                     let excluded = Arc::clone(&excluded.borrow_and_update());
                     self.exclude(&excluded);
                 }
-                () = self.said.notified() => self.pace.changed(),
+                () = self.said.notified() => self.advert_changed = true,
                 (term, stored) = store_ended(&mut self.storing) => self.on_stored(term, stored),
                 _ = tick.tick() => self.on_tick(),
-                () = tokio::time::sleep_until(due) => self.consider_advert().await,
+                () = tokio::time::sleep_until(due) => self.publish().await,
             }
-            if std::mem::take(&mut self.view_changed) || self.pace.is_changed() {
+            if std::mem::take(&mut self.view_changed) || self.advert_changed {
                 self.show();
             }
         }
@@ -168,17 +173,17 @@ impl PoolDriver {
             NetEvent::Gossip(gossip) => self.on_gossip(gossip).await,
             NetEvent::Listening(address) => {
                 self.listening.push(address);
-                self.pace.changed();
+                self.advert_changed = true;
             }
             NetEvent::PeerUp { peer, transport, found_by, .. } => {
                 let link = OwnLink { transport: transport.to_string(), found_by: found_by.to_string() };
                 self.links.insert(peer, link);
                 self.roster.connected(peer, self.now());
-                self.pace.changed();
+                self.advert_changed = true;
             }
             NetEvent::PeerDown { peer, silent, .. } => {
                 self.links.remove(&peer);
-                self.pace.changed();
+                self.advert_changed = true;
                 if self.roster.disconnected(peer, self.now()) {
                     self.elect(Event::Gone { peer, silent });
                 }
@@ -211,10 +216,8 @@ impl PoolDriver {
             }
         };
         let (candidate, addresses) = (Candidate::of(&advert), advert.addresses.clone());
-        let is_known_to_all = self.roster.is_connected_to_all(&advert);
         let heard = self.roster.heard(advert, Delivery { forwarder, proven }, self.now());
         let judgement = match heard {
-            Heard::Newer if is_known_to_all => GossipJudgement::Ignore,
             Heard::Joined | Heard::Newer | Heard::Noted => GossipJudgement::Accept,
             Heard::Stranger | Heard::Old => GossipJudgement::Ignore,
         };
@@ -228,9 +231,7 @@ impl PoolDriver {
             self.network.heard_of(Report { peer: source, forwarder, proven }, addresses).await;
         }
         // A node that was just heard of gets this node's advert at once.
-        if matches!(heard, Heard::Joined | Heard::Noted) {
-            self.pace.changed();
-        }
+        self.advert_changed |= matches!(heard, Heard::Joined | Heard::Noted);
         if matches!(heard, Heard::Joined | Heard::Newer) {
             self.view_changed = true;
             self.elect(Event::Heard(source, candidate));
@@ -305,7 +306,7 @@ impl PoolDriver {
     }
 
     fn log_master(&mut self, term: Option<Term>) {
-        self.pace.changed();
+        self.advert_changed = true;
         let Some(term) = term else {
             tracing::debug!(event = "no_master", "no master is known");
             return;
@@ -353,23 +354,12 @@ impl PoolDriver {
         own.clone()
     }
 
-    /// Publishes this node's advert, if it is time.
-    async fn consider_advert(&mut self) {
-        let now = self.now();
-        let current = self.refresh();
-        let (roster, published) = (&self.roster, &self.published);
-        let has_news =
-            || roster.has_relayed() || published.as_ref().is_none_or(|published| has_new_values(published, &current));
-        if self.pace.speaks(now, has_news) {
-            self.publish().await;
-        }
-    }
-
     async fn publish(&mut self) {
         self.sequence += 1;
+        self.advert_changed = false;
         self.view_changed = true;
+        self.published = Some(Instant::now());
         let advert = self.refresh();
-        self.published = Some(advert.clone());
         if !advert.works {
             // A lite client says nothing of itself: no node keeps anything of it but the connection.
             return;

@@ -118,18 +118,13 @@ impl World {
             Action::PublishPlacements(placements) => {
                 self.checks.placed(now, at, &self.nodes, &placements)?;
                 let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-                run.advert.placements = placements;
-                run.pace.changed();
+                (run.advert.placements, run.fresh) = (placements, true);
             }
             Action::PublishRefusals(refusals) => {
                 self.checks.refused(now, run, &refusals)?;
-                run.advert.refusals = refusals;
-                run.pace.changed();
+                (run.advert.refusals, run.fresh) = (refusals, true);
             }
-            Action::PublishStages(stages) => {
-                run.advert.stages = stages;
-                run.pace.changed();
-            }
+            Action::PublishStages(stages) => (run.advert.stages, run.fresh) = (stages, true),
             Action::Load(order) => return self.load(at, order),
             Action::Cancel { model, layers } | Action::Unload { model, layers } => self.unload(at, model, &layers),
             Action::Note(_) => {}
