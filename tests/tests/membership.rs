@@ -142,6 +142,7 @@ fn a_member_admits_others_and_whoever_is_revoked_takes_them_along() {
     are_connected(&one, &three);
     let four = cluster.node("four").own_pool().with("--join", token(&cluster, &one, &[])).start();
     are_connected(&one, &four);
+    are_connected(&two, &four);
     are_connected(&three, &four);
     assert_eq!(listed(&cluster, &one, &three.peer).unwrap()["admitted_by"], "two");
     let refused = at(&cluster, &three, &["members", "revoke", "two"]);
