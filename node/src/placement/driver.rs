@@ -18,7 +18,8 @@ use crate::supervise::Supervisor;
 use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageReport, pool_facts};
 use pangea_units::LayerRange;
 
-/// Interval of the clock's ticks: a fraction of the shortest timeout of a placer.
+/// Interval of the clock's ticks, and so of attempts that a placer makes again without an event: few, because each tick is decided on
+/// another thread, also at a node that has nothing to place.
 const TICK: Duration = Duration::from_millis(500);
 
 /// Queued reports of stages: a few per stage, and a node has a handful.
