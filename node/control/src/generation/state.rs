@@ -138,10 +138,13 @@ impl GenerationState {
         self.answers.iter().any(|answer| *answer.session.phase() == Phase::Unrouted)
     }
 
-    /// Whether the passing of time matters: an answer is on other nodes, or has no route.
+    /// Whether the passing of time matters: an answer is on other nodes, has no route, or waits for signatures, which even
+    /// a stage of this node may owe: its chain can break after it gave the last token.
     pub fn needs_ticks(&self) -> bool {
-        self.answers.iter().any(|answer| {
-            *answer.session.phase() != Phase::Ended && answer.route.as_ref().is_none_or(|route| !self.is_local(route))
+        self.answers.iter().any(|answer| match answer.session.phase() {
+            Phase::Ended => false,
+            Phase::Signing { .. } => true,
+            _ => answer.route.as_ref().is_none_or(|route| !self.is_local(route)),
         })
     }
 

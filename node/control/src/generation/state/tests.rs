@@ -464,6 +464,24 @@ fn stages_that_do_not_sign_in_time_leave_an_answer_without_signatures() {
     assert_eq!(conclusion(&actions).verdict, Verdict::Unchecked);
 }
 
+/// The chain of an answer broke between its last token and the signatures, so nobody answers.
+#[test]
+fn a_node_that_waits_for_its_own_signature_looks_at_the_clock() {
+    let mut world = World::new(2, Some(1.0));
+    let (local, other) = (world.local, world.other);
+    world.run(&[local, other]);
+    world.handle(Event::PeerGone { peer: other, why: "it is gone".to_owned() });
+    world.open(0..2, &[local]);
+    world.reply(local, 0, Reply::Accepted);
+    assert!(!world.state.needs_ticks(), "a pass of this node takes as long as it takes");
+    let actions = world.handle(Event::AnswerComplete { choice: 0 });
+    assert!(matches!(actions[..], [Action::Close { commit: Some(_), .. }]), "{actions:?}");
+    assert!(world.state.needs_ticks());
+    world.now = Time::from_secs(4);
+    let actions = world.handle(Event::Tick { unplaceable: None });
+    assert!(matches!(actions[..], [Action::CheckClaims { choice: 0, .. }]), "{actions:?}");
+}
+
 #[test]
 fn the_answer_of_a_suspect_is_audited_for_certain() {
     for suspect in [false, true] {
