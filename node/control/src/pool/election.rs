@@ -29,9 +29,10 @@ const GRACE_BROKEN: Duration = Duration::from_millis(1500);
 const GRACE_SILENT: Duration = Duration::from_millis(250);
 
 /// Time that each higher ranked node has to make its claim.
-const CLAIM_WAIT: Duration = Duration::from_millis(750);
+const CLAIM_WAIT: Duration = Duration::from_millis(500);
 
-/// Maximum number of higher ranked nodes to wait for, so that there is a master within 5 s whatever they do.
+/// Maximum number of higher ranked nodes to wait for, so that there is a master within 5 s whatever they do, even where the first
+/// claim is answered by a higher one.
 const MAX_CLAIM_WAITS: u32 = 2;
 
 /// Difference up to which two uptimes count as equal: they are measured, and adverts take time to arrive.
@@ -315,8 +316,10 @@ impl Election {
 
     fn with_none(&mut self, now: Time) {
         let claim = self.highest_claim();
-        // A node that has followed no term yet hears the others out before it follows a counter that few elections reach.
-        let awaits_others = |claim: &Term| self.floor.is_none() && claim.counter > LEAP && now < self.open;
+        // A node that starts and has followed no term yet hears the others out before it follows a counter that few elections
+        // reach.
+        let starts = self.floor.is_none() && now < Time::ZERO + LISTEN;
+        let awaits_others = |claim: &Term| starts && claim.counter > LEAP;
         if let Some((_, claim)) = claim.filter(|(_, claim)| Some(*claim) >= self.floor && !awaits_others(claim)) {
             self.enter(claim);
             return;

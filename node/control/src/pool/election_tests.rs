@@ -140,6 +140,16 @@ fn a_node_that_was_alone_with_a_liar_comes_down_to_the_pool() {
     assert_eq!(settle(&mut election, &[claims(8, 2)], &mut Time::from_secs(1)), Some(term(8, 2)));
 }
 
+/// Only a node that starts has others to hear out.
+#[test]
+fn a_node_that_comes_down_from_a_lie_follows_the_next_claim_at_once() {
+    let (mut election, mut now) = (election(None), Time::ZERO);
+    assert_eq!(settle(&mut election, &[claims(9 * LEAP, LIAR)], &mut now), Some(term(9 * LEAP, LIAR)));
+    let follows = Event::Heard(peer(LIAR), says(Some(term(2 * LEAP, 2)), 2 * LEAP));
+    assert_eq!(election.handle(follows, now), Some(Changed(None)));
+    assert_eq!(election.handle(claims(2 * LEAP + 1, LIAR), now), Some(Changed(Some(term(2 * LEAP + 1, LIAR)))));
+}
+
 #[test]
 fn a_master_that_jumps_far_ahead_loses_its_followers() {
     let (mut election, mut now) = (election(None), Time::ZERO);
