@@ -25,18 +25,13 @@ use crate::peers::Peers;
 use crate::wire::WireError;
 use pangea_control::Time;
 use pangea_control::membership::{NotProven, Role};
+use pangea_control::pool::advert_pace::{AdvertPace, has_new_values};
 use pangea_control::pool::election::{Candidate, Changed, Election, Event};
 use pangea_control::pool::roster::{Delivery, Heard, Roster};
 use pangea_control::pool::term_keeper::{Action, TermKeeper};
 
 /// Interval of the clock's ticks: a fraction of the shortest timeout of an election.
 const TICK: Duration = Duration::from_millis(100);
-
-/// Maximum interval between two adverts of this node.
-const MAX_ADVERT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Minimum interval between two adverts of this node, however much changes.
-const MIN_ADVERT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a node's part in the pool starts with.
 pub struct PoolSettings {
@@ -80,11 +75,12 @@ pub struct PoolDriver {
     sequence: u64,
     /// The master that was last logged.
     logged_master: Option<PeerId>,
-    /// Whether the own advert changed and must be published.
-    advert_changed: bool,
+    /// When the own advert is published.
+    pace: AdvertPace,
+    /// The own advert as it was last published.
+    published: Option<Advert>,
     /// Whether the view must be updated.
     view_changed: bool,
-    published: Option<Instant>,
     started: Instant,
 }
 
@@ -105,6 +101,7 @@ impl PoolDriver {
         settings.observer.gauge("peers_connected", "Peers that this node is connected to", move || {
             connected.borrow().connected.len() as f64
         });
+        let works = settings.own.works;
         let (own, said) = (Arc::new(Mutex::new(settings.own)), Arc::new(Notify::new()));
         let pool = Pool { local, own: Arc::clone(&own), said: Arc::clone(&said), view: viewed };
         let driver = PoolDriver {
@@ -116,7 +113,7 @@ impl PoolDriver {
             membership: settings.membership,
             memory: settings.memory,
             peers: settings.peers,
-            roster: Roster::new(local),
+            roster: Roster::new(local, works),
             election,
             terms: TermKeeper::new(local),
             storing: None,
@@ -124,9 +121,9 @@ impl PoolDriver {
             listening: Vec::new(),
             sequence: 0,
             logged_master: None,
-            advert_changed: true,
-            view_changed: true,
+            pace: AdvertPace::default(),
             published: None,
+            view_changed: true,
             started: Instant::now(),
         };
         (driver, pool)
@@ -139,9 +136,7 @@ impl PoolDriver {
         // Evidence found at start counts like new evidence.
         excluded.mark_changed();
         loop {
-            let due = self.published.map_or(self.started, |last| {
-                last + if self.advert_changed { MIN_ADVERT_INTERVAL } else { MAX_ADVERT_INTERVAL }
-            });
+            let due = self.started + self.pace.due().elapsed();
             tokio::select! {
                 biased;
                 event = self.events.recv() => match event {
@@ -153,12 +148,12 @@ impl PoolDriver {
                     let excluded = Arc::clone(&excluded.borrow_and_update());
                     self.exclude(&excluded);
                 }
-                () = self.said.notified() => self.advert_changed = true,
+                () = self.said.notified() => self.pace.changed(),
                 (term, stored) = store_ended(&mut self.storing) => self.on_stored(term, stored),
                 _ = tick.tick() => self.on_tick(),
-                () = tokio::time::sleep_until(due) => self.publish().await,
+                () = tokio::time::sleep_until(due) => self.consider_advert().await,
             }
-            if std::mem::take(&mut self.view_changed) || self.advert_changed {
+            if std::mem::take(&mut self.view_changed) || self.pace.is_changed() {
                 self.show();
             }
         }
@@ -173,17 +168,17 @@ impl PoolDriver {
             NetEvent::Gossip(gossip) => self.on_gossip(gossip).await,
             NetEvent::Listening(address) => {
                 self.listening.push(address);
-                self.advert_changed = true;
+                self.pace.changed();
             }
             NetEvent::PeerUp { peer, transport, found_by, .. } => {
                 let link = OwnLink { transport: transport.to_string(), found_by: found_by.to_string() };
                 self.links.insert(peer, link);
                 self.roster.connected(peer, self.now());
-                self.advert_changed = true;
+                self.pace.changed();
             }
             NetEvent::PeerDown { peer, silent, .. } => {
                 self.links.remove(&peer);
-                self.advert_changed = true;
+                self.pace.changed();
                 if self.roster.disconnected(peer, self.now()) {
                     self.elect(Event::Gone { peer, silent });
                 }
@@ -216,8 +211,10 @@ impl PoolDriver {
             }
         };
         let (candidate, addresses) = (Candidate::of(&advert), advert.addresses.clone());
+        let is_known_to_all = self.roster.is_connected_to_all(&advert);
         let heard = self.roster.heard(advert, Delivery { forwarder, proven }, self.now());
         let judgement = match heard {
+            Heard::Newer if is_known_to_all => GossipJudgement::Ignore,
             Heard::Joined | Heard::Newer | Heard::Noted => GossipJudgement::Accept,
             Heard::Stranger | Heard::Old => GossipJudgement::Ignore,
         };
@@ -231,7 +228,9 @@ impl PoolDriver {
             self.network.heard_of(Report { peer: source, forwarder, proven }, addresses).await;
         }
         // A node that was just heard of gets this node's advert at once.
-        self.advert_changed |= matches!(heard, Heard::Joined | Heard::Noted);
+        if matches!(heard, Heard::Joined | Heard::Noted) {
+            self.pace.changed();
+        }
         if matches!(heard, Heard::Joined | Heard::Newer) {
             self.view_changed = true;
             self.elect(Event::Heard(source, candidate));
@@ -306,7 +305,7 @@ impl PoolDriver {
     }
 
     fn log_master(&mut self, term: Option<Term>) {
-        self.advert_changed = true;
+        self.pace.changed();
         let Some(term) = term else {
             tracing::debug!(event = "no_master", "no master is known");
             return;
@@ -354,12 +353,23 @@ impl PoolDriver {
         own.clone()
     }
 
+    /// Publishes this node's advert, if it is time.
+    async fn consider_advert(&mut self) {
+        let now = self.now();
+        let current = self.refresh();
+        let (roster, published) = (&self.roster, &self.published);
+        let is_new = || published.as_ref().is_none_or(|published| has_new_values(published, &current));
+        let has_news = || roster.is_unsettled(current.term) || is_new();
+        if self.pace.speaks(now, has_news) {
+            self.publish().await;
+        }
+    }
+
     async fn publish(&mut self) {
         self.sequence += 1;
-        self.advert_changed = false;
         self.view_changed = true;
-        self.published = Some(Instant::now());
         let advert = self.refresh();
+        self.published = Some(advert.clone());
         if !advert.works {
             // A lite client says nothing of itself: no node keeps anything of it but the connection.
             return;

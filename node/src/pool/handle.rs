@@ -41,7 +41,7 @@ impl Pool {
         self.said.notify_one();
     }
 
-    /// Like [`Pool::update_advert`], for what may wait for the next regular advert.
+    /// Like [`Pool::update_advert`], for values whose changes the pool looks at once a second.
     pub fn note_in_advert(&self, change: impl FnOnce(&mut Advert)) {
         change(&mut self.own.lock().unwrap_or_else(PoisonError::into_inner));
     }

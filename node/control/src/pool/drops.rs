@@ -20,7 +20,7 @@ pub const DROPS_MAX: usize = MODELS_MAX;
 const LEAP_MAX: u64 = 1 << 16;
 
 /// Time after the first advert of another node within which a node that has just started learns what was dropped before it
-/// started. Every node advertises itself once a second.
+/// started. Every node publishes its advert again for a newcomer, at once.
 const JOINING: Duration = Duration::from_secs(2);
 
 /// Whether a model is dropped, as of one version.

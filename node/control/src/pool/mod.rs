@@ -1,6 +1,6 @@
 //! The nodes of a pool, seen from one of them: which are present, how they are connected, which is the master.
 //!
-//! * [`advert`]: a node's report of itself; [`placed`]: the master's decisions about models in it.
+//! * [`advert`]: a node's report of itself, published as [`advert_pace`] says; [`placed`]: the master's decisions about models in it.
 //! * [`roster`]: which nodes are present; [`election`]: which of them is the master; [`term_keeper`]: when its term is
 //!   announced.
 //! * [`drops`]: which models the pool has dropped.
@@ -11,6 +11,7 @@
 //! What follows from a view (placements, routes) is decided elsewhere.
 
 pub mod advert;
+pub mod advert_pace;
 pub mod drops;
 pub mod election;
 mod model_name;

@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use libp2p_identity::PeerId;
 
-use super::advert::Advert;
+use super::advert::{Advert, Term};
+use super::advert_pace::silence;
 use crate::Time;
 use crate::token_bucket::{Rate, TokenBucket};
 
-/// Silence after which a node that is not connected counts as gone: the time of several adverts.
+/// Silence after which a node that is not connected counts as gone: the time of several adverts, which such nodes publish
+/// every second.
 pub const SILENT: Duration = Duration::from_millis(4000);
 
 /// Time for which adverts published before a connection ended may still arrive: they are relayed within milliseconds.
@@ -108,6 +110,8 @@ pub struct Roster {
     forwarders: BTreeMap<PeerId, TokenBucket>,
     /// Quarantined nodes: never members, whatever they or others advertise.
     excluded: BTreeSet<PeerId>,
+    /// Time without an advert after which a node that is not connected counts as gone.
+    silence: Duration,
 }
 
 fn edition_of(advert: &Advert) -> Edition {
@@ -123,8 +127,8 @@ fn limit<T>(entries: &mut BTreeMap<PeerId, T>, max_len: usize, since: impl Fn(&P
 }
 
 impl Roster {
-    /// The roster of node `local`, which is never listed itself.
-    pub fn new(local: PeerId) -> Roster {
+    /// The roster of node `local`, which is never listed itself. `publishes`: whether `local` publishes adverts.
+    pub fn new(local: PeerId, publishes: bool) -> Roster {
         Roster {
             local,
             members: BTreeMap::new(),
@@ -134,6 +138,7 @@ impl Roster {
             noted: BTreeMap::new(),
             forwarders: BTreeMap::new(),
             excluded: BTreeSet::new(),
+            silence: silence(publishes),
         }
     }
 
@@ -239,7 +244,7 @@ impl Roster {
     /// Removes nodes that have been silent for too long, and returns them.
     pub fn silent(&mut self, now: Time) -> Vec<PeerId> {
         let silent = |(peer, member): (&PeerId, &Member)| {
-            let away = !self.connected.contains(peer) && now.since(member.heard) >= SILENT;
+            let away = !self.connected.contains(peer) && now.since(member.heard) >= self.silence;
             away.then_some(*peer)
         };
         let silent: Vec<PeerId> = self.members.iter().filter_map(silent).collect();
@@ -259,6 +264,21 @@ impl Roster {
     /// Whether `peer` is in the pool.
     pub fn contains(&self, peer: &PeerId) -> bool {
         self.members.contains_key(peer)
+    }
+
+    /// Whether this node's adverts are needed although they say nothing new, while it follows `term`: some nodes of the pool
+    /// are known through others only, so they hear this node through others, too; or some follow another master, and must
+    /// not have to wait for what could convince them.
+    pub fn is_unsettled(&self, term: Option<Term>) -> bool {
+        self.members.iter().any(|(peer, member)| !self.connected.contains(peer) || member.advert.term != term)
+    }
+
+    /// Whether `author` itself is connected to every node and client that this node knows of, and so has told them all what
+    /// it told this node: then nobody needs it from here.
+    pub fn is_connected_to_all(&self, author: &Advert) -> bool {
+        let links: BTreeSet<&PeerId> = author.links.iter().map(|link| &link.to).collect();
+        let mut others = self.members.keys().chain(&self.connected);
+        links.contains(&self.local) && others.all(|peer| *peer == author.peer || links.contains(peer))
     }
 
     /// Whether there is a connection to `peer`.

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::pool::Term;
-use crate::pool::advert_of;
 use crate::pool::election::{Candidate, Changed, Election, Event};
+use crate::pool::{LinkAdvert, advert_of};
 use crate::test_peers::{fresh_peer, peer};
 
 fn ms(ms: u64) -> Time {
@@ -25,7 +25,7 @@ struct Case {
 
 impl Case {
     fn new() -> Case {
-        Case { roster: Roster::new(fresh_peer()), peer: fresh_peer() }
+        Case { roster: Roster::new(fresh_peer(), true), peer: fresh_peer() }
     }
 
     /// With a peer of which one advert is known.
@@ -57,6 +57,39 @@ fn copies_and_older_adverts_are_ignored() {
     assert_eq!(case.hear(6, 1, 0), Heard::Newer, "a later run");
     let own = Advert { peer: case.roster.local, ..advert_of(case.peer) };
     assert_eq!(case.roster.heard(own, member(case.peer), ms(0)), Heard::Old);
+}
+
+#[test]
+fn an_author_that_is_connected_to_everyone_told_everyone_itself() {
+    let mut case = Case::noted();
+    case.hear(5, 1, 0);
+    let (local, author, other) = (case.roster.local, case.peer, peer(7));
+    let linked = |to: &[PeerId]| {
+        let link = |to: &PeerId| LinkAdvert {
+            to: *to,
+            rtt: Duration::ZERO,
+            bytes_per_s: 0.0,
+            transport: "tcp".to_owned(),
+            found_by: "manual".to_owned(),
+        };
+        Advert { links: to.iter().map(link).collect(), ..advert_of(author) }
+    };
+    assert!(!case.roster.is_connected_to_all(&linked(&[])), "this node heard it through others");
+    assert!(case.roster.is_connected_to_all(&linked(&[local])));
+    // A peer that publishes nothing, such as a lite client, counts as well.
+    case.roster.connected(other, ms(0));
+    assert!(!case.roster.is_connected_to_all(&linked(&[local])));
+    assert!(case.roster.is_connected_to_all(&linked(&[other, local])));
+}
+
+#[test]
+fn adverts_are_needed_while_a_node_is_heard_through_others_or_follows_another_master() {
+    let mut case = Case::noted();
+    case.hear(5, 1, 0);
+    assert!(case.roster.is_unsettled(None), "the author is not connected to this node");
+    case.roster.connected(case.peer, ms(0));
+    assert!(!case.roster.is_unsettled(None));
+    assert!(case.roster.is_unsettled(Some(Term { counter: 1, master: case.peer })));
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::Time;
 /// Time for which a model is remembered after the last node that served it left: a link heals, and a node restarts.
 pub const REMEMBERED: Duration = Duration::from_secs(600);
 
-/// Time after a node found a master in which it hears of every node: each one advertises itself once a second.
+/// Time after a node found a master in which it hears of every node: each one publishes its advert again for a newcomer, at once.
 const HEARD_OF_ALL: Duration = Duration::from_secs(2);
 
 /// Nodes named for each model: people look for one of them.

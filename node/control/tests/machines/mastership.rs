@@ -34,7 +34,7 @@ impl Node {
         let peer = peer(number);
         let mut node = Node {
             peer,
-            roster: Roster::new(peer),
+            roster: Roster::new(peer, true),
             election: Election::new(peer, true, false, disk),
             keeper: TermKeeper::new(peer),
             disk,

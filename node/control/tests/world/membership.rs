@@ -20,9 +20,6 @@ use crate::node::Node;
 use crate::scenario::{Micros, SECOND};
 use crate::world::{Happening, TICK, World};
 
-/// How often a node says how it stands at least.
-const REPEAT: Micros = SECOND;
-
 impl World {
     /// A node looks at the clock.
     pub(crate) fn tick(&mut self, node: usize, number: u64) -> Result<(), Broken> {
@@ -40,11 +37,15 @@ impl World {
         }
         self.soon_look(node);
         if let Some(run) = &mut self.nodes[node].run
-            && (run.fresh || now >= run.published + REPEAT)
+            && let Some(advert) = run.due_advert(now)
         {
-            let advert = run.say(now);
-            let advert = self.bend_advert(node, advert);
-            self.publish(node, advert);
+            let told = self.bend_advert(node, advert.clone());
+            if told != advert
+                && let Some(run) = &mut self.nodes[node].run
+            {
+                run.said_something_else();
+            }
+            self.publish(node, told);
         }
         self.tell_peers(node, peers::Event::Tick)?;
         self.follow_suspicions(node)?;
@@ -77,6 +78,7 @@ impl World {
             return Ok(());
         }
         let advert = &published.advert;
+        let is_known_to_all = run.roster.is_connected_to_all(advert);
         let heard = match run.proves(published, unix_s) {
             Ok(proven) => run.roster.heard(advert.clone(), Delivery { forwarder, proven }, time),
             Err(_) if published.is_forged => Heard::Stranger,
@@ -96,9 +98,13 @@ impl World {
             }
             return Ok(());
         }
-        run.fresh |= heard != Heard::Newer;
+        if heard != Heard::Newer {
+            run.pace.changed();
+        }
         self.record_advert(at, published);
-        self.gossip(at, published);
+        if heard != Heard::Newer || !is_known_to_all {
+            self.gossip(at, published);
+        }
         if heard == Heard::Noted {
             return Ok(());
         }
@@ -128,7 +134,7 @@ impl World {
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         let time = run.time(now);
         run.roster.connected(peer, time);
-        run.fresh = true;
+        run.pace.changed();
         self.soon_look(at);
         let (address, transport, found_by) = (String::new(), "tcp".to_owned(), "mdns".to_owned());
         self.tell_peers(at, peers::Event::Up { peer, address, transport, found_by })?;
@@ -145,7 +151,7 @@ impl World {
         }
         let (now, peer) = (self.now, self.nodes[of].peer);
         let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-        run.fresh = true;
+        run.pace.changed();
         let time = run.time(now);
         if run.roster.disconnected(peer, time) {
             self.elect(at, Happened::Gone { peer, silent })?;
@@ -276,7 +282,7 @@ impl World {
                 Keep::GiveUp(term) => self.elect(at, Happened::NotStored(term))?,
                 Keep::Announce(term) => {
                     if let Some(run) = &mut self.nodes[at].run {
-                        run.fresh = true;
+                        run.pace.changed();
                     }
                     let master = term.map(|term| self.index_of(&term.master));
                     self.checks.lives_under(self.now, at, term, master)?;

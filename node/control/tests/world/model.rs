@@ -118,13 +118,18 @@ impl World {
             Action::PublishPlacements(placements) => {
                 self.checks.placed(now, at, &self.nodes, &placements)?;
                 let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
-                (run.advert.placements, run.fresh) = (placements, true);
+                run.advert.placements = placements;
+                run.pace.changed();
             }
             Action::PublishRefusals(refusals) => {
                 self.checks.refused(now, run, &refusals)?;
-                (run.advert.refusals, run.fresh) = (refusals, true);
+                run.advert.refusals = refusals;
+                run.pace.changed();
             }
-            Action::PublishStages(stages) => (run.advert.stages, run.fresh) = (stages, true),
+            Action::PublishStages(stages) => {
+                run.advert.stages = stages;
+                run.pace.changed();
+            }
             Action::Load(order) => return self.load(at, order),
             Action::Cancel { model, layers } | Action::Unload { model, layers } => self.unload(at, model, &layers),
             Action::Note(_) => {}

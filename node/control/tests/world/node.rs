@@ -12,6 +12,7 @@ use pangea_control::jobs::Jobs;
 use pangea_control::membership::Proofs;
 use pangea_control::peers::Directory;
 use pangea_control::placement::{ModelNeeds, Placer, PublishedPlacements, StageOrder};
+use pangea_control::pool::advert_pace::{AdvertPace, has_new_values};
 use pangea_control::pool::election::Election;
 use pangea_control::pool::roster::Roster;
 use pangea_control::pool::term_keeper::TermKeeper;
@@ -97,10 +98,10 @@ pub(crate) struct Run {
     pub(crate) terms: TermKeeper,
     /// What it says of itself, but what is filled in when it is published.
     pub(crate) advert: Advert,
-    /// Since when something is to be said that was not.
-    pub(crate) fresh: bool,
-    /// When it last published.
-    pub(crate) published: Micros,
+    /// When it publishes.
+    pub(crate) pace: AdvertPace,
+    /// What it published last.
+    said: Option<Advert>,
     /// Whether the placer is to look at the pool soon.
     pub(crate) looking: bool,
     /// Who was under suspicion when the placer last heard of it.
@@ -251,7 +252,7 @@ impl Node {
             models: models.collect(),
             ..Advert::new(self.peer)
         };
-        let roster = Roster::new(self.peer);
+        let roster = Roster::new(self.peer, true);
         let election = Election::new(self.peer, self.spec.works, self.spec.force_master, self.disk.term);
         let view = View {
             local: self.peer,
@@ -273,8 +274,8 @@ impl Node {
             election,
             terms: TermKeeper::new(self.peer),
             advert,
-            fresh: true,
-            published: now,
+            pace: AdvertPace::default(),
+            said: None,
             looking: false,
             suspects: Vec::new(),
             placer: Placer::new(Arc::new(view)),
@@ -311,7 +312,7 @@ impl Run {
                 size: size(),
             }),
         }
-        self.fresh = true;
+        self.pace.changed();
     }
 
     /// Whether the whole file of a model is here, the user's or a copy.
@@ -327,8 +328,27 @@ impl Run {
     /// The advert as it is published now.
     pub(crate) fn say(&mut self, now: Micros) -> Advert {
         self.advert.sequence += 1;
-        (self.fresh, self.published) = (false, now);
-        self.current(now)
+        let current = self.current(now);
+        self.said = Some(current.clone());
+        current
+    }
+
+    /// What was published is not what [`Run::say`] gave: the truth is news.
+    pub(crate) fn said_something_else(&mut self) {
+        self.said = None;
+    }
+
+    /// The advert, if it is to be published now.
+    pub(crate) fn due_advert(&mut self, now: Micros) -> Option<Advert> {
+        let time = self.time(now);
+        if time < self.pace.due() {
+            return None;
+        }
+        let current = self.current(now);
+        let (roster, said) = (&self.roster, &self.said);
+        let is_new = || said.as_ref().is_none_or(|said| has_new_values(said, &current));
+        let has_news = || roster.is_unsettled(current.term) || is_new();
+        self.pace.speaks(time, has_news).then(|| self.say(now))
     }
 
     fn current(&self, now: Micros) -> Advert {
