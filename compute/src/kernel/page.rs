@@ -1,5 +1,6 @@
-//! How cached keys and values lie in a page, which holds [`PAGE_POSITIONS`] positions of one session for all layers of a
-//! model's part. Only offsets and sizes are defined here; the memory belongs to the model's cache.
+//! How cached keys and values lie in a page, which holds [`PAGE_POSITIONS`] positions of one session for all layers of one
+//! kind, of a model's part: those with a sliding window, or those without. Only offsets and sizes are defined here; the memory
+//! belongs to the model's cache.
 
 use super::simd::LANES;
 
@@ -8,7 +9,7 @@ pub(crate) const PAGE_POSITIONS: usize = 32;
 
 const _: () = assert!(PAGE_POSITIONS.is_multiple_of(LANES));
 
-/// What a page holds: for each layer the keys of every key-value head, then the values, as f16. Keys of one head:
+/// What a page holds: for each of its layers the keys of every key-value head, then the values, as f16. Keys of one head:
 /// `[PAGE_POSITIONS / 16][head_dim][16]`, a lane being a position. Values of one head: `[PAGE_POSITIONS][head_dim]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageShape {

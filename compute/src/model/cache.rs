@@ -1,8 +1,9 @@
-//! Cached keys and values of a session, in pages of [`Cache::PAGE_POSITIONS`] positions for all layers of a model's
-//! part. A budget bounds the pages; forks share pages until one of them writes; dropped pages are reused. The layout of
+//! Cached keys and values of a session, in pages of [`Cache::PAGE_POSITIONS`] positions for all layers of one kind of a model's
+//! part: those with a sliding window, whose old pages are evicted, and those without. A budget bounds the pages; forks share pages until one of them writes; dropped pages are reused. The layout of
 //! a page is the kernels' (`kernel::page`).
 
 use crate::kernel::page::{PAGE_POSITIONS, PageShape};
+use crate::kernel::transformer::KINDS;
 use crate::model::Model;
 use crate::{Buffer, Error};
 use pangea_units::ByteSize;
@@ -105,11 +106,74 @@ impl Drop for Page {
     }
 }
 
-/// Keys and values of one session for the layers of one [`Model`].
-pub struct Cache {
+/// The pages of one kind of a part's layers.
+#[derive(Clone)]
+struct PageTable {
     shape: PageShape,
+    /// Positions that a row sees, its own included.
+    window: usize,
+    /// `None` where the page was evicted; all such pages are at the beginning.
+    pages: Vec<Option<Arc<Page>>>,
+}
+
+impl PageTable {
+    /// Positions at the beginning whose pages were evicted.
+    fn evicted(&self) -> usize {
+        self.pages.iter().take_while(|page| page.is_none()).count() * PAGE_POSITIONS
+    }
+
+    /// Whether the rows from `len` on have all positions before them that they see.
+    fn reaches_back_from(&self, len: usize) -> bool {
+        self.evicted() <= (len + 1).saturating_sub(self.window)
+    }
+
+    /// Drops pages that no row from `len` on sees, but for those that [`Cache::KEPT_BEHIND`] keeps.
+    fn evict(&mut self, len: usize) {
+        let seen_from = (len + 1).saturating_sub(self.window.saturating_add(Cache::KEPT_BEHIND));
+        self.pages.iter_mut().take(seen_from / PAGE_POSITIONS).for_each(|page| *page = None);
+    }
+
+    /// Makes room for positions `len` to `end` in pages that are not shared.
+    fn reserve(&mut self, len: usize, end: usize, budget: &PageBudget) -> Result<(), Error> {
+        let bytes = self.shape.bytes();
+        if bytes == 0 {
+            return Ok(());
+        }
+        for index in len / PAGE_POSITIONS..end.div_ceil(PAGE_POSITIONS) {
+            let Some(page) = self.pages.get_mut(index) else {
+                self.pages.push(Some(Arc::new(budget.take(bytes)?)));
+                continue;
+            };
+            if let Some(page) = page
+                && Arc::get_mut(page).is_none()
+            {
+                let mut own = budget.take(bytes)?;
+                own.bytes_mut().copy_from_slice(page.bytes());
+                *page = Arc::new(own);
+            }
+        }
+        Ok(())
+    }
+
+    fn starts(&mut self, len: usize) -> Vec<*mut u16> {
+        let writable = len / PAGE_POSITIONS;
+        let start = |(index, page): (usize, &mut Option<Arc<Page>>)| match page {
+            None => std::ptr::null_mut(),
+            Some(page) => match Arc::get_mut(page) {
+                Some(own) if index >= writable => own.bytes_mut().as_mut_ptr().cast(),
+                _ => page.bytes().as_ptr().cast_mut().cast(),
+            },
+        };
+        self.pages.iter_mut().enumerate().map(start).collect()
+    }
+}
+
+/// Keys and values of one session for the layers of one [`Model`]. Of layers with a sliding window, pages that no further row
+/// sees are dropped when the next pass begins.
+pub struct Cache {
     context: usize,
-    pages: Vec<Arc<Page>>,
+    /// Of each kind of layers.
+    tables: [PageTable; KINDS],
     len: usize,
     budget: PageBudget,
 }
@@ -118,15 +182,15 @@ impl Cache {
     /// Positions of one page: the granularity in which memory is taken.
     pub const PAGE_POSITIONS: usize = PAGE_POSITIONS;
 
+    /// Positions before those that the last pass's first row saw, which stay: a session can go back by that many, to where an
+    /// answer is asked for again or a conversation forks. Half a window of the models that have small ones.
+    pub const KEPT_BEHIND: usize = 256;
+
     /// An empty cache for sessions of this model.
     pub fn new(model: &Model, budget: &PageBudget) -> Cache {
-        Cache {
-            shape: model.page_shape(),
-            context: model.config().context,
-            pages: Vec::new(),
-            len: 0,
-            budget: budget.clone(),
-        }
+        let (shapes, windows) = (model.page_shapes(), model.windows());
+        let table = |kind: usize| PageTable { shape: shapes[kind], window: windows[kind], pages: Vec::new() };
+        Cache { context: model.config().context, tables: [table(0), table(1)], len: 0, budget: budget.clone() }
     }
 
     /// The number of positions held.
@@ -139,33 +203,35 @@ impl Cache {
         self.len == 0
     }
 
-    /// Drops the positions from `len` on.
+    /// Drops the positions from `len` on. Where what a next row would see was evicted, drops all: a cache can always go back
+    /// to where its last pass began, and [`Cache::KEPT_BEHIND`] positions further.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-        self.pages.truncate(self.len.div_ceil(PAGE_POSITIONS));
+        if len >= self.len {
+            return;
+        }
+        let reaches_back = self.tables.iter().all(|table| table.reaches_back_from(len));
+        self.len = if reaches_back { len } else { 0 };
+        let pages = self.len.div_ceil(PAGE_POSITIONS);
+        self.tables.iter_mut().for_each(|table| table.pages.truncate(pages));
     }
 
     /// A second session with the same positions. Pages are shared until one of the two writes.
     pub fn fork(&self) -> Cache {
-        Cache {
-            shape: self.shape,
-            context: self.context,
-            pages: self.pages.clone(),
-            len: self.len,
-            budget: self.budget.clone(),
-        }
+        Cache { context: self.context, tables: self.tables.clone(), len: self.len, budget: self.budget.clone() }
     }
 
-    /// Bytes of a session of `positions` positions.
+    /// Bytes of a session of `positions` positions, if none of them is evicted: what a pass over all of them takes.
     pub fn bytes_for(model: &Model, positions: usize) -> u64 {
-        (positions.div_ceil(PAGE_POSITIONS) * model.page_shape().bytes()) as u64
+        let page: usize = model.page_shapes().iter().map(|shape| shape.bytes()).sum();
+        (positions.div_ceil(PAGE_POSITIONS) * page) as u64
     }
 
-    pub(crate) fn shape(&self) -> PageShape {
-        self.shape
+    pub(crate) fn shapes(&self) -> [PageShape; KINDS] {
+        [self.tables[0].shape, self.tables[1].shape]
     }
 
-    /// Makes room for `rows` more positions in pages that are not shared; the length does not change.
+    /// Makes room for `rows` more positions in pages that are not shared; the length does not change. Evicts what these rows do
+    /// not see.
     ///
     /// # Errors
     /// [`Error::Invalid`] where the positions exceed the model's context, [`Error::Busy`] where pages exceed the
@@ -182,32 +248,18 @@ impl Cache {
                 ),
             });
         }
-        let bytes = self.shape.bytes();
-        for index in self.len / PAGE_POSITIONS..end.div_ceil(PAGE_POSITIONS) {
-            let Some(page) = self.pages.get_mut(index) else {
-                self.pages.push(Arc::new(self.budget.take(bytes)?));
-                continue;
-            };
-            if Arc::get_mut(page).is_none() {
-                let mut own = self.budget.take(bytes)?;
-                own.bytes_mut().copy_from_slice(page.bytes());
-                *page = Arc::new(own);
-            }
+        for table in &mut self.tables {
+            table.evict(self.len);
+            table.reserve(self.len, end, &self.budget)?;
         }
         Ok(())
     }
 
-    /// The start of every page, in order; pages with reserved positions may be written through these pointers.
-    pub(crate) fn page_starts(&mut self) -> Vec<*mut u16> {
-        let writable = self.len / PAGE_POSITIONS;
-        self.pages
-            .iter_mut()
-            .enumerate()
-            .map(|(index, page)| match Arc::get_mut(page) {
-                Some(own) if index >= writable => own.bytes_mut().as_mut_ptr().cast(),
-                _ => page.bytes().as_ptr().cast_mut().cast(),
-            })
-            .collect()
+    /// Of each kind of layers, the start of every page, in order; pages with reserved positions may be written through these
+    /// pointers. Null where the page was evicted.
+    pub(crate) fn page_starts(&mut self) -> [Vec<*mut u16>; KINDS] {
+        let [everywhere, windowed] = &mut self.tables;
+        [everywhere.starts(self.len), windowed.starts(self.len)]
     }
 
     /// Adds `rows` reserved positions, now written, to the length.
@@ -218,6 +270,7 @@ impl Cache {
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Cache({} positions, {} pages)", self.len, self.pages.len())
+        let held = self.tables.iter().map(|table| table.pages.iter().flatten().count()).sum::<usize>();
+        write!(f, "Cache({} positions, {held} pages)", self.len)
     }
 }

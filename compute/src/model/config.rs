@@ -212,6 +212,11 @@ impl ModelConfig {
         })
     }
 
+    /// Positions that rows of layers with a sliding window see; `None` where no layer has one.
+    pub fn window(&self) -> Option<usize> {
+        self.sliding_window.iter().copied().filter(|window| *window != usize::MAX).max()
+    }
+
     /// Bytes of keys and values of one position in one layer of a [`Cache`](super::Cache).
     pub fn position_bytes(&self) -> u64 {
         2 * (self.kv_len() * size_of::<half::f16>()) as u64

@@ -209,7 +209,7 @@ impl Model {
             }
             let batch = Batch {
                 shape: shape(config),
-                page_shape: self.page_shape(),
+                page_shapes: self.page_shapes(),
                 layers: &self.layers,
                 first_layer: self.part().layers.start,
                 head: self.head.as_ref().filter(|_| has_head),
@@ -256,7 +256,7 @@ impl Model {
         if rows == 0 || steps.iter().any(|step| step.rows == 0) {
             return wrong("a step needs at least one token".to_owned());
         }
-        if steps.iter().any(|step| step.cache.shape() != self.page_shape()) {
+        if steps.iter().any(|step| step.cache.shapes() != self.page_shapes()) {
             return wrong("a session's cache belongs to another model or to other layers".to_owned());
         }
         let config = self.config();

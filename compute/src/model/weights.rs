@@ -5,7 +5,7 @@ use crate::gguf::{GgmlType, Gguf, TensorView};
 use crate::kernel::float::activation::all_finite;
 use crate::kernel::page::PageShape;
 use crate::kernel::quant::{Matrix, pack, packed_bytes, rows_of, tiles};
-use crate::kernel::transformer::{DenseWeights, ExpertWeights, FeedForward, Head, LayerWeights, Workspace};
+use crate::kernel::transformer::{DenseWeights, ExpertWeights, FeedForward, Head, KINDS, LayerWeights, Workspace};
 use crate::model::frequencies::{Frequencies, RopeScaling};
 use crate::model::{Experts, ModelConfig, ModelFile};
 use crate::{Buffer, Error, Pool};
@@ -44,8 +44,8 @@ pub struct Model {
     pub(crate) layers: Vec<LayerWeights>,
     pub(crate) embedding: Option<Matrix>,
     pub(crate) head: Option<Head>,
-    /// Of layers without a sliding window, and of those with one.
-    pub(crate) frequencies: [Frequencies; 2],
+    /// Of each kind of layers.
+    pub(crate) frequencies: [Frequencies; KINDS],
     memory_bytes: u64,
     /// Workspaces of finished forward passes, for reuse.
     workspaces: Mutex<Vec<Workspace>>,
@@ -86,6 +86,7 @@ impl Model {
             vector(name, len)?.ok_or_else(|| Error::invalid("model", format!("the file has no tensor {name:?}")))
         };
         let mut layers = Vec::new();
+        let mut of_kind = [0; KINDS];
         for (planned, layer) in planned.into_iter().zip(part.layers.clone()) {
             let named = |name: &str| format!("blk.{layer}.{name}");
             let reordered = |bias: Option<Vec<f32>>| match (bias, pairs) {
@@ -95,8 +96,7 @@ impl Model {
                 (bias, _) => bias,
             };
             let [q, k, v, o] = planned.attention.map(|index| matrices[index].clone());
-            let sliding_window = config.sliding_window[layer];
-            layers.push(LayerWeights {
+            let mut weights = LayerWeights {
                 attention_norm: required(&named("attn_norm.weight"), width)?,
                 q_bias: reordered(vector(&named("attn_q.bias"), query)?),
                 k_bias: reordered(vector(&named("attn_k.bias"), kv)?),
@@ -112,8 +112,12 @@ impl Model {
                 v,
                 o,
                 feed_forward: planned.feed_forward.load(&matrices),
-                sliding_window,
-            });
+                sliding_window: config.sliding_window[layer],
+                page_layer: 0,
+            };
+            weights.page_layer = of_kind[weights.kind()];
+            of_kind[weights.kind()] += 1;
+            layers.push(weights);
         }
         let head = match output {
             Some(index) => Some(Head { norm: required("output_norm.weight", width)?, output: matrices[index].clone() }),
@@ -169,8 +173,19 @@ impl Model {
         self.memory_bytes
     }
 
-    pub(crate) fn page_shape(&self) -> PageShape {
-        PageShape { layers: self.part.layers.len(), kv_heads: self.config.kv_heads, head_dim: self.config.head_dim }
+    /// What pages hold of each kind of this part's layers.
+    pub(crate) fn page_shapes(&self) -> [PageShape; KINDS] {
+        let windowed = self.layers.iter().filter(|layer| layer.kind() > 0).count();
+        let ModelConfig { kv_heads, head_dim, .. } = self.config;
+        [self.layers.len() - windowed, windowed].map(|layers| PageShape { layers, kv_heads, head_dim })
+    }
+
+    /// Positions that rows of each kind of this part's layers see, at most.
+    pub(crate) fn windows(&self) -> [usize; KINDS] {
+        [0, 1].map(|kind| {
+            let windows = self.layers.iter().filter(|layer| layer.kind() == kind).map(|layer| layer.sliding_window);
+            windows.max().unwrap_or(0)
+        })
     }
 
     pub(crate) fn workspace(&self) -> Workspace {

@@ -245,6 +245,72 @@ fn forks_go_their_own_ways_and_share_what_came_before() {
     }
 }
 
+/// The reference computes all rows in one pass, in which nothing is evicted.
+#[test]
+fn evicted_pages_of_windowed_layers_change_no_bit_and_leave_memory() {
+    for case in 0..6u64 {
+        let mut random = SplitMix64::new(2_000 + case);
+        let file = tiny("gemma3", TYPES[random.index(TYPES.len())]);
+        let stages = Stages::load(&file, &[1 + random.index(LAYERS - 1)], |_| pool(1 + random.index(2), Isa::best()));
+        let text = text(case, 500);
+        let mut session = stages.session();
+        // Where the pages of windowed layers reach back to, at the latest.
+        let mut deepest = 0;
+        let (mut went_back, mut lost_all) = (0, 0);
+        while session.caches[0].len() < text.len() {
+            let held = session.caches[0].len();
+            if went_back < 6 && held > 300 && random.index(6) == 0 {
+                let to = random.index(held);
+                session.truncate(to);
+                let can = deepest < WINDOW + Cache::KEPT_BEHIND || to + Cache::KEPT_BEHIND >= deepest;
+                let left: Vec<usize> = session.caches.iter().map(Cache::len).collect();
+                assert!(!can || left.iter().all(|left| *left == to), "back to {to} of {held}: {left:?}");
+                went_back += 1;
+                if left.iter().any(|left| *left != to) {
+                    session.truncate(0);
+                    (deepest, lost_all) = (0, lost_all + 1);
+                }
+                continue;
+            }
+            let most = [1, 8, 60][random.index(3)];
+            let rows = (1 + random.index(most)).min(text.len() - held);
+            deepest = deepest.max(held);
+            stages.advance(&mut [(&mut session, &text[held..held + rows])]);
+        }
+        assert_eq!(
+            session.digest(),
+            reference(&file, &text),
+            "case {case}: {went_back} times back, {lost_all} to nothing"
+        );
+        // Each kind of layers has pages of its own: all of the one, few of the other.
+        let page = 2 * 2 * 64 * 2 * Cache::PAGE_POSITIONS as u64;
+        let windowed = file.config().window().map_or(0, |_| 2);
+        let kept = (WINDOW + Cache::KEPT_BEHIND + 60) as u64 / Cache::PAGE_POSITIONS as u64 + 2;
+        let most = page * (16 * (LAYERS as u64 - windowed) + kept * windowed);
+        assert!(stages.budget.used_bytes() <= most, "{} of {most} bytes", stages.budget.used_bytes());
+    }
+}
+
+#[test]
+fn a_fork_keeps_what_the_other_session_evicts() {
+    let file = tiny("gemma3", GgmlType::Q8_0);
+    let stages = Stages::load(&file, &[], |_| pool(1, Isa::best()));
+    let (past, rest) = (text(1, 100), text(2, 380));
+    let mut first = stages.session();
+    stages.advance(&mut [(&mut first, &past)]);
+    let mut second =
+        Session { caches: first.caches.iter().map(Cache::fork).collect(), recorder: first.recorder.clone() };
+    for piece in rest.chunks(7) {
+        stages.advance(&mut [(&mut first, piece)]);
+    }
+    first.caches[0].truncate(50);
+    assert_eq!(first.caches[0].len(), 0, "too far back");
+    stages.advance(&mut [(&mut second, &rest[..30])]);
+    assert_eq!(second.digest(), reference(&file, &[&past, &rest[..30]].concat()));
+    drop((first, second));
+    assert_eq!(stages.budget.used_bytes(), 0);
+}
+
 #[test]
 fn what_cannot_be_computed_is_an_error_that_changes_nothing() {
     let file = tiny("llama", GgmlType::Q4_0);

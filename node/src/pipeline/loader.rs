@@ -80,6 +80,8 @@ impl ChainLimits {
             page_tokens,
             page_bytes,
             pages: usize::try_from(session_bytes / page_bytes).unwrap_or(usize::MAX / page_tokens),
+            window: model.config().window().unwrap_or(usize::MAX),
+            kept_behind: Cache::KEPT_BEHIND,
             kept: KEPT,
             groups: stages,
         }

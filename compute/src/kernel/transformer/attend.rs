@@ -10,7 +10,7 @@ use crate::kernel::float::activation::all_finite;
 use crate::kernel::float::attention::{self, KeysValues, MAX_ROWS, Row};
 use crate::kernel::float::norm::{MAX_HEAD_DIM, rms_norm_head};
 use crate::kernel::float::rope;
-use crate::kernel::page::PAGE_POSITIONS;
+use crate::kernel::page::{PAGE_POSITIONS, PageShape};
 use crate::kernel::shared::Shared;
 use crate::kernel::simd::{Body, LANES, Simd, dispatch};
 use crate::pool::Worker;
@@ -99,8 +99,7 @@ impl Pass<'_> {
     /// Rotates one head of a row to the row's position and scales it.
     unsafe fn apply_rope(&self, row: usize, layer: &LayerWeights, x: &mut [f32], scale: f32) {
         let pairs = self.shape.rope_dim / 2;
-        let kind = usize::from(layer.sliding_window != usize::MAX);
-        let at = (kind * self.rows + row) * pairs;
+        let at = (layer.kind() * self.rows + row) * pairs;
         // SAFETY: written before the last barrier.
         unsafe { rope::rotate(self.isa, x, self.cos.part(at..at + pairs), self.sin.part(at..at + pairs), scale) }
     }
@@ -134,9 +133,12 @@ impl Pass<'_> {
             let x = self.head_of(&self.k, row, head, self.shape.kv_heads, bias, norm, step);
             self.apply_rope(row, layer, x, 1.0);
             self.to_f16(x, &mut halves, step);
-            let (page, slot) = self.page(row);
-            let block =
-                page.add(self.page_shape.key_offset(index, head) + slot / LANES * LANES * x.len() + slot % LANES);
+            let (page, slot) = self.page(row, layer);
+            let block = page.add(
+                self.page_shape(layer).key_offset(layer.page_layer, head)
+                    + slot / LANES * LANES * x.len()
+                    + slot % LANES,
+            );
             for (d, half) in halves[..x.len()].iter().enumerate() {
                 block.add(d * LANES).write(*half);
             }
@@ -148,16 +150,21 @@ impl Pass<'_> {
         // SAFETY: the caller's promise; the cache has a page for the row's position.
         unsafe {
             let x = self.head_of(&self.v, row, head, self.shape.kv_heads, layer.v_bias.as_deref(), None, step);
-            let (page, slot) = self.page(row);
-            let to = page.add(self.page_shape.value_offset(index, head) + slot * x.len());
+            let (page, slot) = self.page(row, layer);
+            let to = page.add(self.page_shape(layer).value_offset(layer.page_layer, head) + slot * x.len());
             self.to_f16(x, std::slice::from_raw_parts_mut(to, x.len()), step);
         }
     }
 
-    /// The page of a row's position, and the position's slot in that page.
-    fn page(&self, row: usize) -> (*mut u16, usize) {
+    /// The page of a row's position for a layer, and the position's slot in that page.
+    fn page(&self, row: usize, layer: &LayerWeights) -> (*mut u16, usize) {
         let position = self.position(row);
-        (self.chunks[self.row_chunk[row]].pages[position / PAGE_POSITIONS], position % PAGE_POSITIONS)
+        let pages = &self.chunks[self.row_chunk[row]].pages[layer.kind()];
+        (pages[position / PAGE_POSITIONS], position % PAGE_POSITIONS)
+    }
+
+    fn page_shape(&self, layer: &LayerWeights) -> PageShape {
+        self.page_shapes[layer.kind()]
     }
 
     /// Rounds to half precision; a value beyond its range makes the pass fail.
@@ -195,9 +202,9 @@ impl Pass<'_> {
                 };
             }
             let cache = KeysValues {
-                pages: &chunk.pages,
-                key_offset: self.page_shape.key_offset(index, task.kv_head),
-                value_offset: self.page_shape.value_offset(index, task.kv_head),
+                pages: &chunk.pages[layer.kind()],
+                key_offset: self.page_shape(layer).key_offset(layer.page_layer, task.kv_head),
+                value_offset: self.page_shape(layer).value_offset(layer.page_layer, task.kv_head),
                 head_dim,
             };
             let rows = &rows[..task.rows.len()];

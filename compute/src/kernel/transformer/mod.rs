@@ -73,6 +73,19 @@ pub(crate) struct LayerWeights {
     pub(crate) post_ffn_norm: Option<Vec<f32>>,
     /// Positions that a row attends to, its own included; `usize::MAX` without a sliding window.
     pub(crate) sliding_window: usize,
+    /// The layer's place in a page, which holds the layers of its [kind](LayerWeights::kind).
+    pub(crate) page_layer: usize,
+}
+
+/// Kinds of layers, as [`LayerWeights::kind`] numbers them.
+pub(crate) const KINDS: usize = 2;
+
+impl LayerWeights {
+    /// 0 for a layer that attends to all positions, 1 for one with a sliding window. Each kind has frequencies and pages of
+    /// its own.
+    pub(crate) fn kind(&self) -> usize {
+        usize::from(self.sliding_window != usize::MAX)
+    }
 }
 
 /// A layer's feed-forward block.
@@ -146,8 +159,9 @@ pub(crate) struct SequenceChunk {
     pub(crate) rows: Range<usize>,
     /// The position of the first row.
     pub(crate) position: usize,
-    /// The start of every page of the session's cache, with room for these rows.
-    pub(crate) pages: Vec<*mut u16>,
+    /// Of each kind of layers: the start of every page of the session's cache, with room for these rows. Null where the page
+    /// was dropped because no row sees its positions any more.
+    pub(crate) pages: [Vec<*mut u16>; KINDS],
 }
 
 impl SequenceChunk {
@@ -163,14 +177,15 @@ unsafe impl Sync for SequenceChunk {}
 /// The rows that go through the layers together.
 pub(crate) struct Batch<'a> {
     pub(crate) shape: ModelShape,
-    pub(crate) page_shape: PageShape,
+    /// Of each kind of layers.
+    pub(crate) page_shapes: [PageShape; KINDS],
     pub(crate) layers: &'a [LayerWeights],
     /// The first of these layers, counted from the model's first.
     pub(crate) first_layer: usize,
     pub(crate) head: Option<&'a Head>,
-    /// Of layers without a sliding window, and of those with one.
-    pub(crate) frequencies: [&'a [f64]; 2],
-    pub(crate) magnitudes: [f64; 2],
+    /// Of each kind of layers.
+    pub(crate) frequencies: [&'a [f64]; KINDS],
+    pub(crate) magnitudes: [f64; KINDS],
     pub(crate) source: RowSource<'a>,
     pub(crate) chunks: &'a [SequenceChunk],
     /// The number of rows of all chunks.
@@ -209,7 +224,7 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         isa: pool.isa(),
         replicated,
         shape: batch.shape,
-        page_shape: batch.page_shape,
+        page_shapes: batch.page_shapes,
         layers: batch.layers,
         first_layer: batch.first_layer,
         head: batch.head,

@@ -7,7 +7,7 @@ use super::experts::SharedExperts;
 use super::fault::{Fault, FirstFault, Step};
 use super::tiles::{PieceLimits, TakenTiles, split, tiles_of};
 use super::workspace::{INPUTS, ProductInput, ThreadState};
-use super::{DenseWeights, FeedForward, Head, LayerWeights, ModelShape, RowSource, SequenceChunk};
+use super::{DenseWeights, FeedForward, Head, KINDS, LayerWeights, ModelShape, RowSource, SequenceChunk};
 use crate::kernel::float::activation::{all_finite, gated, soft_cap};
 use crate::kernel::float::norm::rms_norm;
 use crate::kernel::float::{environment, rope};
@@ -25,12 +25,12 @@ pub(super) struct Pass<'a> {
     /// Whether every thread keeps the residuals of all rows, not of its own alone.
     pub(super) replicated: bool,
     pub(super) shape: ModelShape,
-    pub(super) page_shape: PageShape,
+    pub(super) page_shapes: [PageShape; KINDS],
     pub(super) layers: &'a [LayerWeights],
     pub(super) first_layer: usize,
     pub(super) head: Option<&'a Head>,
-    pub(super) frequencies: [&'a [f64]; 2],
-    pub(super) magnitudes: [f64; 2],
+    pub(super) frequencies: [&'a [f64]; KINDS],
+    pub(super) magnitudes: [f64; KINDS],
     pub(super) source: RowSource<'a>,
     pub(super) chunks: &'a [SequenceChunk],
     /// `[rows]`: the chunk of each row.
@@ -176,7 +176,7 @@ impl Pass<'_> {
         let pairs = self.shape.rope_dim / 2;
         for row in rows {
             let position = self.position(row);
-            for kind in 0..2 {
+            for kind in 0..KINDS {
                 let at = (kind * self.rows + row) * pairs;
                 // SAFETY: this thread's rows; read after a barrier.
                 let (cos, sin) = unsafe { (self.cos.part_mut(at..at + pairs), self.sin.part_mut(at..at + pairs)) };

@@ -40,6 +40,10 @@ pub struct BatchLimits {
     pub page_bytes: u64,
     /// Pages of all caches together.
     pub pages: usize,
+    /// Positions that a row of a layer with a sliding window sees; `usize::MAX` where no layer has one.
+    pub window: usize,
+    /// Positions by which a cache can go back from the start of its last step, whose window is the last that is kept.
+    pub kept_behind: usize,
     /// Caches of ended sequences that are kept for prompts with the same prefix.
     pub kept: usize,
     /// Steps in flight at once, one per stage: answers are spread over this many groups.
@@ -54,6 +58,12 @@ impl BatchLimits {
 
     fn pages_of(&self, tokens: usize) -> usize {
         tokens.div_ceil(self.page_tokens)
+    }
+
+    /// Whether a cache whose last steps began at `deepest` at most still has what rows from `tokens` on see: layers with a
+    /// sliding window give up what is far behind.
+    fn can_go_back(&self, deepest: usize, tokens: usize) -> bool {
+        deepest < self.window.saturating_add(self.kept_behind) || tokens.saturating_add(self.kept_behind) >= deepest
     }
 }
 
@@ -173,6 +183,8 @@ struct Sequence {
     tokens: Vec<u32>,
     /// Tokens in its cache; always fewer than `tokens`.
     computed: usize,
+    /// Where the latest of the steps began that its cache has seen, under whatever name.
+    deepest: usize,
     /// Its rows in a step in flight, drafted ones included; it joins no other step until that one is done.
     under_way: usize,
     /// A sequence with the same prompt, which it waits for.
@@ -286,6 +298,7 @@ impl Batch {
                     for planned in &rows {
                         if let Some(running) = self.running.iter_mut().find(|running| running.id == planned.sequence) {
                             running.under_way = planned.rows + planned.draft;
+                            running.deepest = running.deepest.max(planned.start);
                         }
                     }
                     actions.push(Action::Step(rows));
@@ -326,6 +339,7 @@ impl Batch {
                 id: SequenceId(first.0 + choice),
                 tokens: prompt.clone(),
                 computed: 0,
+                deepest: 0,
                 under_way: 0,
                 leader: (choice > 0 && !scored).then_some(first),
                 scored,
@@ -405,11 +419,13 @@ impl Batch {
             match source {
                 Source::Empty => {}
                 Source::Fork { from, tokens } => {
+                    sequence.deepest = self.deepest_of(from);
                     self.kept.touch(from, now);
                     sequence.copied_from = Some(from);
                     sequence.computed = tokens;
                 }
                 Source::Take { from, tokens } => {
+                    sequence.deepest = self.deepest_of(from);
                     self.kept.remove(from);
                     sequence.computed = tokens;
                 }
@@ -418,6 +434,13 @@ impl Batch {
             actions.push(Action::Start { sequence: sequence.id, source });
             self.running.push(sequence);
         }
+    }
+
+    /// Where the latest step of a running or kept sequence's cache began.
+    fn deepest_of(&self, id: SequenceId) -> usize {
+        let running = self.running.iter().find(|running| running.id == id).map(|running| running.deepest);
+        let kept = || self.kept.iter().find(|kept| kept.id == id).map(|kept| kept.deepest);
+        running.or_else(kept).unwrap_or(0)
     }
 
     fn waits_for_its_leader(&self, sequence: &Sequence) -> bool {
@@ -443,10 +466,14 @@ impl Batch {
         }
         // At least one token is computed, so that there are logits.
         let most = newcomer.tokens.len() - 1;
-        let shared = |tokens: &[u32]| common_prefix(tokens, &newcomer.tokens).min(most);
-        let running =
-            self.running.iter().map(|other| (shared(&other.tokens[..other.computed]), Reverse(other.id))).max();
-        let kept = self.kept.iter().map(|kept| (shared(&kept.tokens), Reverse(kept.id), kept.tokens.len())).max();
+        let shared = |tokens: &[u32], deepest: usize| {
+            let shared = common_prefix(tokens, &newcomer.tokens).min(most);
+            if self.limits.can_go_back(deepest, shared) { shared } else { 0 }
+        };
+        let of_running = |other: &Sequence| shared(&other.tokens[..other.computed], other.deepest);
+        let running = self.running.iter().map(|other| (of_running(other), Reverse(other.id))).max();
+        let of_kept = |kept: &Kept| shared(&kept.tokens, kept.deepest);
+        let kept = self.kept.iter().map(|kept| (of_kept(kept), Reverse(kept.id), kept.tokens.len())).max();
         match (running, kept) {
             (Some((tokens, Reverse(from))), _)
                 if tokens >= MIN_SHARED && kept.is_none_or(|(other, ..)| other < tokens) =>
@@ -499,7 +526,7 @@ impl Batch {
             actions.push(Action::Fail { sequence: sequence.id, needs, limit: bytes(self.limits.pages) });
             return true;
         }
-        sequence.computed = 0;
+        (sequence.computed, sequence.deepest) = (0, 0);
         self.waiting.push_front(sequence);
         true
     }
@@ -572,19 +599,22 @@ impl Batch {
         self.keep(sequence, now, actions);
     }
 
-    /// Keeps the cache of an ended sequence, replacing caches that are prefixes of it.
+    /// Keeps the cache of an ended sequence, replacing caches that are prefixes of it and to which it can go back.
     fn keep(&mut self, mut sequence: Sequence, now: Time, actions: &mut Vec<Action>) {
         sequence.tokens.truncate(sequence.computed);
         if sequence.tokens.len() < MIN_SHARED || self.limits.kept == 0 {
             actions.push(Action::Drop(sequence.id));
             return;
         }
-        for shorter in self.kept.beginnings_of(&sequence.tokens) {
+        for (shorter, len) in self.kept.beginnings_of(&sequence.tokens) {
+            if !self.limits.can_go_back(sequence.deepest, len) {
+                continue;
+            }
             self.kept.remove(shorter);
             actions.push(Action::Drop(shorter));
         }
-        let Sequence { id, tokens, copied_from, .. } = sequence;
-        self.kept.push(Kept { id, tokens, copied_from, used: now });
+        let Sequence { id, tokens, deepest, copied_from, .. } = sequence;
+        self.kept.push(Kept { id, tokens, deepest, copied_from, used: now });
         while self.kept.len() > self.limits.kept
             && let Some(oldest) = self.kept.remove_oldest()
         {

@@ -30,6 +30,8 @@ const LIMITS: BatchLimits = BatchLimits {
     page_tokens: 4,
     page_bytes: 64,
     pages: 40,
+    window: usize::MAX,
+    kept_behind: 0,
     kept: 2,
     groups: 2,
 };

@@ -189,6 +189,8 @@ pub(crate) fn batch_limits(stages: usize, session_bytes: u64, layers: u32) -> Ba
         page_tokens,
         page_bytes,
         pages: (session_bytes / page_bytes) as usize,
+        window: usize::MAX,
+        kept_behind: 0,
         kept: KEPT,
         groups: stages,
     }

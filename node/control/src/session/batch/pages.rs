@@ -11,6 +11,8 @@ pub(super) struct Kept {
     pub(super) id: SequenceId,
     /// Tokens in the cache.
     pub(super) tokens: Vec<u32>,
+    /// Where the latest of its steps began.
+    pub(super) deepest: usize,
     /// The kept cache that its first positions were copied from.
     pub(super) copied_from: Option<SequenceId>,
     /// Time of its last use.
@@ -60,9 +62,10 @@ impl KeptCaches {
         Some(self.kept.remove(oldest).id)
     }
 
-    /// Caches whose tokens are a prefix of `tokens`.
-    pub(super) fn beginnings_of(&self, tokens: &[u32]) -> Vec<SequenceId> {
-        self.kept.iter().filter(|kept| tokens.starts_with(&kept.tokens)).map(|kept| kept.id).collect()
+    /// Caches whose tokens are a prefix of `tokens`, with their lengths.
+    pub(super) fn beginnings_of(&self, tokens: &[u32]) -> Vec<(SequenceId, usize)> {
+        let beginnings = self.kept.iter().filter(|kept| tokens.starts_with(&kept.tokens));
+        beginnings.map(|kept| (kept.id, kept.tokens.len())).collect()
     }
 }
 

@@ -13,6 +13,8 @@ fn limits() -> BatchLimits {
         page_tokens: 16,
         page_bytes: 1 << 10,
         pages: 1000,
+        window: usize::MAX,
+        kept_behind: 0,
         kept: 4,
         groups: 1,
     }
@@ -122,6 +124,67 @@ fn a_shared_prefix_is_forked_and_kept_for_others() {
     let start =
         |id| Action::Start { sequence: SequenceId(id), source: Source::Fork { from: SequenceId(0), tokens: 50 } };
     assert_eq!(actions, [start(1), start(2)]);
+}
+
+#[test]
+fn a_prefix_whose_windowed_layers_were_evicted_is_computed_again() {
+    let mut batch = Batch::new(BatchLimits { window: 30, kept_behind: 20, ..limits() });
+    arrive(&mut batch, 0, (0..40).collect());
+    step(&mut batch, 100);
+    // One token a step: the last one begins at 99.
+    for token in 101..=160 {
+        step(&mut batch, token);
+    }
+    end(&mut batch, 0);
+    let source = |batch: &mut Batch, id: u64, prompt: Vec<u32>| {
+        arrive(batch, id, prompt);
+        let (actions, _) = ready(batch);
+        batch.handle(Event::Failed(SequenceId(id)), Time::ZERO);
+        let [.., Action::Start { source, .. }] = actions[..] else { panic!("{actions:?}") };
+        source
+    };
+    let told = |tokens: usize| (0..40).chain(100..161).take(tokens).chain([9]).collect::<Vec<u32>>();
+    assert_eq!(source(&mut batch, 1, told(78)), Source::Empty, "21 positions before the last step");
+    assert_eq!(source(&mut batch, 2, told(79)), Source::Fork { from: SequenceId(0), tokens: 79 });
+    // A cache that is no longer than a window and what is kept behind it has lost nothing.
+    let mut short = Batch::new(BatchLimits { window: 30, kept_behind: 20, ..limits() });
+    arrive(&mut short, 0, (0..40).collect());
+    for token in 100..110 {
+        step(&mut short, token);
+    }
+    end(&mut short, 0);
+    assert_eq!(source(&mut short, 1, told(10)), Source::Fork { from: SequenceId(0), tokens: 10 });
+}
+
+#[test]
+fn a_fork_goes_back_no_further_than_what_it_was_made_from() {
+    let mut batch = Batch::new(BatchLimits { window: 30, kept_behind: 20, ..limits() });
+    arrive(&mut batch, 0, (0..40).collect());
+    for token in 100..161 {
+        step(&mut batch, token);
+    }
+    end(&mut batch, 0);
+    // Its own first step begins at 79, but its pages are those of a cache that was at 99.
+    arrive(&mut batch, 1, (0..40).chain(100..139).chain([9]).collect());
+    step(&mut batch, 200);
+    end(&mut batch, 1);
+    arrive(&mut batch, 2, (0..40).chain(100..130).chain([9]).collect());
+    let (actions, _) = ready(&mut batch);
+    assert_eq!(actions, [Action::Start { sequence: SequenceId(2), source: Source::Empty }]);
+}
+
+#[test]
+fn a_kept_beginning_stays_beside_a_longer_cache_that_cannot_go_back_to_it() {
+    let mut batch = Batch::new(BatchLimits { window: 30, kept_behind: 20, ..limits() });
+    arrive(&mut batch, 0, (0..40).collect());
+    arrive(&mut batch, 1, (0..40).chain([7]).collect());
+    step(&mut batch, 100);
+    end(&mut batch, 0);
+    for token in 100..190 {
+        step(&mut batch, token);
+    }
+    assert_eq!(end(&mut batch, 1), [], "nothing is dropped");
+    assert!(batch.keeps(SequenceId(0)) && batch.keeps(SequenceId(1)));
 }
 
 #[test]

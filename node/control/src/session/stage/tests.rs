@@ -50,6 +50,8 @@ impl Stage {
             page_tokens: 16,
             page_bytes: 1 << 10,
             pages: 64,
+            window: usize::MAX,
+            kept_behind: 0,
             kept: 0,
             groups: count as usize,
         };
