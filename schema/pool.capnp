@@ -35,6 +35,7 @@ struct ModelSize {
   embeddingBytes @4 :UInt64;   # 0: the head is the same tensor
   headBytes @5 :UInt64;
   positionBytes @6 :UInt32;    # bytes of keys and values of one position in one layer
+  activeLayerBytes @7 :UInt64; # bytes of a layer's weights that one position is computed with; 0: all, as without experts
 }
 
 struct Model {

@@ -11,6 +11,7 @@ pub fn model_size(manifest: &Manifest, config: &ModelConfig) -> ModelSize {
         hidden_size: limited(config.hidden_size as u64),
         context: limited(config.context as u64),
         layer_bytes: manifest.layer_bytes(),
+        active_layer_bytes: manifest.active_layer_bytes(config.experts),
         embedding_bytes: manifest.embedding_bytes(),
         head_bytes: manifest.head_bytes(),
         position_bytes: limited(config.position_bytes()),

@@ -244,6 +244,7 @@ fn write_model(model: &ModelAdvert, serving: Option<&ServingAdvert>, mut to: wir
     to.set_width(size.hidden_size);
     to.set_context(size.context);
     to.set_layer_bytes(size.layer_bytes);
+    to.set_active_layer_bytes(size.active_layer_bytes);
     to.set_embedding_bytes(size.embedding_bytes);
     to.set_head_bytes(size.head_bytes);
     to.set_position_bytes(size.position_bytes);
@@ -425,6 +426,7 @@ fn read_model(from: wire::model::Reader<'_>) -> Read<ModelAdvert> {
             hidden_size: size.get_width(),
             context: size.get_context(),
             layer_bytes: size.get_layer_bytes(),
+            active_layer_bytes: size.get_active_layer_bytes(),
             embedding_bytes: size.get_embedding_bytes(),
             head_bytes: size.get_head_bytes(),
             position_bytes: size.get_position_bytes(),

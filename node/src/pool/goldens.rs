@@ -45,6 +45,7 @@ fn full() -> Advert {
         hidden_size: 576,
         context: 8192,
         layer_bytes: 3 << 20,
+        active_layer_bytes: 1 << 20,
         embedding_bytes: 0,
         head_bytes: 30 << 20,
         position_bytes: 1536,

@@ -113,6 +113,7 @@ impl<'a> Costs<'a> {
         nodes.sort_by_key(|node| node.peer);
         nodes.dedup_by_key(|node| node.peer);
         let size = &needs.size;
+        let layer_bytes = size.read_bytes();
         let macs = |bytes: u64| bytes as f64 * 8.0 / WEIGHT_BITS;
         let of = |seconds: &dyn Fn(&NodeOffer) -> f64| nodes.iter().map(|node| seconds(node)).collect();
         let even =
@@ -128,12 +129,10 @@ impl<'a> Costs<'a> {
             Some(Hop { step_s: token_s + position_s, chunk_s, token_s })
         };
         Costs {
-            layer_s: of(&|node| size.layer_bytes.max(1) as f64 / node.speed.weight_bytes_per_s),
-            even_layer_s: even.iter().map(|speed| size.layer_bytes.max(1) as f64 / speed).collect(),
+            layer_s: of(&|node| layer_bytes as f64 / node.speed.weight_bytes_per_s),
+            even_layer_s: even.iter().map(|speed| layer_bytes as f64 / speed).collect(),
             head_s: of(&|node| size.head_bytes as f64 / node.speed.weight_bytes_per_s),
-            chunk_layer_s: of(&|node| {
-                macs(size.layer_bytes.max(1)) * f64::from(CHUNK_POSITIONS) / node.speed.macs_per_s
-            }),
+            chunk_layer_s: of(&|node| macs(layer_bytes) * f64::from(CHUNK_POSITIONS) / node.speed.macs_per_s),
             hops: nodes.iter().map(|from| nodes.iter().map(|to| hop(from, to)).collect()).collect(),
             needs,
             nodes,

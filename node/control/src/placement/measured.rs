@@ -27,7 +27,7 @@ type Rates = [f64; 2];
 
 /// The speed that a stage's times amount to.
 fn rates(size: &ModelSize, layers: &Range<u32>, pace: &StagePace) -> Rates {
-    let layer_bytes = size.layer_bytes.max(1) as f64 * f64::from(layers.end.saturating_sub(layers.start));
+    let layer_bytes = size.read_bytes() as f64 * f64::from(layers.end.saturating_sub(layers.start));
     let head_bytes = if layers.end == size.layers { size.head_bytes as f64 } else { 0.0 };
     let per_s = |amount: f64, time: Duration| if time.is_zero() { 0.0 } else { amount / time.as_secs_f64() };
     [per_s(layer_bytes + head_bytes, pace.step), per_s(layer_bytes * 8.0 / WEIGHT_BITS, pace.prompt_row)]

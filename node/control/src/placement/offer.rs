@@ -83,6 +83,13 @@ impl ModelSize {
         embedding.saturating_add(if last { self.head_bytes } else { 0 })
     }
 
+    /// Bytes of the weights of one layer that a position is computed with, at least 1. What nobody said, or cannot be, counts as
+    /// the whole layer.
+    pub(super) fn read_bytes(&self) -> u64 {
+        let active = Some(self.active_layer_bytes).filter(|active| (1..self.layer_bytes).contains(active));
+        active.unwrap_or(self.layer_bytes).max(1)
+    }
+
     /// Bytes of the weights of a stage.
     pub fn weight_bytes(&self, layers: &Range<u32>) -> u64 {
         let count = layers.end.saturating_sub(layers.start);

@@ -30,6 +30,7 @@ fn needs(layers: u32, layer_mib: u64) -> ModelNeeds {
             hidden_size: 1024,
             context: 2048,
             layer_bytes: layer_mib << 20,
+            active_layer_bytes: 0,
             embedding_bytes: 0,
             head_bytes: 1 << 20,
             position_bytes: 512,
@@ -193,6 +194,7 @@ fn hostile_figures_neither_panic_nor_take_long() {
             hidden_size: u32::MAX,
             context: u32::MAX,
             layer_bytes: size,
+            active_layer_bytes: size,
             embedding_bytes: size,
             head_bytes: size,
             position_bytes: u32::MAX,
@@ -207,6 +209,27 @@ fn hostile_figures_neither_panic_nor_take_long() {
         needs.size.layers = u32::MAX;
         assert!(plan(&needs, &nodes, link).unwrap_err().why.contains("says that it has 4294967295 layers"));
     }
+}
+
+#[test]
+fn a_mixture_of_experts_takes_the_memory_of_all_and_the_time_of_those_that_compute() {
+    let mut needs = needs(30, 100);
+    // Two equal nodes hold it together; neither does alone.
+    let nodes = [node(1, 2 * GIB, 20.0), node(2, 2 * GIB, 20.0)];
+    let dense = plan(&needs, &nodes, linked).unwrap();
+    needs.size.active_layer_bytes = 5 << 20;
+    let sparse = plan(&needs, &nodes, linked).unwrap();
+    assert_eq!(counts(&sparse).len(), 2);
+    let layers_s = |bytes: u64| 30.0 * bytes as f64 / 20e9;
+    let saved = dense.prediction.step_s - sparse.prediction.step_s;
+    assert!((saved / layers_s(95 << 20) - 1.0).abs() < 1e-6, "{saved}");
+    // More than there is cannot be read.
+    needs.size.active_layer_bytes = u64::MAX;
+    assert_eq!(plan(&needs, &nodes, linked).unwrap().prediction, dense.prediction);
+    // A fast node and a hop to it gain less time than the hop takes, where a position reads so little.
+    let nodes = [node(1, 4 * GIB, 10.0), node(2, 2 * GIB, 40.0)];
+    needs.size.active_layer_bytes = 64 << 10;
+    assert_eq!(counts(&plan(&needs, &nodes, linked).unwrap()), [(peer(1), 30)]);
 }
 
 /// Any pool of up to six nodes and any model.

@@ -165,6 +165,7 @@ mod tests {
             hidden_size: 64,
             context: 64,
             layer_bytes: 10 << 20,
+            active_layer_bytes: 0,
             embedding_bytes: 0,
             head_bytes: 1 << 20,
             position_bytes: 64,

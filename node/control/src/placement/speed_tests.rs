@@ -63,6 +63,7 @@ fn size() -> ModelSize {
         hidden_size: 1024,
         context: 2048,
         layer_bytes: LAYER_BYTES,
+        active_layer_bytes: 0,
         embedding_bytes: 0,
         head_bytes: 1 << 20,
         position_bytes: 512,

@@ -181,8 +181,11 @@ pub struct ModelSize {
     pub hidden_size: u32,
     /// Positions of a session at most.
     pub context: u32,
-    /// Bytes of the weights of one layer.
+    /// Bytes of the weights of one layer: the memory that it takes.
     pub layer_bytes: u64,
+    /// Bytes of those weights that one position is computed with: of a mixture of experts, the chosen ones and what all
+    /// positions share. 0: all of them.
+    pub active_layer_bytes: u64,
     /// Bytes of the embedding, unless the head is the same tensor.
     pub embedding_bytes: u64,
     /// Bytes of the head.

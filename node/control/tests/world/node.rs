@@ -158,6 +158,7 @@ pub(crate) fn size() -> ModelSize {
         hidden_size: 512,
         context: 1024,
         layer_bytes: LAYER_BYTES,
+        active_layer_bytes: 0,
         embedding_bytes: 0,
         head_bytes: 2 * LAYER_BYTES,
         position_bytes: 256,
