@@ -1,5 +1,5 @@
-//! A model file small enough to be made in a test: a Llama of a few layers with pseudo-random weights and a tokenizer of
-//! single bytes. Its answers make no sense, but everything that runs a model runs it.
+//! A model file small enough to be made in a test: a Llama, or a Qwen 3 with a mixture of experts, of a few layers with
+//! pseudo-random weights and a tokenizer of single bytes. Its answers make no sense, but everything that runs a model runs it.
 
 use std::collections::BTreeMap;
 
@@ -29,11 +29,17 @@ pub struct TinyModel {
     pub layers: usize,
     /// Elements of the activations; a multiple of 16.
     pub width: usize,
+    /// Experts of each layer, of which [`USED_EXPERTS`] compute a row; 0 for a dense model.
+    pub experts: usize,
 }
+
+/// Experts that compute a row, of a mixture.
+pub const USED_EXPERTS: usize = 2;
 
 impl Default for TinyModel {
     fn default() -> TinyModel {
-        TinyModel { architecture: "llama".to_owned(), name: "Tiny".to_owned(), seed: 1, layers: 2, width: 64 }
+        let (architecture, name) = ("llama".to_owned(), "Tiny".to_owned());
+        TinyModel { architecture, name, seed: 1, layers: 2, width: 64, experts: 0 }
     }
 }
 
@@ -47,6 +53,11 @@ enum Value {
 }
 
 impl TinyModel {
+    /// A Qwen 3 whose layers have this many experts.
+    pub fn mixture(experts: usize) -> TinyModel {
+        TinyModel { architecture: "qwen3moe".to_owned(), experts, ..TinyModel::default() }
+    }
+
     /// The bytes of the file.
     pub fn gguf(&self) -> Vec<u8> {
         let (metadata, tensors) = (self.metadata(), self.tensors());
@@ -85,7 +96,7 @@ impl TinyModel {
         tokens.extend(["<begin>".to_owned(), "<end>".to_owned()]);
         let mut kinds = vec![1; VOCABULARY];
         kinds[256..].fill(3);
-        [
+        let mut metadata: BTreeMap<String, Value> = [
             ("general.architecture".to_owned(), Value::Text(self.architecture.clone())),
             ("general.name".to_owned(), Value::Text(self.name.clone())),
             (of_model("block_count"), Value::U32(self.layers as u32)),
@@ -105,29 +116,58 @@ impl TinyModel {
             ("tokenizer.ggml.add_bos_token".to_owned(), Value::Yes),
         ]
         .into_iter()
-        .collect()
+        .collect();
+        if self.experts > 0 {
+            metadata.extend([
+                (of_model("expert_count"), Value::U32(self.experts as u32)),
+                (of_model("expert_used_count"), Value::U32(USED_EXPERTS as u32)),
+                (of_model("expert_feed_forward_length"), Value::U32(self.width as u32)),
+            ]);
+        }
+        metadata
     }
 
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
-        let (width, feed_forward) = (self.width, 2 * self.width);
+        let width = self.width;
         let mut tensors = vec![("token_embd.weight".to_owned(), vec![width, VOCABULARY])];
         for layer in 0..self.layers {
-            for (name, shape) in [
+            let attention = [
                 ("attn_norm", vec![width]),
                 ("attn_q", vec![width, width]),
                 ("attn_k", vec![width, width / 2]),
                 ("attn_v", vec![width, width / 2]),
                 ("attn_output", vec![width, width]),
                 ("ffn_norm", vec![width]),
-                ("ffn_gate", vec![width, feed_forward]),
-                ("ffn_up", vec![width, feed_forward]),
-                ("ffn_down", vec![feed_forward, width]),
-            ] {
+            ];
+            let feed_forward = self.feed_forward();
+            for (name, shape) in attention.into_iter().chain(feed_forward) {
                 tensors.push((format!("blk.{layer}.{name}.weight"), shape));
             }
         }
         tensors.push(("output_norm.weight".to_owned(), vec![width]));
         tensors
+    }
+}
+
+impl TinyModel {
+    /// The tensors of a feed-forward block, and what else an architecture with experts has in a layer.
+    fn feed_forward(&self) -> Vec<(&'static str, Vec<usize>)> {
+        let (width, experts) = (self.width, self.experts);
+        if experts == 0 {
+            return vec![
+                ("ffn_gate", vec![width, 2 * width]),
+                ("ffn_up", vec![width, 2 * width]),
+                ("ffn_down", vec![2 * width, width]),
+            ];
+        }
+        vec![
+            ("attn_q_norm", vec![width / HEADS]),
+            ("attn_k_norm", vec![width / HEADS]),
+            ("ffn_gate_inp", vec![width, experts]),
+            ("ffn_gate_exps", vec![width, width, experts]),
+            ("ffn_up_exps", vec![width, width, experts]),
+            ("ffn_down_exps", vec![width, width, experts]),
+        ]
     }
 }
 

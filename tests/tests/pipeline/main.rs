@@ -7,6 +7,7 @@ mod every_token;
 mod lies;
 mod losses;
 mod memory;
+mod mixtures;
 mod names;
 mod speeds;
 
@@ -182,7 +183,9 @@ impl Streamed {
         if event.get("error").is_some() {
             return Err(event);
         }
-        if let Some(text) = event["choices"][0]["delta"]["content"].as_str() {
+        let choice = &event["choices"][0];
+        // Of a chat, and of a completion.
+        if let Some(text) = choice["delta"]["content"].as_str().or(choice["text"].as_str()) {
             self.text.push_str(text);
         }
         if !event["pangea"].is_null() {

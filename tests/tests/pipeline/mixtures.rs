@@ -1,0 +1,85 @@
+//! A mixture of experts: whoever has whichever layers, the same experts are chosen and the same text comes.
+
+use pangea_tests::tiny_model::TinyModel;
+
+use super::*;
+
+const COMPLETIONS: &str = "/v1/completions";
+const NAME: &str = "mixture";
+
+/// Tokens of an answer: enough that a node can be killed while it comes.
+const TOKENS: usize = 400;
+
+fn stage() -> Stage {
+    let cluster = Cluster::new();
+    let model = cluster.folder().join(format!("{NAME}.gguf"));
+    // As many layers as the model of the other tests has.
+    let mixture = TinyModel { layers: LAYERS as usize, width: 128, seed: 3, ..TinyModel::mixture(16) };
+    std::fs::write(&model, mixture.gguf()).unwrap();
+    Stage { cluster, model }
+}
+
+fn prompt(stream: bool) -> Value {
+    let prompt = "The expert of the sea says: ";
+    json!({
+        "model": NAME, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0, "stream": stream, "logit_bias": {"257": -100},
+    })
+}
+
+/// The text of the whole answer, and its `pangea` object.
+fn answer(node: &Node) -> (String, Value) {
+    let response = post(&node.api, COMPLETIONS, &prompt(false));
+    let status = response.status;
+    let answer = response.json();
+    assert_eq!(status, 200, "{answer}");
+    (answer["choices"][0]["text"].as_str().unwrap().to_owned(), answer["pangea"].clone())
+}
+
+#[test]
+fn three_nodes_give_the_text_of_one_whoever_dies_and_their_receipts_hold() {
+    let stage = stage();
+    let alone = stage.serving("alone").start();
+    let (undisturbed, pangea) = answer(&alone);
+    assert_eq!(stages(&pangea), [alone.peer.as_str()], "{pangea}");
+    assert!(undisturbed.chars().count() > TOKENS / 4, "{undisturbed}");
+    drop(alone);
+
+    let one = stage.splitting("one").start();
+    let two = stage.cluster.node("two").with("--peer", &one.address).start();
+    let three = stage.cluster.node("three").with("--peer", &one.address).with("--audit", "1").start();
+    let on = |asked: &Node, nodes: &[&Node]| {
+        let mut wanted: Vec<&str> = nodes.iter().map(|node| node.peer.as_str()).collect();
+        wanted.sort_unstable();
+        eventually(&format!("answers come from {wanted:?}"), || {
+            let response = post(&asked.api, COMPLETIONS, &json!({"model": NAME, "prompt": "a", "max_tokens": 1}));
+            if response.status != 200 {
+                return false;
+            }
+            let mut peers = stages(&response.json()["pangea"]);
+            peers.sort_unstable();
+            peers == wanted
+        });
+    };
+    on(&one, &[&one, &two, &three]);
+    for node in [&one, &two, &three] {
+        eventually("the model is known here", || get(&node.api, "/v1/models").text().contains(NAME));
+        let (text, pangea) = answer(node);
+        assert_eq!(text, undisturbed, "{pangea}");
+        assert_eq!(stages(&pangea).len(), 3, "{pangea}");
+        let verdict = if node.peer == three.peer { "audited" } else { "unchecked" };
+        assert_eq!(pangea["verdict"], verdict, "{pangea}");
+        stage.verify_all(node, &pangea);
+    }
+
+    let mut streamed = Streamed::of(post(&one.api, COMPLETIONS, &prompt(true)));
+    while streamed.text.is_empty() {
+        assert!(streamed.next(), "it ended before anything came");
+    }
+    two.kill9();
+    let (text, pangea) = streamed.finish();
+    assert_eq!(text, undisturbed, "{pangea}");
+    assert!(pangea["failovers"].as_u64().unwrap() >= 1, "it was over before anything happened: {pangea}");
+    stage.verify_all(&one, &pangea);
+    on(&one, &[&one, &three]);
+    assert_eq!(answer(&three).0, undisturbed);
+}
