@@ -24,7 +24,7 @@ pub const TOPIC: &str = "/pangea/pool/1";
 const VERSION: u16 = 1;
 
 /// Maximum bytes of an advert: a node with 512 links (80 bytes each) and a few dozen models is under 64 KiB; each advert is
-/// forwarded by every node, at least every ten seconds.
+/// published every second at most, unless something changes.
 pub const MAX_ADVERT_BYTES: usize = 128 << 10;
 
 /// Exclusive maximum of a term's counter: beyond any number of elections, and far from overflow.
