@@ -65,6 +65,70 @@ fn counts_that_do_not_fit_are_refused() {
     }
 }
 
+/// Without its biases gpt-oss would compute something else.
+#[test]
+fn a_gpt_oss_without_its_biases_or_sinks_is_refused() {
+    const GPT_OSS: Tiny = Tiny { architecture: "gpt-oss", ..MIXTURE };
+    let pool = Pool::new(1).unwrap();
+    let load = |changes: Changes<'_>| {
+        let file = ModelFile::from_bytes(tiny::gguf_changed(GPT_OSS, changes)).unwrap();
+        Model::load(&file, ModelPart::whole(file.config()), &pool)
+    };
+    load(Changes::NONE).unwrap();
+    for name in [
+        "attn_q.bias",
+        "attn_k.bias",
+        "attn_v.bias",
+        "attn_output.bias",
+        "attn_sinks.weight",
+        "post_attention_norm.weight",
+        "ffn_gate_inp.bias",
+        "ffn_gate_exps.bias",
+        "ffn_up_exps.bias",
+        "ffn_down_exps.bias",
+    ] {
+        let full = format!("blk.1.{name}");
+        let error = load(Changes { tensor: &|tensor| tensor.name != full, ..Changes::NONE }).unwrap_err();
+        assert!(error.to_string().contains(&format!("the file has no tensor {full:?}")), "{error}");
+        let shorter = |tensor: &mut Tensor| {
+            if tensor.name == full {
+                tensor.shape = vec![tensor.shape.iter().product::<usize>() - 1];
+                tensor.bytes.truncate(tensor.bytes.len() - 4);
+            }
+            true
+        };
+        let error = load(Changes { tensor: &shorter, ..Changes::NONE }).unwrap_err();
+        assert!(error.to_string().contains(&full) && error.to_string().contains("but the metadata says"), "{error}");
+        let poisoned = |name: &str, elements: &mut [f32]| {
+            if name == full {
+                elements[0] = f32::NAN;
+            }
+        };
+        let error = load(Changes { elements: &poisoned, ..Changes::NONE }).unwrap_err();
+        assert!(error.to_string().contains(&full) && error.to_string().contains("not finite"), "{error}");
+    }
+}
+
+/// The clamp of gpt-oss's activation makes a number of an infinity.
+#[test]
+fn an_infinity_before_the_clamp_of_gpt_oss_fails_the_pass() {
+    let pool = Pool::new(1).unwrap();
+    let huge = |name: &str, elements: &mut [f32]| {
+        if name == "blk.1.ffn_up_exps.bias" || name == "blk.1.ffn_gate_exps.bias" {
+            elements.fill(f32::MAX);
+        }
+        if name == "blk.1.post_attention_norm.weight" {
+            elements.fill(1e38);
+        }
+    };
+    let tiny = Tiny { architecture: "gpt-oss", weights: GgmlType::F32, seed: 7 };
+    let file = ModelFile::from_bytes(tiny::gguf_with(tiny, huge)).unwrap();
+    let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
+    let error = forward(&model, &pool, &[1, 2, 3]).unwrap_err();
+    assert!(matches!(error, Error::NonFinite { .. }), "{error}");
+    assert!(error.to_string().contains("layer 1"), "{error}");
+}
+
 #[test]
 fn tensors_that_are_missing_or_of_another_shape_or_type_are_refused() {
     let changed = |name: &'static str, change: &dyn Fn(&mut Tensor) -> bool| {

@@ -21,12 +21,21 @@ pub enum Architecture {
     Qwen3Moe,
     /// Gemma 3: sliding windows, norms after as well as before, scaled embeddings.
     Gemma3,
+    /// gpt-oss 20b and 120b: a mixture of experts in every layer, biases everywhere, every second layer with a sliding window,
+    /// attention sinks, a clamped activation.
+    GptOss,
 }
 
 impl Architecture {
     /// All supported architectures.
-    pub const ALL: [Architecture; 5] =
-        [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3, Architecture::Qwen3Moe, Architecture::Gemma3];
+    pub const ALL: [Architecture; 6] = [
+        Architecture::Llama,
+        Architecture::Qwen2,
+        Architecture::Qwen3,
+        Architecture::Qwen3Moe,
+        Architecture::Gemma3,
+        Architecture::GptOss,
+    ];
 
     /// The name in GGUF files, which is also the prefix of the model's keys.
     pub fn name(self) -> &'static str {
@@ -36,6 +45,7 @@ impl Architecture {
             Architecture::Qwen3 => "qwen3",
             Architecture::Qwen3Moe => "qwen3moe",
             Architecture::Gemma3 => "gemma3",
+            Architecture::GptOss => "gpt-oss",
         }
     }
 
@@ -48,7 +58,30 @@ impl Architecture {
 
     /// Whether the feed-forward blocks are mixtures of experts.
     fn has_experts(self) -> bool {
-        self == Architecture::Qwen3Moe
+        matches!(self, Architecture::Qwen3Moe | Architecture::GptOss)
+    }
+
+    /// Whether every matrix of a layer has a bias, router and experts included, and every query head a sink: then a file
+    /// without them is damaged.
+    pub(crate) fn has_all_biases(self) -> bool {
+        self == Architecture::GptOss
+    }
+
+    /// The tensor of the norm before the feed-forward block. gpt-oss's files name it after what it follows.
+    pub(crate) fn ffn_norm(self) -> &'static str {
+        match self {
+            Architecture::GptOss => "post_attention_norm.weight",
+            _ => "ffn_norm.weight",
+        }
+    }
+
+    /// Layers from one that attends to all positions to the next, where the file does not say; `None` without sliding windows.
+    fn window_period(self) -> Option<usize> {
+        match self {
+            Architecture::Gemma3 => Some(6),
+            Architecture::GptOss => Some(2),
+            _ => None,
+        }
     }
 
     /// Whether the file's rotary pairs are (2i, 2i + 1), not (i, i + half).
@@ -59,6 +92,7 @@ impl Architecture {
     pub(crate) fn activation(self) -> Activation {
         match self {
             Architecture::Gemma3 => Activation::Gelu,
+            Architecture::GptOss => Activation::Clamped,
             _ => Activation::Silu,
         }
     }
@@ -124,8 +158,10 @@ pub struct ModelConfig {
     pub(crate) rope_dim: usize,
     pub(crate) rope_base: f64,
     pub(crate) rope_scaling: RopeScaling,
-    /// RoPE base of layers with a sliding window, unscaled.
+    /// RoPE base of layers with a sliding window.
     pub(crate) rope_base_sliding: f64,
+    /// How the frequencies of those layers are scaled.
+    pub(crate) rope_scaling_sliding: RopeScaling,
     /// Per layer, the positions that a row attends to, its own included; `usize::MAX` without a sliding window.
     pub(crate) sliding_window: Vec<usize>,
     pub(crate) attention_scale: f32,
@@ -174,6 +210,12 @@ impl ModelConfig {
         }
         let context = keys.required("context_length", 1, MAX_CONTEXT)?;
         let sliding_window = keys.sliding_windows(layers, architecture)?;
+        let rope_base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
+        let rope_scaling = keys.rope_scaling(context, architecture)?;
+        // Gemma scales the layers that see everything only.
+        let scaled = architecture == Architecture::GptOss;
+        let (base_sliding, rope_scaling_sliding) =
+            if scaled { (rope_base, rope_scaling) } else { (10_000.0, RopeScaling::Linear(1.0)) };
         let attention_scale = match (architecture, layers) {
             // The 27B model scales by `hidden_size / heads`, which is not its `head_dim`.
             (Architecture::Gemma3, 62) => 1.0 / ((hidden_size / heads) as f32).sqrt(),
@@ -196,9 +238,10 @@ impl ModelConfig {
             context,
             epsilon: keys.positive("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5) as f32,
             rope_dim,
-            rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
-            rope_scaling: keys.rope_scaling(context)?,
-            rope_base_sliding: keys.positive("rope.freq_base_swa")?.unwrap_or(10_000.0),
+            rope_base,
+            rope_scaling,
+            rope_base_sliding: keys.positive("rope.freq_base_swa")?.unwrap_or(base_sliding),
+            rope_scaling_sliding,
             sliding_window,
             attention_scale: keys.positive("attention.scale")?.map_or(attention_scale, |scale| scale as f32),
             attention_soft_cap: keys.positive("attn_logit_softcapping")?.map(|cap| cap as f32),
@@ -297,19 +340,17 @@ impl Keys<'_> {
         Ok(Some(Experts { count, used }))
     }
 
-    /// Sliding windows of Gemma 3: every sixth layer attends to all positions, unless the file gives another pattern.
+    /// Sliding windows: one layer of a period attends to all positions, the last, unless the file gives another pattern.
     fn sliding_windows(&self, layers: usize, architecture: Architecture) -> Result<Vec<usize>, Error> {
         let mut windows = vec![usize::MAX; layers];
-        if architecture != Architecture::Gemma3 {
-            return Ok(windows);
-        }
+        let Some(period) = architecture.window_period() else { return Ok(windows) };
         let Some(window) = self.integer("attention.sliding_window", 0, MAX_CONTEXT)?.filter(|window| *window > 0)
         else {
             return Ok(windows);
         };
         let key = format!("{}.attention.sliding_window_pattern", self.prefix);
         let windowed: Vec<bool> = match self.metadata.get(&key) {
-            None => (0..layers).map(|layer| layer % 6 < 5).collect(),
+            None => (0..layers).map(|layer| layer % period < period - 1).collect(),
             Some(crate::gguf::Value::Numbers { .. }) => match self.metadata.get_bools(&key)? {
                 Some(pattern) if pattern.len() == layers => pattern,
                 _ => return Err(self.wrong("attention.sliding_window_pattern does not have one value per layer")),
@@ -327,7 +368,7 @@ impl Keys<'_> {
         Ok(windows)
     }
 
-    fn rope_scaling(&self, context: usize) -> Result<RopeScaling, Error> {
+    fn rope_scaling(&self, context: usize, architecture: Architecture) -> Result<RopeScaling, Error> {
         let factor = match self.positive("rope.scaling.factor")? {
             Some(factor) => factor,
             // The older name of the key.
@@ -337,7 +378,11 @@ impl Keys<'_> {
         match kind {
             "none" => Ok(RopeScaling::Linear(1.0)),
             "linear" => Ok(RopeScaling::Linear(factor)),
-            "yarn" => Ok(RopeScaling::Yarn(self.yarn(factor, context)?)),
+            "yarn" => Ok(RopeScaling::Yarn(Yarn {
+                // gpt-oss's own code does not round the ramp's ends.
+                whole_pairs: architecture != Architecture::GptOss,
+                ..self.yarn(factor, context)?
+            })),
             other => Err(self.wrong(format!("rope scaling {other:?} is not supported; supported: none, linear, yarn"))),
         }
     }
@@ -354,6 +399,7 @@ impl Keys<'_> {
             extrapolation: extrapolation.unwrap_or(1.0),
             attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
             own_attention_factor: self.positive("rope.scaling.yarn_attn_factor")?,
+            whole_pairs: true,
             log_multiplier: self.positive("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0),
         };
         if yarn.factor < 1.0 {
@@ -420,6 +466,7 @@ mod tests {
             extrapolation: 1.0,
             attention_factor: 1.0,
             own_attention_factor: None,
+            whole_pairs: true,
             log_multiplier: 0.0,
         };
         let factor = ("rope.scaling.factor", 4.0);

@@ -5,8 +5,10 @@ use crate::gguf::{GgmlType, Gguf, TensorView};
 use crate::kernel::float::activation::all_finite;
 use crate::kernel::page::PageShape;
 use crate::kernel::quant::{Matrix, pack, packed_bytes, rows_of, tiles};
-use crate::kernel::transformer::{DenseWeights, ExpertWeights, FeedForward, Head, KINDS, LayerWeights, Workspace};
-use crate::model::frequencies::{Frequencies, RopeScaling};
+use crate::kernel::transformer::{
+    DenseWeights, ExpertBiases, ExpertWeights, FeedForward, Head, KINDS, LayerWeights, Workspace,
+};
+use crate::model::frequencies::Frequencies;
 use crate::model::{Experts, ModelConfig, ModelFile};
 use crate::{Buffer, Error, Pool};
 use std::ops::Range;
@@ -95,23 +97,50 @@ impl Model {
                 }
                 (bias, _) => bias,
             };
+            // What an architecture always has may not be missing.
+            let biased = |name: &str, len: usize| match config.architecture.has_all_biases() {
+                true => required(&named(name), len).map(Some),
+                false => vector(&named(name), len),
+            };
+            let biases = match config.experts.filter(|_| config.architecture.has_all_biases()) {
+                None => None,
+                Some(experts) => {
+                    let of_each = |name: &str, len: usize| required(&named(name), experts.count * len);
+                    Some(ExpertBiases {
+                        router: of_each("ffn_gate_inp.bias", 1)?,
+                        gate: of_each("ffn_gate_exps.bias", config.intermediate_size)?,
+                        up: of_each("ffn_up_exps.bias", config.intermediate_size)?,
+                        down: of_each("ffn_down_exps.bias", width)?,
+                    })
+                }
+            };
+            let post_attention_norm = match config.architecture.ffn_norm() {
+                // It is the other one's name.
+                "post_attention_norm.weight" => None,
+                _ => vector(&named("post_attention_norm.weight"), width)?,
+            };
             let [q, k, v, o] = planned.attention.map(|index| matrices[index].clone());
             let mut weights = LayerWeights {
                 attention_norm: required(&named("attn_norm.weight"), width)?,
-                q_bias: reordered(vector(&named("attn_q.bias"), query)?),
-                k_bias: reordered(vector(&named("attn_k.bias"), kv)?),
-                v_bias: vector(&named("attn_v.bias"), kv)?,
-                o_bias: vector(&named("attn_output.bias"), width)?,
+                q_bias: reordered(biased("attn_q.bias", query)?),
+                k_bias: reordered(biased("attn_k.bias", kv)?),
+                v_bias: biased("attn_v.bias", kv)?,
+                o_bias: biased("attn_output.bias", width)?,
                 q_norm: vector(&named("attn_q_norm.weight"), config.head_dim)?,
                 k_norm: vector(&named("attn_k_norm.weight"), config.head_dim)?,
-                post_attention_norm: vector(&named("post_attention_norm.weight"), width)?,
-                ffn_norm: required(&named("ffn_norm.weight"), width)?,
+                sinks: config
+                    .architecture
+                    .has_all_biases()
+                    .then(|| required(&named("attn_sinks.weight"), config.heads))
+                    .transpose()?,
+                post_attention_norm,
+                ffn_norm: required(&named(config.architecture.ffn_norm()), width)?,
                 post_ffn_norm: vector(&named("post_ffw_norm.weight"), width)?,
                 q,
                 k,
                 v,
                 o,
-                feed_forward: planned.feed_forward.load(&matrices),
+                feed_forward: planned.feed_forward.load(&matrices, biases),
                 sliding_window: config.sliding_window[layer],
                 page_layer: 0,
             };
@@ -130,7 +159,7 @@ impl Model {
         };
         let divisors = vector("rope_freqs.weight", config.rope_dim / 2)?;
         let everywhere = Frequencies::new(config.rope_dim, config.rope_base, config.rope_scaling, divisors.as_deref());
-        let windowed = Frequencies::new(config.rope_dim, config.rope_base_sliding, RopeScaling::Linear(1.0), None);
+        let windowed = Frequencies::new(config.rope_dim, config.rope_base_sliding, config.rope_scaling_sliding, None);
         Ok(Model {
             config,
             part,
@@ -244,7 +273,7 @@ enum PlannedFeedForward {
 
 impl PlannedFeedForward {
     /// The packed matrices.
-    fn load(self, packed: &[Matrix]) -> FeedForward {
+    fn load(self, packed: &[Matrix], biases: Option<ExpertBiases>) -> FeedForward {
         match self {
             PlannedFeedForward::Dense(matrices) => {
                 let [gate, up, down] = matrices.map(|index| packed[index].clone());
@@ -253,7 +282,7 @@ impl PlannedFeedForward {
             PlannedFeedForward::Experts { used, router, matrices } => {
                 let [gate, up, down] = matrices.map(|of_each| packed[of_each].to_vec());
                 let router = packed[router].clone();
-                FeedForward::Experts(ExpertWeights { used, router, gate, up, down })
+                FeedForward::Experts(ExpertWeights { used, router, gate, up, down, biases })
             }
         }
     }

@@ -15,7 +15,7 @@ pub(crate) struct Tiny {
 pub(crate) const LAYERS: usize = 3;
 pub(crate) const WIDTH: usize = 256;
 pub(crate) const VOCABULARY: usize = 300;
-/// Experts of a layer of `qwen3moe`, and those that compute a row.
+/// Experts of a layer of `qwen3moe` and `gpt-oss`, and those that compute a row.
 pub(crate) const EXPERTS: usize = 8;
 pub(crate) const USED_EXPERTS: usize = 3;
 /// Positions that a windowed layer sees: small, so that tests cross it often.
@@ -94,7 +94,8 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
     let mut random = SplitMix64::new(tiny.seed);
     let Sizes { layers, hidden, heads, kv_heads, head, intermediate: ff, vocabulary, context } = sizes;
     let gemma = tiny.architecture == "gemma3";
-    let mixture = tiny.architecture == "qwen3moe";
+    let gpt_oss = tiny.architecture == "gpt-oss";
+    let mixture = tiny.architecture == "qwen3moe" || gpt_oss;
     // The length of a block of most weight types, at least.
     let expert_ff = 256;
     let mut meta = Meta::default();
@@ -129,7 +130,10 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
         meta.float(&key("final_logit_softcapping"), 30.0);
         meta.float(&key("attn_logit_softcapping"), 50.0);
     }
-    if tiny.architecture == "qwen3" {
+    if gpt_oss {
+        meta.integer(&key("attention.sliding_window"), WINDOW as u32);
+    }
+    if tiny.architecture == "qwen3" || gpt_oss {
         meta.string(&key("rope.scaling.type"), "yarn");
         meta.float(&key("rope.scaling.factor"), 4.0);
         meta.integer(&key("rope.scaling.original_context_length"), 128);
@@ -161,7 +165,8 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
     for layer in 0..layers {
         let name = |rest: &str| format!("blk.{layer}.{rest}");
         vector(&mut tensors, &mut random, &name("attn_norm.weight"), hidden, 1.0);
-        vector(&mut tensors, &mut random, &name("ffn_norm.weight"), hidden, 1.0);
+        let ffn_norm = if gpt_oss { "post_attention_norm.weight" } else { "ffn_norm.weight" };
+        vector(&mut tensors, &mut random, &name(ffn_norm), hidden, 1.0);
         matrix(&mut tensors, &mut random, &name("attn_q.weight"), heads * head, hidden);
         matrix(&mut tensors, &mut random, &name("attn_k.weight"), kv_heads * head, hidden);
         matrix(&mut tensors, &mut random, &name("attn_v.weight"), kv_heads * head, hidden);
@@ -177,12 +182,24 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
             matrix(&mut tensors, &mut random, &name("ffn_up.weight"), ff, hidden);
             matrix(&mut tensors, &mut random, &name("ffn_down.weight"), hidden, ff);
         }
-        if tiny.architecture == "qwen2" {
+        if gpt_oss {
+            for (bias, len) in [
+                ("ffn_gate_inp", EXPERTS),
+                ("ffn_gate_exps", EXPERTS * expert_ff),
+                ("ffn_up_exps", EXPERTS * expert_ff),
+                ("ffn_down_exps", EXPERTS * hidden),
+                ("attn_output", hidden),
+            ] {
+                vector(&mut tensors, &mut random, &name(&format!("{bias}.bias")), len, 0.0);
+            }
+            vector(&mut tensors, &mut random, &name("attn_sinks.weight"), heads, 0.5);
+        }
+        if tiny.architecture == "qwen2" || gpt_oss {
             vector(&mut tensors, &mut random, &name("attn_q.bias"), heads * head, 0.0);
             vector(&mut tensors, &mut random, &name("attn_k.bias"), kv_heads * head, 0.0);
             vector(&mut tensors, &mut random, &name("attn_v.bias"), kv_heads * head, 0.0);
         }
-        if tiny.architecture == "qwen3" || mixture || gemma {
+        if tiny.architecture == "qwen3" || (mixture && !gpt_oss) || gemma {
             vector(&mut tensors, &mut random, &name("attn_q_norm.weight"), head, 1.0);
             vector(&mut tensors, &mut random, &name("attn_k_norm.weight"), head, 1.0);
         }
@@ -192,6 +209,9 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
         }
     }
     vector(&mut tensors, &mut random, "output_norm.weight", hidden, 1.0);
+    if gpt_oss {
+        matrix(&mut tensors, &mut random, "output.weight", vocabulary, hidden);
+    }
     if tiny.architecture == "llama" {
         matrix(&mut tensors, &mut random, "output.weight", vocabulary, hidden);
         vector(&mut tensors, &mut random, "rope_freqs.weight", head / 2, 2.0);

@@ -10,7 +10,7 @@ use super::fault::Step;
 use super::pass::{Pass, PreparedInput};
 use super::workspace::grow;
 use crate::Error;
-use crate::kernel::float::activation::gated;
+use crate::kernel::float::activation::{all_finite, gated};
 use crate::kernel::float::mixture::{Chosen, add_scaled, route};
 use crate::kernel::quant::{self, Matrix, Quantized, Store};
 use crate::kernel::shared::Shared;
@@ -29,6 +29,25 @@ pub(crate) struct ExpertWeights {
     pub(crate) up: Vec<Matrix>,
     /// Of each expert `[h, f]`.
     pub(crate) down: Vec<Matrix>,
+    /// What is added to the results of router, gate, up and down, if anything is.
+    pub(crate) biases: Option<ExpertBiases>,
+}
+
+/// The biases of a layer's experts.
+pub(crate) struct ExpertBiases {
+    /// `[experts]`
+    pub(crate) router: Vec<f32>,
+    /// `[experts, f]`
+    pub(crate) gate: Vec<f32>,
+    /// `[experts, f]`
+    pub(crate) up: Vec<f32>,
+    /// `[experts, h]`
+    pub(crate) down: Vec<f32>,
+}
+
+/// Adds a bias to the results of a product.
+fn add_bias(x: &mut [f32], bias: &[f32]) {
+    x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
 }
 
 impl ExpertWeights {
@@ -191,7 +210,7 @@ impl Pass<'_> {
             let groups = self.group(worker, layer);
             self.gather(worker, groups, x, index, layer);
             worker.barrier();
-            self.expert_gate_and_up(worker, groups, layer);
+            self.expert_gate_and_up(worker, groups, index, layer);
             worker.barrier();
             self.quantize_gated(worker, index, layer);
             worker.barrier();
@@ -205,9 +224,12 @@ impl Pass<'_> {
         for row in worker.share(self.rows) {
             // SAFETY: logits were written before the last barrier; the row is this thread's.
             let (logits, chosen) = unsafe {
-                let logits = self.experts.logits.part(row * experts..(row + 1) * experts);
+                let logits = self.experts.logits.part_mut(row * experts..(row + 1) * experts);
                 (logits, self.experts.chosen.part_mut(row * used..(row + 1) * used))
             };
+            if let Some(biases) = &layer.biases {
+                add_bias(logits, &biases.router);
+            }
             self.check(route(self.isa, logits, chosen), index, Step::Router);
         }
     }
@@ -245,7 +267,7 @@ impl Pass<'_> {
     }
 
     /// Gate and up of this thread's share of all experts' columns, and their combination.
-    unsafe fn expert_gate_and_up(&self, worker: Worker<'_>, groups: &Groups, layer: &ExpertWeights) {
+    unsafe fn expert_gate_and_up(&self, worker: Worker<'_>, groups: &Groups, index: usize, layer: &ExpertWeights) {
         let SharedExperts { inputs, floats, gate, up, .. } = &self.experts;
         let (intermediate, tiles) = (layer.intermediate_size(), layer.gate[0].tiles());
         let share = worker.share(self.rows * layer.used * tiles);
@@ -265,9 +287,18 @@ impl Pass<'_> {
                     quant::product(self.isa, w, tiles.clone(), x, rows, out.start(), intermediate, Store::Set);
                 }
                 let columns = quant::rows_of(&tiles, intermediate);
+                let of_expert = expert * intermediate + columns.start..expert * intermediate + columns.end;
                 for slot in slots {
                     let part = slot * intermediate + columns.start..slot * intermediate + columns.end;
-                    gated(self.isa, self.shape.activation, gate.part_mut(part.clone()), up.part(part));
+                    let (gate, up) = (gate.part_mut(part.clone()), up.part_mut(part));
+                    if let Some(biases) = &layer.biases {
+                        add_bias(gate, &biases.gate[of_expert.clone()]);
+                        add_bias(up, &biases.up[of_expert.clone()]);
+                    }
+                    if self.shape.activation.hides_infinities() {
+                        self.check(all_finite(gate) && all_finite(up), index, Step::Gated);
+                    }
+                    gated(self.isa, self.shape.activation, gate, up);
                 }
             }
         }
@@ -307,8 +338,11 @@ impl Pass<'_> {
                 let x = expert_input(w, gated, gate);
                 quant::product(self.isa, w, tiles.clone(), x, slots.clone(), out, hidden, Store::Set);
                 for (result, slot) in groups.slots[slots].iter().enumerate() {
-                    let sum = self.delta.part_mut(part(slot.row));
-                    add_scaled(self.isa, slot.weight, results.part(part(result)), sum);
+                    let (result, sum) = (results.part_mut(part(result)), self.delta.part_mut(part(slot.row)));
+                    if let Some(biases) = &layer.biases {
+                        add_bias(result, &biases.down[part(expert)]);
+                    }
+                    add_scaled(self.isa, slot.weight, result, sum);
                 }
             }
         }
