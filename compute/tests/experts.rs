@@ -32,7 +32,8 @@ fn refusal(changes: Changes<'_>, header_shows: bool) -> Error {
 #[test]
 fn counts_that_do_not_fit_are_refused() {
     let file = ModelFile::from_bytes(tiny::gguf(MIXTURE)).unwrap();
-    assert_eq!(file.config().experts, Some(Experts { count: EXPERTS, used: USED_EXPERTS }));
+    let Experts { count, used, shared, .. } = file.config().experts.unwrap();
+    assert_eq!((count, used, shared), (EXPERTS, USED_EXPERTS, 0));
     assert_eq!(file.config().intermediate_size, 256);
     let refused: [(&str, Option<u32>, &str); 12] = [
         ("expert_count", None, "expert_count is missing"),
@@ -62,6 +63,37 @@ fn counts_that_do_not_fit_are_refused() {
         let pool = Pool::new(1).unwrap();
         let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
         forward(&model, &pool, &[1, 2, 3]).unwrap();
+    }
+}
+
+#[test]
+fn what_a_glm_says_of_its_layers_is_checked() {
+    const GLM: Tiny = Tiny { architecture: "glm4moe", ..MIXTURE };
+    let open = |key: &str, value: Option<u32>| {
+        let integer = |name: &str, given: u32| if name == key { value } else { Some(given) };
+        let file = ModelFile::from_bytes(tiny::gguf_changed(GLM, Changes { integer: &integer, ..Changes::NONE }))?;
+        let whole = ModelPart::whole(file.config());
+        Model::load(&file, whole, &Pool::new(1).unwrap()).map(|model| model.config().layers)
+    };
+    assert_eq!(open("", None).unwrap(), LAYERS, "the block that predicts is no layer");
+    for (key, value, why) in [
+        ("expert_shared_count", Some(2), "expert_shared_count is 2"),
+        ("expert_gating_func", Some(1), "expert_gating_func is 1"),
+        ("leading_dense_block_count", None, "has no tensor \"blk.0.ffn_gate_inp.weight\""),
+        ("leading_dense_block_count", Some(2), "has no tensor \"blk.1.ffn_gate.weight\""),
+        ("nextn_predict_layers", Some(4), "nextn_predict_layers is 4 of 4 blocks"),
+        ("nextn_predict_layers", Some(0), "has no tensor \"blk.3.attn_"),
+    ] {
+        let error = open(key, value).unwrap_err();
+        assert!(error.to_string().contains(why), "{key} {value:?}: {error}");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+    for name in ["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"] {
+        let full = format!("blk.1.{name}.weight");
+        let changes = Changes { tensor: &|tensor| tensor.name != full, ..Changes::NONE };
+        let file = ModelFile::from_bytes(tiny::gguf_changed(GLM, changes)).unwrap();
+        let error = Model::load(&file, ModelPart::whole(file.config()), &Pool::new(1).unwrap()).unwrap_err();
+        assert!(error.to_string().contains(&full), "{error}");
     }
 }
 

@@ -21,6 +21,9 @@ pub enum Architecture {
     Qwen3Moe,
     /// Gemma 3: sliding windows, norms after as well as before, scaled embeddings.
     Gemma3,
+    /// GLM-4.5 and 4.5-Air: a mixture of experts beside one that computes every row, after the first layers, which are dense;
+    /// a router of sigmoids; a part of each head is rotated.
+    Glm4Moe,
     /// gpt-oss 20b and 120b: a mixture of experts in every layer, biases everywhere, every second layer with a sliding window,
     /// attention sinks, a clamped activation.
     GptOss,
@@ -28,12 +31,13 @@ pub enum Architecture {
 
 impl Architecture {
     /// All supported architectures.
-    pub const ALL: [Architecture; 6] = [
+    pub const ALL: [Architecture; 7] = [
         Architecture::Llama,
         Architecture::Qwen2,
         Architecture::Qwen3,
         Architecture::Qwen3Moe,
         Architecture::Gemma3,
+        Architecture::Glm4Moe,
         Architecture::GptOss,
     ];
 
@@ -45,6 +49,7 @@ impl Architecture {
             Architecture::Qwen3 => "qwen3",
             Architecture::Qwen3Moe => "qwen3moe",
             Architecture::Gemma3 => "gemma3",
+            Architecture::Glm4Moe => "glm4moe",
             Architecture::GptOss => "gpt-oss",
         }
     }
@@ -58,7 +63,7 @@ impl Architecture {
 
     /// Whether the feed-forward blocks are mixtures of experts.
     fn has_experts(self) -> bool {
-        matches!(self, Architecture::Qwen3Moe | Architecture::GptOss)
+        matches!(self, Architecture::Qwen3Moe | Architecture::Glm4Moe | Architecture::GptOss)
     }
 
     /// Whether every matrix of a layer has a bias, router and experts included, and every query head a sink: then a file
@@ -67,10 +72,10 @@ impl Architecture {
         self == Architecture::GptOss
     }
 
-    /// The tensor of the norm before the feed-forward block. gpt-oss's files name it after what it follows.
+    /// The tensor of the norm before the feed-forward block. Some files name it after what it follows.
     pub(crate) fn ffn_norm(self) -> &'static str {
         match self {
-            Architecture::GptOss => "post_attention_norm.weight",
+            Architecture::Glm4Moe | Architecture::GptOss => "post_attention_norm.weight",
             _ => "ffn_norm.weight",
         }
     }
@@ -120,12 +125,22 @@ const MAX_CONTEXT: u64 = 1 << 22;
 const MAX_EXPERTS: u64 = 1 << 10;
 
 /// The experts of a layer whose feed-forward block is a mixture (Shazeer et al. 2017).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Experts {
-    /// Experts of a layer.
+    /// Experts of a layer from which the router chooses.
     pub count: usize,
-    /// Experts that compute one position; at least 1, at most [`Experts::count`].
+    /// Experts that it chooses for one position; at least 1, at most [`Experts::count`].
     pub used: usize,
+    /// Experts of a layer that compute every position; 0 or 1.
+    pub shared: usize,
+    /// Layers at the beginning that are dense.
+    pub dense_layers: usize,
+    /// Elements inside the feed-forward block of those.
+    pub dense_intermediate_size: usize,
+    /// Whether the router's scores are sigmoids, not a softmax.
+    pub sigmoid: bool,
+    /// Factor of the chosen experts' weights, where the scores are sigmoids.
+    pub scale: f32,
 }
 
 /// A model's sizes and settings. Sizes are in elements.
@@ -189,7 +204,14 @@ impl ModelConfig {
         let architecture = Architecture::from_name(name)?;
         let keys = Keys { metadata, prefix: architecture.name() };
         let experts = keys.experts(architecture)?;
-        let layers = keys.required("block_count", 1, MAX_LAYERS.into())?;
+        let blocks = keys.required("block_count", 1, MAX_LAYERS.into())?;
+        // Blocks at the end that predict further tokens are no layers of the model.
+        let layers = match keys.integer("nextn_predict_layers", 0, MAX_LAYERS.into())? {
+            Some(predicting) if predicting >= blocks => {
+                return Err(keys.wrong(format!("nextn_predict_layers is {predicting} of {blocks} blocks")));
+            }
+            predicting => blocks - predicting.unwrap_or(0),
+        };
         let hidden_size = keys.required("embedding_length", 16, MAX_HIDDEN_SIZE)?;
         let heads = keys.required("attention.head_count", 1, 1 << 12)?;
         let kv_heads = keys.integer("attention.head_count_kv", 1, heads as u64)?.unwrap_or(heads);
@@ -331,13 +353,41 @@ impl Keys<'_> {
         if used > count {
             return Err(self.wrong(format!("expert_used_count is {used}, more than the {count} of expert_count")));
         }
-        if self.integer("expert_shared_count", 0, MAX_EXPERTS)?.is_some_and(|shared| shared > 0) {
-            return Err(self.wrong("expert_shared_count is not 0: shared experts are not supported"));
+        let shared = self.integer("expert_shared_count", 0, MAX_EXPERTS)?.unwrap_or(0);
+        let most_shared = usize::from(architecture == Architecture::Glm4Moe);
+        if shared > most_shared {
+            return Err(self.wrong(format!("expert_shared_count is {shared}: at most {most_shared} is supported here")));
         }
+        // 1 is a softmax, 2 are sigmoids, in the numbering of these files.
+        let sigmoid = architecture == Architecture::Glm4Moe;
+        match self.integer("expert_gating_func", 0, u64::from(u32::MAX))? {
+            None | Some(0) => {}
+            Some(2) if sigmoid => {}
+            Some(1) if !sigmoid => {}
+            // gpt-oss's: a softmax over the chosen ones, which is the same.
+            Some(3) if architecture == Architecture::GptOss => {}
+            Some(other) => {
+                return Err(self.wrong(format!("expert_gating_func is {other}, which is not supported here")));
+            }
+        }
+        let scale = self.positive("expert_weights_scale")?.map_or(1.0, |scale| scale as f32);
+        if !sigmoid && scale != 1.0 {
+            return Err(self.wrong(format!("expert_weights_scale is {scale}: a scale is not supported here")));
+        }
+        let dense_layers = self.integer("leading_dense_block_count", 0, MAX_LAYERS.into())?.unwrap_or(0);
+        if dense_layers > 0 && architecture != Architecture::Glm4Moe {
+            return Err(
+                self.wrong(format!("leading_dense_block_count is {dense_layers}: dense layers are not supported here"))
+            );
+        }
+        let dense_intermediate_size = match dense_layers {
+            0 => 0,
+            _ => self.required("feed_forward_length", 1, MAX_HIDDEN_SIZE)?,
+        };
         if self.metadata.get_bool(&format!("{}.expert_weights_norm", self.prefix))? == Some(false) {
             return Err(self.wrong("expert_weights_norm is false: weights that are not normalised are not supported"));
         }
-        Ok(Some(Experts { count, used }))
+        Ok(Some(Experts { count, used, shared, dense_layers, dense_intermediate_size, sigmoid, scale }))
     }
 
     /// Sliding windows: one layer of a period attends to all positions, the last, unless the file gives another pattern.

@@ -3,6 +3,7 @@
 
 use crate::gguf::{GgmlType, Gguf, TensorView};
 use crate::kernel::float::activation::all_finite;
+use crate::kernel::float::mixture::Gating;
 use crate::kernel::page::PageShape;
 use crate::kernel::quant::{Matrix, pack, packed_bytes, rows_of, tiles};
 use crate::kernel::transformer::{
@@ -114,6 +115,13 @@ impl Model {
                     })
                 }
             };
+            let gating = match config.experts.filter(|experts| experts.sigmoid && layer >= experts.dense_layers) {
+                None => Gating::Softmax,
+                Some(experts) => Gating::Sigmoid {
+                    correction: vector(&named("exp_probs_b.bias"), experts.count)?,
+                    scale: experts.scale,
+                },
+            };
             let post_attention_norm = match config.architecture.ffn_norm() {
                 // It is the other one's name.
                 "post_attention_norm.weight" => None,
@@ -140,7 +148,7 @@ impl Model {
                 k,
                 v,
                 o,
-                feed_forward: planned.feed_forward.load(&matrices, biases),
+                feed_forward: planned.feed_forward.load(&matrices, gating, biases),
                 sliding_window: config.sliding_window[layer],
                 page_layer: 0,
             };
@@ -273,7 +281,7 @@ enum PlannedFeedForward {
 
 impl PlannedFeedForward {
     /// The packed matrices.
-    fn load(self, packed: &[Matrix], biases: Option<ExpertBiases>) -> FeedForward {
+    fn load(self, packed: &[Matrix], gating: Gating, biases: Option<ExpertBiases>) -> FeedForward {
         match self {
             PlannedFeedForward::Dense(matrices) => {
                 let [gate, up, down] = matrices.map(|index| packed[index].clone());
@@ -282,7 +290,7 @@ impl PlannedFeedForward {
             PlannedFeedForward::Experts { used, router, matrices } => {
                 let [gate, up, down] = matrices.map(|of_each| packed[of_each].to_vec());
                 let router = packed[router].clone();
-                FeedForward::Experts(ExpertWeights { used, router, gate, up, down, biases })
+                FeedForward::Experts(ExpertWeights { used, router, gating, gate, up, down, biases })
             }
         }
     }
@@ -321,7 +329,12 @@ impl PlannedPart<'_> {
                 matrix("attn_v", kv, width, None)?,
                 matrix("attn_output", width, query, None)?,
             ];
-            let feed_forward = match config.experts {
+            let experts = config.experts.filter(|experts| layer >= experts.dense_layers);
+            let ff = match (experts, config.experts) {
+                (None, Some(experts)) => experts.dense_intermediate_size,
+                _ => ff,
+            };
+            let feed_forward = match experts {
                 None => PlannedFeedForward::Dense([
                     matrix("ffn_gate", ff, width, None)?,
                     matrix("ffn_up", ff, width, None)?,
@@ -398,11 +411,15 @@ impl<'a> Plan<'a> {
                 ),
             ));
         }
-        let matrices = [
-            self.matrix_of_each(&named("ffn_gate_exps"), experts.count, ff, width)?,
-            self.matrix_of_each(&named("ffn_up_exps"), experts.count, ff, width)?,
-            self.matrix_of_each(&named("ffn_down_exps"), experts.count, width, ff)?,
-        ];
+        // Those that compute every row follow those that are chosen.
+        let mut of_each = |which: &str, rows: usize, k: usize| -> Result<Range<usize>, Error> {
+            let chosen = self.matrix_of_each(&named(&format!("ffn_{which}_exps")), experts.count, rows, k)?;
+            for _ in 0..experts.shared {
+                self.matrix(&named(&format!("ffn_{which}_shexp")), rows, k, None)?;
+            }
+            Ok(chosen.start..self.matrices.len())
+        };
+        let matrices = [of_each("gate", ff, width)?, of_each("up", ff, width)?, of_each("down", width, ff)?];
         Ok(PlannedFeedForward::Experts { used: experts.used, router, matrices })
     }
 

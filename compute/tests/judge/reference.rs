@@ -7,6 +7,7 @@
 //! | norms | Zhang & Sennrich 2019 |
 //! | rotary embedding and its scaling | Su et al. 2021; Peng et al. 2023 (YaRN) with its authors' code |
 //! | gated feed-forward blocks | Shazeer 2020; Hendrycks & Gimpel 2016 |
+//! | routers of sigmoids, an expert for every row | DeepSeek-V3 report (2024) §2.1.2; GLM-4.5 report (2025) §2.1 |
 //! | gpt-oss | its model card and the code published with it: biases, sinks, the clamped activation, a ramp of YaRN that is not rounded |
 //! | mixtures of experts | Shazeer et al. 2017; Qwen 3 report: softmax over all experts, the chosen weights renormalised |
 
@@ -52,6 +53,10 @@ struct Layer {
     ffn_norm: Vec<f64>,
     router: Option<Matrix>,
     router_bias: Option<Vec<f64>>,
+    /// Added to sigmoids of the router's logits, for the choice alone; `None` for a softmax.
+    correction: Option<Vec<f64>>,
+    /// A block that computes every row.
+    shared: Option<[Matrix; 3]>,
     /// Gate, up, down: of each expert, or of the one block.
     blocks: Vec<[Matrix; 3]>,
     /// Of gate, up, down, of each expert.
@@ -72,6 +77,7 @@ pub(crate) struct Reference {
     head_dim: usize,
     epsilon: f64,
     used_experts: usize,
+    expert_scale: f64,
     /// Radians per position of each rotated pair, and the factor of cosine and sine.
     frequencies: (Vec<f64>, f64),
     /// Whether the rotated pairs are neighbours.
@@ -88,12 +94,14 @@ impl Reference {
         let architecture = metadata.get_str("general.architecture").unwrap().unwrap().to_owned();
         let gemma = architecture == "gemma3";
         let gpt_oss = architecture == "gpt-oss";
+        // The norm before the feed-forward block has the name of what it follows.
+        let names_after = gpt_oss || architecture == "glm4moe";
         let integer = |name: &str| metadata.get_u64(&format!("{architecture}.{name}")).unwrap().map(|n| n as usize);
         let float = |name: &str| metadata.get_f64(&format!("{architecture}.{name}")).unwrap();
         let hidden = integer("embedding_length").unwrap();
         let head_dim = integer("attention.key_length").unwrap();
         let matrix = |name: &str, k: usize| tensor(file, name).map(|elements| Matrix { elements, k });
-        let layers = (0..integer("block_count").unwrap())
+        let layers = (0..integer("block_count").unwrap() - integer("nextn_predict_layers").unwrap_or(0))
             .map(|layer| {
                 let vector = |name: &str| tensor(file, &format!("blk.{layer}.{name}"));
                 let of = |name: &str| {
@@ -147,10 +155,14 @@ impl Reference {
                     sinks: vector("attn_sinks.weight"),
                     q_norm: vector("attn_q_norm.weight"),
                     k_norm: vector("attn_k_norm.weight"),
-                    post_attention_norm: vector("post_attention_norm.weight").filter(|_| !gpt_oss),
-                    ffn_norm: vector(if gpt_oss { "post_attention_norm.weight" } else { "ffn_norm.weight" }).unwrap(),
+                    post_attention_norm: vector("post_attention_norm.weight").filter(|_| !names_after),
+                    ffn_norm: vector(if names_after { "post_attention_norm.weight" } else { "ffn_norm.weight" })
+                        .unwrap(),
                     router,
                     router_bias: vector("ffn_gate_inp.bias"),
+                    correction: vector("exp_probs_b.bias"),
+                    shared: of("ffn_gate_shexp")
+                        .map(|gate| [gate, of("ffn_up_shexp").unwrap(), of("ffn_down_shexp").unwrap()]),
                     blocks,
                     block_biases,
                     post_ffn_norm: vector("post_ffw_norm.weight"),
@@ -159,7 +171,8 @@ impl Reference {
             })
             .collect();
         let base = float("rope.freq_base").unwrap();
-        let plain: Vec<f64> = (0..head_dim / 2).map(|i| base.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let rotated = integer("rope.dimension_count").unwrap_or(head_dim);
+        let plain: Vec<f64> = (0..rotated / 2).map(|i| base.powf(-2.0 * i as f64 / rotated as f64)).collect();
         let frequencies = match float("rope.scaling.factor") {
             Some(factor) => {
                 let context = integer("rope.scaling.original_context_length").unwrap() as f64;
@@ -180,6 +193,7 @@ impl Reference {
             head_dim,
             epsilon: float("attention.layer_norm_rms_epsilon").unwrap(),
             used_experts: integer("expert_used_count").unwrap_or(0),
+            expert_scale: float("expert_weights_scale").unwrap_or(1.0),
             frequencies,
             neighbours: architecture == "llama",
             gemma,
@@ -277,7 +291,7 @@ impl Reference {
         let (frequencies, factor) = &self.frequencies;
         let mut out = x.to_vec();
         for (i, frequency) in frequencies.iter().enumerate() {
-            let (a, b) = if self.neighbours { (2 * i, 2 * i + 1) } else { (i, i + x.len() / 2) };
+            let (a, b) = if self.neighbours { (2 * i, 2 * i + 1) } else { (i, i + frequencies.len()) };
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             out[a] = factor * (x[a] * cos - x[b] * sin);
             out[b] = factor * (x[a] * sin + x[b] * cos);
@@ -292,21 +306,30 @@ impl Reference {
         if let Some(bias) = &layer.router_bias {
             add(&mut logits, bias);
         }
-        let probabilities = softmax(&logits);
+        // What the weights are made of, and by what experts are chosen.
+        let (weights, scores) = match &layer.correction {
+            None => (softmax(&logits), logits.clone()),
+            Some(correction) => {
+                let sigmoids: Vec<f64> = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
+                let scores = sigmoids.iter().zip(correction).map(|(p, correction)| p + correction).collect();
+                (sigmoids, scores)
+            }
+        };
         let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]).then(a.cmp(b)));
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
         let (chosen, others) = order.split_at(self.used_experts);
-        let total: f64 = chosen.iter().map(|expert| probabilities[*expert]).sum();
-        let mut sum = vec![0.0; x.len()];
+        let total: f64 = chosen.iter().map(|expert| weights[*expert]).sum();
+        let mut sum = layer.shared.as_ref().map_or(vec![0.0; x.len()], |shared| self.block(shared, None, x));
         for expert in chosen {
-            let weight = probabilities[*expert] / total;
-            sum.iter_mut()
-                .zip(self.block(&layer.blocks[*expert], layer.block_biases.get(*expert), x))
-                .for_each(|(sum, y)| *sum += weight * y);
+            let weight = weights[*expert] / total * self.expert_scale;
+            let y = self.block(&layer.blocks[*expert], layer.block_biases.get(*expert), x);
+            sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += weight * y);
         }
         let rms = (logits.iter().map(|logit| logit * logit).sum::<f64>() / logits.len() as f64).sqrt();
-        let margin = others.first().map_or(f64::INFINITY, |other| logits[chosen[chosen.len() - 1]] - logits[*other]);
-        (sum, margin / rms)
+        let margin = others.first().map_or(f64::INFINITY, |other| scores[chosen[chosen.len() - 1]] - scores[*other]);
+        // A sigmoid moves by a quarter of its logit at most.
+        let steepness = if layer.correction.is_some() { 0.25 } else { 1.0 };
+        (sum, margin / (steepness * rms))
     }
 
     /// One gated block.

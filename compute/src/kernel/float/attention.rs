@@ -376,6 +376,7 @@ mod tests {
                 query: queries[r * WIDTH..].as_ptr(),
                 out: out[r * WIDTH..].as_mut_ptr(),
                 position: *position,
+                ..Row::NONE
             })
             .collect();
         let starts: Vec<*mut u16> = pages.iter_mut().map(|page| page.as_mut_ptr()).collect();
