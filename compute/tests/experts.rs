@@ -32,7 +32,8 @@ fn refusal(changes: Changes<'_>, header_shows: bool) -> Error {
 #[test]
 fn counts_that_do_not_fit_are_refused() {
     let file = ModelFile::from_bytes(tiny::gguf(MIXTURE)).unwrap();
-    assert_eq!(file.config().experts, Some(Experts { count: EXPERTS, used: USED_EXPERTS }));
+    let Experts { count, used, shared, .. } = file.config().experts.unwrap();
+    assert_eq!((count, used, shared), (EXPERTS, USED_EXPERTS, 0));
     assert_eq!(file.config().intermediate_size, 256);
     let refused: [(&str, Option<u32>, &str); 12] = [
         ("expert_count", None, "expert_count is missing"),
@@ -63,6 +64,101 @@ fn counts_that_do_not_fit_are_refused() {
         let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
         forward(&model, &pool, &[1, 2, 3]).unwrap();
     }
+}
+
+#[test]
+fn what_a_glm_says_of_its_layers_is_checked() {
+    const GLM: Tiny = Tiny { architecture: "glm4moe", ..MIXTURE };
+    let open = |key: &str, value: Option<u32>| {
+        let integer = |name: &str, given: u32| if name == key { value } else { Some(given) };
+        let file = ModelFile::from_bytes(tiny::gguf_changed(GLM, Changes { integer: &integer, ..Changes::NONE }))?;
+        let whole = ModelPart::whole(file.config());
+        Model::load(&file, whole, &Pool::new(1).unwrap()).map(|model| model.config().layers)
+    };
+    assert_eq!(open("", None).unwrap(), LAYERS, "the block that predicts is no layer");
+    for (key, value, why) in [
+        ("expert_shared_count", Some(2), "expert_shared_count is 2"),
+        ("expert_gating_func", Some(1), "expert_gating_func is 1"),
+        ("leading_dense_block_count", None, "has no tensor \"blk.0.ffn_gate_inp.weight\""),
+        ("leading_dense_block_count", Some(2), "has no tensor \"blk.1.ffn_gate.weight\""),
+        ("nextn_predict_layers", Some(4), "nextn_predict_layers is 4 of 4 blocks"),
+        ("nextn_predict_layers", Some(0), "has no tensor \"blk.3.attn_"),
+    ] {
+        let error = open(key, value).unwrap_err();
+        assert!(error.to_string().contains(why), "{key} {value:?}: {error}");
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    }
+    for name in ["ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp"] {
+        let full = format!("blk.1.{name}.weight");
+        let changes = Changes { tensor: &|tensor| tensor.name != full, ..Changes::NONE };
+        let file = ModelFile::from_bytes(tiny::gguf_changed(GLM, changes)).unwrap();
+        let error = Model::load(&file, ModelPart::whole(file.config()), &Pool::new(1).unwrap()).unwrap_err();
+        assert!(error.to_string().contains(&full), "{error}");
+    }
+}
+
+/// Without its biases gpt-oss would compute something else.
+#[test]
+fn a_gpt_oss_without_its_biases_or_sinks_is_refused() {
+    const GPT_OSS: Tiny = Tiny { architecture: "gpt-oss", ..MIXTURE };
+    let pool = Pool::new(1).unwrap();
+    let load = |changes: Changes<'_>| {
+        let file = ModelFile::from_bytes(tiny::gguf_changed(GPT_OSS, changes)).unwrap();
+        Model::load(&file, ModelPart::whole(file.config()), &pool)
+    };
+    load(Changes::NONE).unwrap();
+    for name in [
+        "attn_q.bias",
+        "attn_k.bias",
+        "attn_v.bias",
+        "attn_output.bias",
+        "attn_sinks.weight",
+        "post_attention_norm.weight",
+        "ffn_gate_inp.bias",
+        "ffn_gate_exps.bias",
+        "ffn_up_exps.bias",
+        "ffn_down_exps.bias",
+    ] {
+        let full = format!("blk.1.{name}");
+        let error = load(Changes { tensor: &|tensor| tensor.name != full, ..Changes::NONE }).unwrap_err();
+        assert!(error.to_string().contains(&format!("the file has no tensor {full:?}")), "{error}");
+        let shorter = |tensor: &mut Tensor| {
+            if tensor.name == full {
+                tensor.shape = vec![tensor.shape.iter().product::<usize>() - 1];
+                tensor.bytes.truncate(tensor.bytes.len() - 4);
+            }
+            true
+        };
+        let error = load(Changes { tensor: &shorter, ..Changes::NONE }).unwrap_err();
+        assert!(error.to_string().contains(&full) && error.to_string().contains("but the metadata says"), "{error}");
+        let poisoned = |name: &str, elements: &mut [f32]| {
+            if name == full {
+                elements[0] = f32::NAN;
+            }
+        };
+        let error = load(Changes { elements: &poisoned, ..Changes::NONE }).unwrap_err();
+        assert!(error.to_string().contains(&full) && error.to_string().contains("not finite"), "{error}");
+    }
+}
+
+/// The clamp of gpt-oss's activation makes a number of an infinity.
+#[test]
+fn an_infinity_before_the_clamp_of_gpt_oss_fails_the_pass() {
+    let pool = Pool::new(1).unwrap();
+    let huge = |name: &str, elements: &mut [f32]| {
+        if name == "blk.1.ffn_up_exps.bias" || name == "blk.1.ffn_gate_exps.bias" {
+            elements.fill(f32::MAX);
+        }
+        if name == "blk.1.post_attention_norm.weight" {
+            elements.fill(1e38);
+        }
+    };
+    let tiny = Tiny { architecture: "gpt-oss", weights: GgmlType::F32, seed: 7 };
+    let file = ModelFile::from_bytes(tiny::gguf_with(tiny, huge)).unwrap();
+    let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
+    let error = forward(&model, &pool, &[1, 2, 3]).unwrap_err();
+    assert!(matches!(error, Error::NonFinite { .. }), "{error}");
+    assert!(error.to_string().contains("layer 1"), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod tiny;
 
 use pangea_compute::gguf::{GgmlType, Gguf};
 use pangea_compute::model::manifest::{MAX_MANIFEST_BYTES, PART_BYTES};
-use pangea_compute::model::{Experts, Manifest, Model, ModelFile, ModelPart, Wanted};
+use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, Wanted};
 use pangea_compute::{Error, Pool};
 use proptest::prelude::*;
 use tiny::{EXPERTS, LAYERS, Tiny, USED_EXPERTS};
@@ -176,22 +176,22 @@ fn sizes_count_a_tied_head_once() {
     assert_eq!((own.embedding_bytes(), own.head_bytes()), (embedding, bytes_of(&own, "output.weight") + norm));
     let layers: u64 =
         tied.pieces().iter().filter(|piece| piece.name().starts_with("blk.")).map(|piece| piece.len_bytes()).sum();
-    assert_eq!(tied.layer_bytes() * LAYERS as u64, layers);
+    assert_eq!(tied.layer_bytes(LAYERS) * LAYERS as u64, layers);
     assert_eq!(tied.select(&Wanted::header()), [0]);
 }
 
 #[test]
 fn a_position_reads_the_used_experts_of_a_layer_and_all_else() {
     let manifest = manifest(tiny("qwen3moe"));
-    let experts = Experts { count: EXPERTS, used: USED_EXPERTS };
+    let experts = ModelFile::from_bytes(tiny("qwen3moe")).unwrap().config().experts;
     let layer = |of_experts: bool| -> u64 {
         let pieces = manifest.pieces().iter().filter(|piece| piece.name().starts_with("blk.0."));
         pieces.filter(|piece| piece.name().contains("_exps.") == of_experts).map(|piece| piece.len_bytes()).sum()
     };
-    assert_eq!(manifest.layer_bytes(), layer(false) + layer(true));
+    assert_eq!(manifest.layer_bytes(LAYERS), layer(false) + layer(true));
     let read = layer(false) + layer(true) / EXPERTS as u64 * USED_EXPERTS as u64;
-    assert_eq!(manifest.active_layer_bytes(Some(experts)), read);
-    assert_eq!(manifest.active_layer_bytes(None), manifest.layer_bytes());
+    assert_eq!(manifest.active_layer_bytes(LAYERS, experts), read);
+    assert_eq!(manifest.active_layer_bytes(LAYERS, None), manifest.layer_bytes(LAYERS));
 }
 
 #[test]

@@ -69,7 +69,10 @@ fn files_that_are_no_models_are_refused_with_a_sentence() {
         ("header.gguf", "header.gguf|truncated|end"),
         ("empty.gguf", "empty"),
         ("page.gguf", "not a GGUF file"),
-        ("mamba.gguf", "\"mamba\" is not supported; supported: llama, qwen2, qwen3, qwen3moe, gemma3"),
+        (
+            "mamba.gguf",
+            "\"mamba\" is not supported; supported: llama, qwen2, qwen3, qwen3moe, gemma3, glm4moe, gpt-oss",
+        ),
         ("huge.gguf", "gguf"),
         ("folder.gguf", "is a folder"),
         ("missing.gguf", "does not exist"),

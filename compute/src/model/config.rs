@@ -21,12 +21,25 @@ pub enum Architecture {
     Qwen3Moe,
     /// Gemma 3: sliding windows, norms after as well as before, scaled embeddings.
     Gemma3,
+    /// GLM-4.5 and 4.5-Air: a mixture of experts beside one that computes every row, after the first layers, which are dense;
+    /// a router of sigmoids; a part of each head is rotated.
+    Glm4Moe,
+    /// gpt-oss 20b and 120b: a mixture of experts in every layer, biases everywhere, every second layer with a sliding window,
+    /// attention sinks, a clamped activation.
+    GptOss,
 }
 
 impl Architecture {
     /// All supported architectures.
-    pub const ALL: [Architecture; 5] =
-        [Architecture::Llama, Architecture::Qwen2, Architecture::Qwen3, Architecture::Qwen3Moe, Architecture::Gemma3];
+    pub const ALL: [Architecture; 7] = [
+        Architecture::Llama,
+        Architecture::Qwen2,
+        Architecture::Qwen3,
+        Architecture::Qwen3Moe,
+        Architecture::Gemma3,
+        Architecture::Glm4Moe,
+        Architecture::GptOss,
+    ];
 
     /// The name in GGUF files, which is also the prefix of the model's keys.
     pub fn name(self) -> &'static str {
@@ -36,6 +49,8 @@ impl Architecture {
             Architecture::Qwen3 => "qwen3",
             Architecture::Qwen3Moe => "qwen3moe",
             Architecture::Gemma3 => "gemma3",
+            Architecture::Glm4Moe => "glm4moe",
+            Architecture::GptOss => "gpt-oss",
         }
     }
 
@@ -48,7 +63,30 @@ impl Architecture {
 
     /// Whether the feed-forward blocks are mixtures of experts.
     fn has_experts(self) -> bool {
-        self == Architecture::Qwen3Moe
+        matches!(self, Architecture::Qwen3Moe | Architecture::Glm4Moe | Architecture::GptOss)
+    }
+
+    /// Whether every matrix of a layer has a bias, router and experts included, and every query head a sink: then a file
+    /// without them is damaged.
+    pub(crate) fn has_all_biases(self) -> bool {
+        self == Architecture::GptOss
+    }
+
+    /// The tensor of the norm before the feed-forward block. Some files name it after what it follows.
+    pub(crate) fn ffn_norm(self) -> &'static str {
+        match self {
+            Architecture::Glm4Moe | Architecture::GptOss => "post_attention_norm.weight",
+            _ => "ffn_norm.weight",
+        }
+    }
+
+    /// Layers from one that attends to all positions to the next, where the file does not say; `None` without sliding windows.
+    fn window_period(self) -> Option<usize> {
+        match self {
+            Architecture::Gemma3 => Some(6),
+            Architecture::GptOss => Some(2),
+            _ => None,
+        }
     }
 
     /// Whether the file's rotary pairs are (2i, 2i + 1), not (i, i + half).
@@ -59,6 +97,7 @@ impl Architecture {
     pub(crate) fn activation(self) -> Activation {
         match self {
             Architecture::Gemma3 => Activation::Gelu,
+            Architecture::GptOss => Activation::Clamped,
             _ => Activation::Silu,
         }
     }
@@ -86,12 +125,22 @@ const MAX_CONTEXT: u64 = 1 << 22;
 const MAX_EXPERTS: u64 = 1 << 10;
 
 /// The experts of a layer whose feed-forward block is a mixture (Shazeer et al. 2017).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Experts {
-    /// Experts of a layer.
+    /// Experts of a layer from which the router chooses.
     pub count: usize,
-    /// Experts that compute one position; at least 1, at most [`Experts::count`].
+    /// Experts that it chooses for one position; at least 1, at most [`Experts::count`].
     pub used: usize,
+    /// Experts of a layer that compute every position; 0 or 1.
+    pub shared: usize,
+    /// Layers at the beginning that are dense.
+    pub dense_layers: usize,
+    /// Elements inside the feed-forward block of those.
+    pub dense_intermediate_size: usize,
+    /// Whether the router's scores are sigmoids, not a softmax.
+    pub sigmoid: bool,
+    /// Factor of the chosen experts' weights, where the scores are sigmoids.
+    pub scale: f32,
 }
 
 /// A model's sizes and settings. Sizes are in elements.
@@ -124,8 +173,10 @@ pub struct ModelConfig {
     pub(crate) rope_dim: usize,
     pub(crate) rope_base: f64,
     pub(crate) rope_scaling: RopeScaling,
-    /// RoPE base of layers with a sliding window, unscaled.
+    /// RoPE base of layers with a sliding window.
     pub(crate) rope_base_sliding: f64,
+    /// How the frequencies of those layers are scaled.
+    pub(crate) rope_scaling_sliding: RopeScaling,
     /// Per layer, the positions that a row attends to, its own included; `usize::MAX` without a sliding window.
     pub(crate) sliding_window: Vec<usize>,
     pub(crate) attention_scale: f32,
@@ -153,7 +204,14 @@ impl ModelConfig {
         let architecture = Architecture::from_name(name)?;
         let keys = Keys { metadata, prefix: architecture.name() };
         let experts = keys.experts(architecture)?;
-        let layers = keys.required("block_count", 1, MAX_LAYERS.into())?;
+        let blocks = keys.required("block_count", 1, MAX_LAYERS.into())?;
+        // Blocks at the end that predict further tokens are no layers of the model.
+        let layers = match keys.integer("nextn_predict_layers", 0, MAX_LAYERS.into())? {
+            Some(predicting) if predicting >= blocks => {
+                return Err(keys.wrong(format!("nextn_predict_layers is {predicting} of {blocks} blocks")));
+            }
+            predicting => blocks - predicting.unwrap_or(0),
+        };
         let hidden_size = keys.required("embedding_length", 16, MAX_HIDDEN_SIZE)?;
         let heads = keys.required("attention.head_count", 1, 1 << 12)?;
         let kv_heads = keys.integer("attention.head_count_kv", 1, heads as u64)?.unwrap_or(heads);
@@ -174,6 +232,12 @@ impl ModelConfig {
         }
         let context = keys.required("context_length", 1, MAX_CONTEXT)?;
         let sliding_window = keys.sliding_windows(layers, architecture)?;
+        let rope_base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
+        let rope_scaling = keys.rope_scaling(context, architecture)?;
+        // Gemma scales the layers that see everything only.
+        let scaled = architecture == Architecture::GptOss;
+        let (base_sliding, rope_scaling_sliding) =
+            if scaled { (rope_base, rope_scaling) } else { (10_000.0, RopeScaling::Linear(1.0)) };
         let attention_scale = match (architecture, layers) {
             // The 27B model scales by `hidden_size / heads`, which is not its `head_dim`.
             (Architecture::Gemma3, 62) => 1.0 / ((hidden_size / heads) as f32).sqrt(),
@@ -196,9 +260,10 @@ impl ModelConfig {
             context,
             epsilon: keys.positive("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5) as f32,
             rope_dim,
-            rope_base: keys.positive("rope.freq_base")?.unwrap_or(10_000.0),
-            rope_scaling: keys.rope_scaling(context)?,
-            rope_base_sliding: keys.positive("rope.freq_base_swa")?.unwrap_or(10_000.0),
+            rope_base,
+            rope_scaling,
+            rope_base_sliding: keys.positive("rope.freq_base_swa")?.unwrap_or(base_sliding),
+            rope_scaling_sliding,
             sliding_window,
             attention_scale: keys.positive("attention.scale")?.map_or(attention_scale, |scale| scale as f32),
             attention_soft_cap: keys.positive("attn_logit_softcapping")?.map(|cap| cap as f32),
@@ -288,28 +353,54 @@ impl Keys<'_> {
         if used > count {
             return Err(self.wrong(format!("expert_used_count is {used}, more than the {count} of expert_count")));
         }
-        if self.integer("expert_shared_count", 0, MAX_EXPERTS)?.is_some_and(|shared| shared > 0) {
-            return Err(self.wrong("expert_shared_count is not 0: shared experts are not supported"));
+        let shared = self.integer("expert_shared_count", 0, MAX_EXPERTS)?.unwrap_or(0);
+        let most_shared = usize::from(architecture == Architecture::Glm4Moe);
+        if shared > most_shared {
+            return Err(self.wrong(format!("expert_shared_count is {shared}: at most {most_shared} is supported here")));
         }
+        // 1 is a softmax, 2 are sigmoids, in the numbering of these files.
+        let sigmoid = architecture == Architecture::Glm4Moe;
+        match self.integer("expert_gating_func", 0, u64::from(u32::MAX))? {
+            None | Some(0) => {}
+            Some(2) if sigmoid => {}
+            Some(1) if !sigmoid => {}
+            // gpt-oss's: a softmax over the chosen ones, which is the same.
+            Some(3) if architecture == Architecture::GptOss => {}
+            Some(other) => {
+                return Err(self.wrong(format!("expert_gating_func is {other}, which is not supported here")));
+            }
+        }
+        let scale = self.positive("expert_weights_scale")?.map_or(1.0, |scale| scale as f32);
+        if !sigmoid && scale != 1.0 {
+            return Err(self.wrong(format!("expert_weights_scale is {scale}: a scale is not supported here")));
+        }
+        let dense_layers = self.integer("leading_dense_block_count", 0, MAX_LAYERS.into())?.unwrap_or(0);
+        if dense_layers > 0 && architecture != Architecture::Glm4Moe {
+            return Err(
+                self.wrong(format!("leading_dense_block_count is {dense_layers}: dense layers are not supported here"))
+            );
+        }
+        let dense_intermediate_size = match dense_layers {
+            0 => 0,
+            _ => self.required("feed_forward_length", 1, MAX_HIDDEN_SIZE)?,
+        };
         if self.metadata.get_bool(&format!("{}.expert_weights_norm", self.prefix))? == Some(false) {
             return Err(self.wrong("expert_weights_norm is false: weights that are not normalised are not supported"));
         }
-        Ok(Some(Experts { count, used }))
+        Ok(Some(Experts { count, used, shared, dense_layers, dense_intermediate_size, sigmoid, scale }))
     }
 
-    /// Sliding windows of Gemma 3: every sixth layer attends to all positions, unless the file gives another pattern.
+    /// Sliding windows: one layer of a period attends to all positions, the last, unless the file gives another pattern.
     fn sliding_windows(&self, layers: usize, architecture: Architecture) -> Result<Vec<usize>, Error> {
         let mut windows = vec![usize::MAX; layers];
-        if architecture != Architecture::Gemma3 {
-            return Ok(windows);
-        }
+        let Some(period) = architecture.window_period() else { return Ok(windows) };
         let Some(window) = self.integer("attention.sliding_window", 0, MAX_CONTEXT)?.filter(|window| *window > 0)
         else {
             return Ok(windows);
         };
         let key = format!("{}.attention.sliding_window_pattern", self.prefix);
         let windowed: Vec<bool> = match self.metadata.get(&key) {
-            None => (0..layers).map(|layer| layer % 6 < 5).collect(),
+            None => (0..layers).map(|layer| layer % period < period - 1).collect(),
             Some(crate::gguf::Value::Numbers { .. }) => match self.metadata.get_bools(&key)? {
                 Some(pattern) if pattern.len() == layers => pattern,
                 _ => return Err(self.wrong("attention.sliding_window_pattern does not have one value per layer")),
@@ -327,7 +418,7 @@ impl Keys<'_> {
         Ok(windows)
     }
 
-    fn rope_scaling(&self, context: usize) -> Result<RopeScaling, Error> {
+    fn rope_scaling(&self, context: usize, architecture: Architecture) -> Result<RopeScaling, Error> {
         let factor = match self.positive("rope.scaling.factor")? {
             Some(factor) => factor,
             // The older name of the key.
@@ -337,7 +428,11 @@ impl Keys<'_> {
         match kind {
             "none" => Ok(RopeScaling::Linear(1.0)),
             "linear" => Ok(RopeScaling::Linear(factor)),
-            "yarn" => Ok(RopeScaling::Yarn(self.yarn(factor, context)?)),
+            "yarn" => Ok(RopeScaling::Yarn(Yarn {
+                // gpt-oss's own code does not round the ramp's ends.
+                whole_pairs: architecture != Architecture::GptOss,
+                ..self.yarn(factor, context)?
+            })),
             other => Err(self.wrong(format!("rope scaling {other:?} is not supported; supported: none, linear, yarn"))),
         }
     }
@@ -354,6 +449,7 @@ impl Keys<'_> {
             extrapolation: extrapolation.unwrap_or(1.0),
             attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
             own_attention_factor: self.positive("rope.scaling.yarn_attn_factor")?,
+            whole_pairs: true,
             log_multiplier: self.positive("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0),
         };
         if yarn.factor < 1.0 {
@@ -420,6 +516,7 @@ mod tests {
             extrapolation: 1.0,
             attention_factor: 1.0,
             own_attention_factor: None,
+            whole_pairs: true,
             log_multiplier: 0.0,
         };
         let factor = ("rope.scaling.factor", 4.0);

@@ -311,7 +311,7 @@ fn zeros(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
 
 /// Rows of a pass, at most: fewer where a row uses so many experts that their slots would exceed [`MAX_SLOTS`].
 fn pass_rows(experts: Option<Experts>) -> usize {
-    experts.map_or(PASS_ROWS, |experts| (MAX_SLOTS / experts.used).clamp(1, PASS_ROWS))
+    experts.map_or(PASS_ROWS, |experts| (MAX_SLOTS / (experts.used + experts.shared)).clamp(1, PASS_ROWS))
 }
 
 fn shape(config: &ModelConfig) -> ModelShape {
@@ -320,8 +320,7 @@ fn shape(config: &ModelConfig) -> ModelShape {
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        // All layers are alike: dense, or experts.
-        intermediate_size: if config.experts.is_some() { 0 } else { config.intermediate_size },
+        intermediate_size: config.experts.map_or(config.intermediate_size, |experts| experts.dense_intermediate_size),
         vocabulary: config.vocabulary,
         rope_dim: config.rope_dim,
         epsilon: config.epsilon,
@@ -339,7 +338,16 @@ mod tests {
 
     #[test]
     fn a_pass_has_fewer_rows_where_their_slots_would_be_too_many() {
-        let rows = |used: usize| pass_rows(Some(Experts { count: 1024, used }));
+        let experts = |used| Experts {
+            count: 1024,
+            used,
+            shared: 0,
+            dense_layers: 0,
+            dense_intermediate_size: 0,
+            sigmoid: false,
+            scale: 1.0,
+        };
+        let rows = |used: usize| pass_rows(Some(experts(used)));
         assert_eq!(pass_rows(None), PASS_ROWS);
         assert_eq!([1, 8, 16, 17, 64, 1024].map(rows), [256, 256, 256, 240, 64, 4]);
     }

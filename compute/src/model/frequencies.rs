@@ -30,6 +30,8 @@ pub(crate) struct Yarn {
     pub(crate) attention_factor: f64,
     /// Factor of cosines and sines in place of the paper's.
     pub(crate) own_attention_factor: Option<f64>,
+    /// Whether the ramp begins and ends at whole pairs, as in the paper's published code.
+    pub(crate) whole_pairs: bool,
     /// Weight of ln s in what the paper's factor is divided by; 0 leaves that factor as it is.
     pub(crate) log_multiplier: f64,
 }
@@ -41,8 +43,9 @@ impl Yarn {
         let pair_of = |rotations: f64| {
             dim as f64 * ln(self.original_context / (rotations * std::f64::consts::TAU)) / (2.0 * ln(base))
         };
-        let low = pair_of(self.beta_fast).floor().max(0.0);
-        let high = pair_of(self.beta_slow).ceil().min(dim as f64 - 1.0);
+        let (low, high) = (pair_of(self.beta_fast), pair_of(self.beta_slow));
+        let (low, high) = if self.whole_pairs { (low.floor(), high.ceil()) } else { (low, high) };
+        let (low, high) = (low.max(0.0), high.min(dim as f64 - 1.0));
         let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
         let interpolated = ramp + (1.0 - ramp) * (1.0 - self.extrapolation);
         radians / self.factor * interpolated + radians * ((1.0 - ramp) * self.extrapolation)
@@ -111,6 +114,7 @@ mod tests {
         extrapolation: 1.0,
         attention_factor: 1.0,
         own_attention_factor: None,
+        whole_pairs: true,
         log_multiplier: 0.0,
     };
 

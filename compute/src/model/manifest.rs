@@ -310,26 +310,29 @@ impl Manifest {
         self.pieces.iter().filter_map(layer).max().unwrap_or(0)
     }
 
-    /// Bytes of the largest layer, all its experts included: the memory that it takes.
-    pub fn layer_bytes(&self) -> u64 {
-        self.largest_layer(Piece::len_bytes)
+    /// Bytes of the largest of the first `layers` layers, all its experts included: the memory that it takes.
+    pub fn layer_bytes(&self, layers: usize) -> u64 {
+        self.largest_layer(layers, Piece::len_bytes)
     }
 
-    /// Bytes of the layer of which a position reads most; of experts, those that compute one position.
-    pub fn active_layer_bytes(&self, experts: Option<Experts>) -> u64 {
-        self.largest_layer(|piece| match experts {
-            Some(Experts { count, used }) if is_of_experts(&piece.name) => {
+    /// Bytes of the one of the first `layers` layers of which a position reads most; of experts, those that compute one
+    /// position.
+    pub fn active_layer_bytes(&self, layers: usize, experts: Option<Experts>) -> u64 {
+        self.largest_layer(layers, |piece| match experts {
+            Some(Experts { count, used, .. }) if is_of_experts(&piece.name) => {
                 (u128::from(piece.len) * used as u128 / count.max(1) as u128) as u64
             }
             _ => piece.len,
         })
     }
 
-    /// The largest sum over the pieces of one layer.
-    fn largest_layer(&self, bytes: impl Fn(&Piece) -> u64) -> u64 {
+    /// The largest sum over the pieces of one of the first `count` layers.
+    fn largest_layer(&self, count: usize, bytes: impl Fn(&Piece) -> u64) -> u64 {
         let mut layers: BTreeMap<u32, u64> = BTreeMap::new();
         for piece in &self.pieces {
-            if let Purpose::Layer(layer) = Purpose::of(&piece.name) {
+            if let Purpose::Layer(layer) = Purpose::of(&piece.name)
+                && (layer as usize) < count
+            {
                 *layers.entry(layer).or_default() += bytes(piece);
             }
         }

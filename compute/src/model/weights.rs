@@ -3,10 +3,13 @@
 
 use crate::gguf::{GgmlType, Gguf, TensorView};
 use crate::kernel::float::activation::all_finite;
+use crate::kernel::float::mixture::Gating;
 use crate::kernel::page::PageShape;
 use crate::kernel::quant::{Matrix, pack, packed_bytes, rows_of, tiles};
-use crate::kernel::transformer::{DenseWeights, ExpertWeights, FeedForward, Head, KINDS, LayerWeights, Workspace};
-use crate::model::frequencies::{Frequencies, RopeScaling};
+use crate::kernel::transformer::{
+    DenseWeights, ExpertBiases, ExpertWeights, FeedForward, Head, KINDS, LayerWeights, Workspace,
+};
+use crate::model::frequencies::Frequencies;
 use crate::model::{Experts, ModelConfig, ModelFile};
 use crate::{Buffer, Error, Pool};
 use std::ops::Range;
@@ -95,23 +98,57 @@ impl Model {
                 }
                 (bias, _) => bias,
             };
+            // What an architecture always has may not be missing.
+            let biased = |name: &str, len: usize| match config.architecture.has_all_biases() {
+                true => required(&named(name), len).map(Some),
+                false => vector(&named(name), len),
+            };
+            let biases = match config.experts.filter(|_| config.architecture.has_all_biases()) {
+                None => None,
+                Some(experts) => {
+                    let of_each = |name: &str, len: usize| required(&named(name), experts.count * len);
+                    Some(ExpertBiases {
+                        router: of_each("ffn_gate_inp.bias", 1)?,
+                        gate: of_each("ffn_gate_exps.bias", config.intermediate_size)?,
+                        up: of_each("ffn_up_exps.bias", config.intermediate_size)?,
+                        down: of_each("ffn_down_exps.bias", width)?,
+                    })
+                }
+            };
+            let gating = match config.experts.filter(|experts| experts.sigmoid && layer >= experts.dense_layers) {
+                None => Gating::Softmax,
+                Some(experts) => Gating::Sigmoid {
+                    correction: vector(&named("exp_probs_b.bias"), experts.count)?,
+                    scale: experts.scale,
+                },
+            };
+            let post_attention_norm = match config.architecture.ffn_norm() {
+                // It is the other one's name.
+                "post_attention_norm.weight" => None,
+                _ => vector(&named("post_attention_norm.weight"), width)?,
+            };
             let [q, k, v, o] = planned.attention.map(|index| matrices[index].clone());
             let mut weights = LayerWeights {
                 attention_norm: required(&named("attn_norm.weight"), width)?,
-                q_bias: reordered(vector(&named("attn_q.bias"), query)?),
-                k_bias: reordered(vector(&named("attn_k.bias"), kv)?),
-                v_bias: vector(&named("attn_v.bias"), kv)?,
-                o_bias: vector(&named("attn_output.bias"), width)?,
+                q_bias: reordered(biased("attn_q.bias", query)?),
+                k_bias: reordered(biased("attn_k.bias", kv)?),
+                v_bias: biased("attn_v.bias", kv)?,
+                o_bias: biased("attn_output.bias", width)?,
                 q_norm: vector(&named("attn_q_norm.weight"), config.head_dim)?,
                 k_norm: vector(&named("attn_k_norm.weight"), config.head_dim)?,
-                post_attention_norm: vector(&named("post_attention_norm.weight"), width)?,
-                ffn_norm: required(&named("ffn_norm.weight"), width)?,
+                sinks: config
+                    .architecture
+                    .has_all_biases()
+                    .then(|| required(&named("attn_sinks.weight"), config.heads))
+                    .transpose()?,
+                post_attention_norm,
+                ffn_norm: required(&named(config.architecture.ffn_norm()), width)?,
                 post_ffn_norm: vector(&named("post_ffw_norm.weight"), width)?,
                 q,
                 k,
                 v,
                 o,
-                feed_forward: planned.feed_forward.load(&matrices),
+                feed_forward: planned.feed_forward.load(&matrices, gating, biases),
                 sliding_window: config.sliding_window[layer],
                 page_layer: 0,
             };
@@ -130,7 +167,7 @@ impl Model {
         };
         let divisors = vector("rope_freqs.weight", config.rope_dim / 2)?;
         let everywhere = Frequencies::new(config.rope_dim, config.rope_base, config.rope_scaling, divisors.as_deref());
-        let windowed = Frequencies::new(config.rope_dim, config.rope_base_sliding, RopeScaling::Linear(1.0), None);
+        let windowed = Frequencies::new(config.rope_dim, config.rope_base_sliding, config.rope_scaling_sliding, None);
         Ok(Model {
             config,
             part,
@@ -244,7 +281,7 @@ enum PlannedFeedForward {
 
 impl PlannedFeedForward {
     /// The packed matrices.
-    fn load(self, packed: &[Matrix]) -> FeedForward {
+    fn load(self, packed: &[Matrix], gating: Gating, biases: Option<ExpertBiases>) -> FeedForward {
         match self {
             PlannedFeedForward::Dense(matrices) => {
                 let [gate, up, down] = matrices.map(|index| packed[index].clone());
@@ -253,7 +290,7 @@ impl PlannedFeedForward {
             PlannedFeedForward::Experts { used, router, matrices } => {
                 let [gate, up, down] = matrices.map(|of_each| packed[of_each].to_vec());
                 let router = packed[router].clone();
-                FeedForward::Experts(ExpertWeights { used, router, gate, up, down })
+                FeedForward::Experts(ExpertWeights { used, router, gating, gate, up, down, biases })
             }
         }
     }
@@ -292,7 +329,12 @@ impl PlannedPart<'_> {
                 matrix("attn_v", kv, width, None)?,
                 matrix("attn_output", width, query, None)?,
             ];
-            let feed_forward = match config.experts {
+            let experts = config.experts.filter(|experts| layer >= experts.dense_layers);
+            let ff = match (experts, config.experts) {
+                (None, Some(experts)) => experts.dense_intermediate_size,
+                _ => ff,
+            };
+            let feed_forward = match experts {
                 None => PlannedFeedForward::Dense([
                     matrix("ffn_gate", ff, width, None)?,
                     matrix("ffn_up", ff, width, None)?,
@@ -369,11 +411,15 @@ impl<'a> Plan<'a> {
                 ),
             ));
         }
-        let matrices = [
-            self.matrix_of_each(&named("ffn_gate_exps"), experts.count, ff, width)?,
-            self.matrix_of_each(&named("ffn_up_exps"), experts.count, ff, width)?,
-            self.matrix_of_each(&named("ffn_down_exps"), experts.count, width, ff)?,
-        ];
+        // Those that compute every row follow those that are chosen.
+        let mut of_each = |which: &str, rows: usize, k: usize| -> Result<Range<usize>, Error> {
+            let chosen = self.matrix_of_each(&named(&format!("ffn_{which}_exps")), experts.count, rows, k)?;
+            for _ in 0..experts.shared {
+                self.matrix(&named(&format!("ffn_{which}_shexp")), rows, k, None)?;
+            }
+            Ok(chosen.start..self.matrices.len())
+        };
+        let matrices = [of_each("gate", ff, width)?, of_each("up", ff, width)?, of_each("down", width, ff)?];
         Ok(PlannedFeedForward::Experts { used: experts.used, router, matrices })
     }
 

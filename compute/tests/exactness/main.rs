@@ -138,7 +138,7 @@ fn text(seed: u64, len: usize) -> Vec<u32> {
     (0..len).map(|_| random.index(VOCABULARY) as u32).collect()
 }
 
-const ARCHITECTURES: [&str; 5] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3"];
+const ARCHITECTURES: [&str; 7] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "glm4moe", "gpt-oss"];
 const TYPES: [GgmlType; 12] = GgmlType::SUPPORTED;
 
 fn tiny(architecture: &'static str, weights: GgmlType) -> ModelFile {
@@ -185,7 +185,7 @@ fn every_architecture_and_weight_type_keeps_its_pinned_bits_on_every_family_and_
 
 #[test]
 fn chunks_mixes_splits_truncations_replays_and_families_change_no_bit() {
-    for (case, architecture) in (0..15u64).zip(ARCHITECTURES.into_iter().cycle()) {
+    for (case, architecture) in (0..21u64).zip(ARCHITECTURES.into_iter().cycle()) {
         let mut random = SplitMix64::new(1_000 + case);
         let ty = TYPES[random.index(TYPES.len())];
         let file = tiny(architecture, ty);
@@ -226,7 +226,7 @@ fn chunks_mixes_splits_truncations_replays_and_families_change_no_bit() {
 
 #[test]
 fn forks_go_their_own_ways_and_share_what_came_before() {
-    for architecture in ["gemma3", "qwen3moe"] {
+    for architecture in ["gemma3", "qwen3moe", "glm4moe", "gpt-oss"] {
         let file = tiny(architecture, GgmlType::Q8_0);
         let stages = Stages::load(&file, &[], |_| pool(2, Isa::best()));
         let (past, left, right) = (text(1, 40), text(2, 30), text(3, 30));

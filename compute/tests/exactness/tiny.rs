@@ -15,7 +15,7 @@ pub(crate) struct Tiny {
 pub(crate) const LAYERS: usize = 3;
 pub(crate) const WIDTH: usize = 256;
 pub(crate) const VOCABULARY: usize = 300;
-/// Experts of a layer of `qwen3moe`, and those that compute a row.
+/// Experts of a layer of `qwen3moe`, `glm4moe` and `gpt-oss`, and those that compute a row.
 pub(crate) const EXPERTS: usize = 8;
 pub(crate) const USED_EXPERTS: usize = 3;
 /// Positions that a windowed layer sees: small, so that tests cross it often.
@@ -94,14 +94,18 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
     let mut random = SplitMix64::new(tiny.seed);
     let Sizes { layers, hidden, heads, kv_heads, head, intermediate: ff, vocabulary, context } = sizes;
     let gemma = tiny.architecture == "gemma3";
-    let mixture = tiny.architecture == "qwen3moe";
+    let gpt_oss = tiny.architecture == "gpt-oss";
+    let glm = tiny.architecture == "glm4moe";
+    let mixture = tiny.architecture == "qwen3moe" || glm || gpt_oss;
+    // Of these blocks one predicts a further token; one layer is dense.
+    let (blocks, dense_layers) = if glm { (layers + 1, 1) } else { (layers, 0) };
     // The length of a block of most weight types, at least.
     let expert_ff = 256;
     let mut meta = Meta::default();
     meta.string("general.architecture", tiny.architecture);
     let key = |name: &str| format!("{}.{name}", tiny.architecture);
     for (name, value) in [
-        ("block_count", layers),
+        ("block_count", blocks),
         ("context_length", context),
         ("embedding_length", hidden),
         ("feed_forward_length", ff),
@@ -121,6 +125,20 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
             }
         }
     }
+    if glm {
+        for (name, value) in [
+            ("expert_shared_count", 1),
+            ("expert_gating_func", 2),
+            ("leading_dense_block_count", dense_layers),
+            ("nextn_predict_layers", 1),
+            ("rope.dimension_count", head / 2),
+        ] {
+            if let Some(value) = (changes.integer)(name, value as u32) {
+                meta.integer(&key(name), value);
+            }
+        }
+        meta.float(&key("expert_weights_scale"), 1.5);
+    }
     meta.float(&key("attention.layer_norm_rms_epsilon"), 1e-5);
     meta.float(&key("rope.freq_base"), 10_000.0);
     if gemma {
@@ -129,7 +147,10 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
         meta.float(&key("final_logit_softcapping"), 30.0);
         meta.float(&key("attn_logit_softcapping"), 50.0);
     }
-    if tiny.architecture == "qwen3" {
+    if gpt_oss {
+        meta.integer(&key("attention.sliding_window"), WINDOW as u32);
+    }
+    if tiny.architecture == "qwen3" || gpt_oss {
         meta.string(&key("rope.scaling.type"), "yarn");
         meta.float(&key("rope.scaling.factor"), 4.0);
         meta.integer(&key("rope.scaling.original_context_length"), 128);
@@ -161,28 +182,47 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
     for layer in 0..layers {
         let name = |rest: &str| format!("blk.{layer}.{rest}");
         vector(&mut tensors, &mut random, &name("attn_norm.weight"), hidden, 1.0);
-        vector(&mut tensors, &mut random, &name("ffn_norm.weight"), hidden, 1.0);
+        let ffn_norm = if gpt_oss || glm { "post_attention_norm.weight" } else { "ffn_norm.weight" };
+        vector(&mut tensors, &mut random, &name(ffn_norm), hidden, 1.0);
         matrix(&mut tensors, &mut random, &name("attn_q.weight"), heads * head, hidden);
         matrix(&mut tensors, &mut random, &name("attn_k.weight"), kv_heads * head, hidden);
         matrix(&mut tensors, &mut random, &name("attn_v.weight"), kv_heads * head, hidden);
         matrix(&mut tensors, &mut random, &name("attn_output.weight"), hidden, heads * head);
-        if mixture {
+        if mixture && layer >= dense_layers {
             let router = (0..EXPERTS * hidden).map(|_| 0.2 * random.signed_unit()).collect();
             floats(&mut tensors, &name("ffn_gate_inp.weight"), &[hidden, EXPERTS], router);
             experts(&mut tensors, &mut random, &name("ffn_gate_exps.weight"), expert_ff, hidden);
             experts(&mut tensors, &mut random, &name("ffn_up_exps.weight"), expert_ff, hidden);
             experts(&mut tensors, &mut random, &name("ffn_down_exps.weight"), hidden, expert_ff);
+            if glm {
+                vector(&mut tensors, &mut random, &name("exp_probs_b.bias"), EXPERTS, 0.0);
+                matrix(&mut tensors, &mut random, &name("ffn_gate_shexp.weight"), expert_ff, hidden);
+                matrix(&mut tensors, &mut random, &name("ffn_up_shexp.weight"), expert_ff, hidden);
+                matrix(&mut tensors, &mut random, &name("ffn_down_shexp.weight"), hidden, expert_ff);
+            }
         } else {
             matrix(&mut tensors, &mut random, &name("ffn_gate.weight"), ff, hidden);
             matrix(&mut tensors, &mut random, &name("ffn_up.weight"), ff, hidden);
             matrix(&mut tensors, &mut random, &name("ffn_down.weight"), hidden, ff);
         }
-        if tiny.architecture == "qwen2" {
+        if gpt_oss {
+            for (bias, len) in [
+                ("ffn_gate_inp", EXPERTS),
+                ("ffn_gate_exps", EXPERTS * expert_ff),
+                ("ffn_up_exps", EXPERTS * expert_ff),
+                ("ffn_down_exps", EXPERTS * hidden),
+                ("attn_output", hidden),
+            ] {
+                vector(&mut tensors, &mut random, &name(&format!("{bias}.bias")), len, 0.0);
+            }
+            vector(&mut tensors, &mut random, &name("attn_sinks.weight"), heads, 0.5);
+        }
+        if tiny.architecture == "qwen2" || gpt_oss || glm {
             vector(&mut tensors, &mut random, &name("attn_q.bias"), heads * head, 0.0);
             vector(&mut tensors, &mut random, &name("attn_k.bias"), kv_heads * head, 0.0);
             vector(&mut tensors, &mut random, &name("attn_v.bias"), kv_heads * head, 0.0);
         }
-        if tiny.architecture == "qwen3" || mixture || gemma {
+        if tiny.architecture == "qwen3" || (mixture && !gpt_oss) || gemma {
             vector(&mut tensors, &mut random, &name("attn_q_norm.weight"), head, 1.0);
             vector(&mut tensors, &mut random, &name("attn_k_norm.weight"), head, 1.0);
         }
@@ -192,6 +232,13 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
         }
     }
     vector(&mut tensors, &mut random, "output_norm.weight", hidden, 1.0);
+    if glm {
+        vector(&mut tensors, &mut random, &format!("blk.{layers}.nextn.enorm.weight"), hidden, 1.0);
+        matrix(&mut tensors, &mut random, &format!("blk.{layers}.nextn.eh_proj.weight"), hidden, 2 * hidden);
+    }
+    if gpt_oss || glm {
+        matrix(&mut tensors, &mut random, "output.weight", vocabulary, hidden);
+    }
     if tiny.architecture == "llama" {
         matrix(&mut tensors, &mut random, "output.weight", vocabulary, hidden);
         vector(&mut tensors, &mut random, "rope_freqs.weight", head / 2, 2.0);

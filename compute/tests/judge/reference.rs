@@ -7,6 +7,8 @@
 //! | norms | Zhang & Sennrich 2019 |
 //! | rotary embedding and its scaling | Su et al. 2021; Peng et al. 2023 (YaRN) with its authors' code |
 //! | gated feed-forward blocks | Shazeer 2020; Hendrycks & Gimpel 2016 |
+//! | routers of sigmoids, an expert for every row | DeepSeek-V3 report (2024) §2.1.2; GLM-4.5 report (2025) §2.1 |
+//! | gpt-oss | its model card and the code published with it: biases, sinks, the clamped activation, a ramp of YaRN that is not rounded |
 //! | mixtures of experts | Shazeer et al. 2017; Qwen 3 report: softmax over all experts, the chosen weights renormalised |
 
 use super::weights::tensor;
@@ -41,14 +43,24 @@ struct Layer {
     k: Matrix,
     v: Matrix,
     o: Matrix,
-    biases: [Option<Vec<f64>>; 3],
+    /// Of queries, keys, values and the output.
+    biases: [Option<Vec<f64>>; 4],
+    /// Of each query head.
+    sinks: Option<Vec<f64>>,
     q_norm: Option<Vec<f64>>,
     k_norm: Option<Vec<f64>>,
     post_attention_norm: Option<Vec<f64>>,
     ffn_norm: Vec<f64>,
     router: Option<Matrix>,
+    router_bias: Option<Vec<f64>>,
+    /// Added to sigmoids of the router's logits, for the choice alone; `None` for a softmax.
+    correction: Option<Vec<f64>>,
+    /// A block that computes every row.
+    shared: Option<[Matrix; 3]>,
     /// Gate, up, down: of each expert, or of the one block.
     blocks: Vec<[Matrix; 3]>,
+    /// Of gate, up, down, of each expert.
+    block_biases: Vec<[Vec<f64>; 3]>,
     post_ffn_norm: Option<Vec<f64>>,
     /// Positions that a row sees, its own included.
     window: usize,
@@ -65,11 +77,13 @@ pub(crate) struct Reference {
     head_dim: usize,
     epsilon: f64,
     used_experts: usize,
+    expert_scale: f64,
     /// Radians per position of each rotated pair, and the factor of cosine and sine.
     frequencies: (Vec<f64>, f64),
     /// Whether the rotated pairs are neighbours.
     neighbours: bool,
     gemma: bool,
+    gpt_oss: bool,
     attention_cap: Option<f64>,
     logit_cap: Option<f64>,
 }
@@ -79,12 +93,15 @@ impl Reference {
         let metadata = file.metadata();
         let architecture = metadata.get_str("general.architecture").unwrap().unwrap().to_owned();
         let gemma = architecture == "gemma3";
+        let gpt_oss = architecture == "gpt-oss";
+        // The norm before the feed-forward block has the name of what it follows.
+        let names_after = gpt_oss || architecture == "glm4moe";
         let integer = |name: &str| metadata.get_u64(&format!("{architecture}.{name}")).unwrap().map(|n| n as usize);
         let float = |name: &str| metadata.get_f64(&format!("{architecture}.{name}")).unwrap();
         let hidden = integer("embedding_length").unwrap();
         let head_dim = integer("attention.key_length").unwrap();
         let matrix = |name: &str, k: usize| tensor(file, name).map(|elements| Matrix { elements, k });
-        let layers = (0..integer("block_count").unwrap())
+        let layers = (0..integer("block_count").unwrap() - integer("nextn_predict_layers").unwrap_or(0))
             .map(|layer| {
                 let vector = |name: &str| tensor(file, &format!("blk.{layer}.{name}"));
                 let of = |name: &str| {
@@ -108,29 +125,59 @@ impl Reference {
                         gates.into_iter().zip(ups).zip(downs).map(|((gate, up), down)| [gate, up, down]).collect()
                     }
                 };
-                let windowed = gemma && (layer + 1) % integer("attention.sliding_window_pattern").unwrap() != 0;
+                let block_biases = match vector("ffn_gate_exps.bias") {
+                    None => Vec::new(),
+                    Some(gates) => {
+                        let split = |all: Vec<f64>| -> Vec<Vec<f64>> {
+                            all.chunks_exact(all.len() / blocks.len()).map(<[f64]>::to_vec).collect()
+                        };
+                        let ups = split(vector("ffn_up_exps.bias").unwrap());
+                        let downs = split(vector("ffn_down_exps.bias").unwrap());
+                        split(gates)
+                            .into_iter()
+                            .zip(ups)
+                            .zip(downs)
+                            .map(|((gate, up), down)| [gate, up, down])
+                            .collect()
+                    }
+                };
+                // The first of two layers sees a window.
+                let windowed = gpt_oss && layer % 2 == 0;
+                let windowed =
+                    windowed || gemma && (layer + 1) % integer("attention.sliding_window_pattern").unwrap() != 0;
                 Layer {
                     attention_norm: vector("attn_norm.weight").unwrap(),
                     q: of("attn_q").unwrap(),
                     k: of("attn_k").unwrap(),
                     v: of("attn_v").unwrap(),
                     o: of("attn_output").unwrap(),
-                    biases: ["attn_q.bias", "attn_k.bias", "attn_v.bias"].map(vector),
+                    biases: ["attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"].map(vector),
+                    sinks: vector("attn_sinks.weight"),
                     q_norm: vector("attn_q_norm.weight"),
                     k_norm: vector("attn_k_norm.weight"),
-                    post_attention_norm: vector("post_attention_norm.weight"),
-                    ffn_norm: vector("ffn_norm.weight").unwrap(),
+                    post_attention_norm: vector("post_attention_norm.weight").filter(|_| !names_after),
+                    ffn_norm: vector(if names_after { "post_attention_norm.weight" } else { "ffn_norm.weight" })
+                        .unwrap(),
                     router,
+                    router_bias: vector("ffn_gate_inp.bias"),
+                    correction: vector("exp_probs_b.bias"),
+                    shared: of("ffn_gate_shexp")
+                        .map(|gate| [gate, of("ffn_up_shexp").unwrap(), of("ffn_down_shexp").unwrap()]),
                     blocks,
+                    block_biases,
                     post_ffn_norm: vector("post_ffw_norm.weight"),
                     window: if windowed { integer("attention.sliding_window").unwrap() } else { usize::MAX },
                 }
             })
             .collect();
         let base = float("rope.freq_base").unwrap();
-        let plain: Vec<f64> = (0..head_dim / 2).map(|i| base.powf(-2.0 * i as f64 / head_dim as f64)).collect();
+        let rotated = integer("rope.dimension_count").unwrap_or(head_dim);
+        let plain: Vec<f64> = (0..rotated / 2).map(|i| base.powf(-2.0 * i as f64 / rotated as f64)).collect();
         let frequencies = match float("rope.scaling.factor") {
-            Some(factor) => yarn(&plain, base, factor, integer("rope.scaling.original_context_length").unwrap() as f64),
+            Some(factor) => {
+                let context = integer("rope.scaling.original_context_length").unwrap() as f64;
+                yarn(&plain, base, factor, context, !gpt_oss)
+            }
             None => match tensor(file, "rope_freqs.weight") {
                 Some(divisors) => (plain.iter().zip(divisors).map(|(f, divisor)| f / divisor).collect(), 1.0),
                 None => (plain, 1.0),
@@ -146,9 +193,11 @@ impl Reference {
             head_dim,
             epsilon: float("attention.layer_norm_rms_epsilon").unwrap(),
             used_experts: integer("expert_used_count").unwrap_or(0),
+            expert_scale: float("expert_weights_scale").unwrap_or(1.0),
             frequencies,
             neighbours: architecture == "llama",
             gemma,
+            gpt_oss,
             attention_cap: float("attn_logit_softcapping"),
             logit_cap: float("final_logit_softcapping"),
         }
@@ -208,7 +257,7 @@ impl Reference {
             };
             normed.iter().enumerate().map(row).collect::<Vec<_>>()
         };
-        let [q_bias, k_bias, v_bias] = &layer.biases;
+        let [q_bias, k_bias, v_bias, o_bias] = &layer.biases;
         let q = heads(&layer.q, q_bias.as_ref(), layer.q_norm.as_ref(), true);
         let k = heads(&layer.k, k_bias.as_ref(), layer.k_norm.as_ref(), true);
         let v = heads(&layer.v, v_bias.as_ref(), None, false);
@@ -220,14 +269,20 @@ impl Reference {
                     let dot: f64 = q[position][head].iter().zip(&k[at][kv]).map(|(q, k)| q * k).sum();
                     capped(dot / (self.head_dim as f64).sqrt(), self.attention_cap)
                 };
-                let weights = softmax(&seen.clone().map(score).collect::<Vec<f64>>());
+                // A sink takes a part of the weight and has no value.
+                let sink = layer.sinks.as_ref().map(|sinks| sinks[head]);
+                let weights = softmax(&seen.clone().map(score).chain(sink).collect::<Vec<f64>>());
                 let mut sum = vec![0.0; self.head_dim];
                 for (weight, at) in weights.iter().zip(seen.clone()) {
                     sum.iter_mut().zip(&v[at][kv]).for_each(|(sum, v)| *sum += weight * v);
                 }
                 sum
             };
-            layer.o.times(&(0..self.heads).flat_map(head).collect::<Vec<f64>>())
+            let mut out = layer.o.times(&(0..self.heads).flat_map(head).collect::<Vec<f64>>());
+            if let Some(bias) = o_bias {
+                add(&mut out, bias);
+            }
+            out
         };
         (0..states.len()).map(row).collect()
     }
@@ -236,7 +291,7 @@ impl Reference {
         let (frequencies, factor) = &self.frequencies;
         let mut out = x.to_vec();
         for (i, frequency) in frequencies.iter().enumerate() {
-            let (a, b) = if self.neighbours { (2 * i, 2 * i + 1) } else { (i, i + x.len() / 2) };
+            let (a, b) = if self.neighbours { (2 * i, 2 * i + 1) } else { (i, i + frequencies.len()) };
             let (sin, cos) = (position as f64 * frequency).sin_cos();
             out[a] = factor * (x[a] * cos - x[b] * sin);
             out[b] = factor * (x[a] * sin + x[b] * cos);
@@ -246,31 +301,59 @@ impl Reference {
 
     /// What the feed-forward block adds, and by what margin its experts were chosen.
     fn feed_forward(&self, layer: &Layer, x: &[f64]) -> (Vec<f64>, f64) {
-        let Some(router) = &layer.router else { return (self.block(&layer.blocks[0], x), f64::INFINITY) };
-        let logits = router.times(x);
-        let probabilities = softmax(&logits);
+        let Some(router) = &layer.router else { return (self.block(&layer.blocks[0], None, x), f64::INFINITY) };
+        let mut logits = router.times(x);
+        if let Some(bias) = &layer.router_bias {
+            add(&mut logits, bias);
+        }
+        // What the weights are made of, and by what experts are chosen.
+        let (weights, scores) = match &layer.correction {
+            None => (softmax(&logits), logits.clone()),
+            Some(correction) => {
+                let sigmoids: Vec<f64> = logits.iter().map(|logit| 1.0 / (1.0 + (-logit).exp())).collect();
+                let scores = sigmoids.iter().zip(correction).map(|(p, correction)| p + correction).collect();
+                (sigmoids, scores)
+            }
+        };
         let mut order: Vec<usize> = (0..logits.len()).collect();
-        order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]).then(a.cmp(b)));
+        order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]).then(a.cmp(b)));
         let (chosen, others) = order.split_at(self.used_experts);
-        let total: f64 = chosen.iter().map(|expert| probabilities[*expert]).sum();
-        let mut sum = vec![0.0; x.len()];
+        let total: f64 = chosen.iter().map(|expert| weights[*expert]).sum();
+        let mut sum = layer.shared.as_ref().map_or(vec![0.0; x.len()], |shared| self.block(shared, None, x));
         for expert in chosen {
-            let weight = probabilities[*expert] / total;
-            sum.iter_mut().zip(self.block(&layer.blocks[*expert], x)).for_each(|(sum, y)| *sum += weight * y);
+            let weight = weights[*expert] / total * self.expert_scale;
+            let y = self.block(&layer.blocks[*expert], layer.block_biases.get(*expert), x);
+            sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += weight * y);
         }
         let rms = (logits.iter().map(|logit| logit * logit).sum::<f64>() / logits.len() as f64).sqrt();
-        let margin = others.first().map_or(f64::INFINITY, |other| logits[chosen[chosen.len() - 1]] - logits[*other]);
-        (sum, margin / rms)
+        let margin = others.first().map_or(f64::INFINITY, |other| scores[chosen[chosen.len() - 1]] - scores[*other]);
+        // A sigmoid moves by a quarter of its logit at most.
+        let steepness = if layer.correction.is_some() { 0.25 } else { 1.0 };
+        (sum, margin / (steepness * rms))
     }
 
     /// One gated block.
-    fn block(&self, [gate, up, down]: &[Matrix; 3], x: &[f64]) -> Vec<f64> {
+    fn block(&self, [gate, up, down]: &[Matrix; 3], biases: Option<&[Vec<f64>; 3]>, x: &[f64]) -> Vec<f64> {
+        let product = |w: &Matrix, x: &[f64], which: usize| {
+            let mut y = w.times(x);
+            if let Some(biases) = biases {
+                add(&mut y, &biases[which]);
+            }
+            y
+        };
         let activation = |x: f64| match self.gemma {
             true => 0.5 * x * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044_715 * x.powi(3))).tanh()),
             false => x / (1.0 + (-x).exp()),
         };
-        let inner: Vec<f64> = gate.times(x).into_iter().zip(up.times(x)).map(|(g, u)| activation(g) * u).collect();
-        down.times(&inner)
+        let gated = |(g, u): (f64, f64)| match self.gpt_oss {
+            true => {
+                let g = g.min(7.0);
+                g / (1.0 + (-1.702 * g).exp()) * (u.clamp(-7.0, 7.0) + 1.0)
+            }
+            false => activation(g) * u,
+        };
+        let inner: Vec<f64> = product(gate, x, 0).into_iter().zip(product(up, x, 1)).map(gated).collect();
+        product(down, &inner, 2)
     }
 }
 
@@ -292,10 +375,13 @@ pub(crate) fn softmax(logits: &[f64]) -> Vec<f64> {
 
 /// Frequencies by YaRN: pairs that turn more than 32 times within the original context stay, those that turn less than once
 /// are stretched by `factor`, with a ramp over the pairs between them; cosine and sine are scaled by 0.1·ln(factor) + 1.
-fn yarn(plain: &[f64], base: f64, factor: f64, context: f64) -> (Vec<f64>, f64) {
+/// `rounded`: whether the ramp begins and ends at whole pairs.
+fn yarn(plain: &[f64], base: f64, factor: f64, context: f64, rounded: bool) -> (Vec<f64>, f64) {
     let dim = 2.0 * plain.len() as f64;
     let pair = |turns: f64| dim * (context / (turns * 2.0 * PI)).ln() / (2.0 * base.ln());
-    let (low, high) = (pair(32.0).floor().max(0.0), pair(1.0).ceil().min(dim - 1.0));
+    let round = |low: f64, high: f64| if rounded { (low.floor(), high.ceil()) } else { (low, high) };
+    let (low, high) = round(pair(32.0), pair(1.0));
+    let (low, high) = (low.max(0.0), high.min(dim - 1.0));
     let scaled = plain.iter().enumerate().map(|(i, frequency)| {
         let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
         frequency / factor * ramp + frequency * (1.0 - ramp)

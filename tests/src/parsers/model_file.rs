@@ -35,7 +35,7 @@ pub fn manifest(bytes: &[u8]) {
         assert_eq!(end, piece.offset() + piece.len_bytes());
     }
     assert!(manifest.select(&manifest.whole()).len() <= manifest.pieces().len());
-    let _ = (manifest.layer_bytes(), manifest.embedding_bytes(), manifest.head_bytes());
+    let _ = (manifest.layer_bytes(1), manifest.embedding_bytes(), manifest.head_bytes());
 }
 
 pub(super) fn manifest_seeds() -> Vec<Vec<u8>> {

@@ -13,6 +13,20 @@ pub(crate) enum Activation {
     Silu,
     /// GELU, tanh form.
     Gelu,
+    /// Of gpt-oss (OpenAI 2025, model code): g · sigmoid(1.702 · g), with g = min(x, 7); what it gates, u, becomes
+    /// 1 + u within −7 to 7. Infinities become numbers here: [`all_finite`] is asked before.
+    Clamped,
+}
+
+/// Factor inside the sigmoid of [`Activation::Clamped`], and the limit of its inputs.
+const CLAMPED_ALPHA: f32 = 1.702;
+const CLAMPED_LIMIT: f32 = 7.0;
+
+impl Activation {
+    /// Whether infinities become numbers.
+    pub(crate) fn hides_infinities(self) -> bool {
+        self == Activation::Clamped
+    }
 }
 
 struct Gated<'a> {
@@ -52,16 +66,23 @@ impl Body for Gated<'_> {
 unsafe fn gated_lanes<S: Simd>(activation: Activation, gate: &mut [f32; LANES], up: &[f32; LANES]) {
     // SAFETY: sixteen of each.
     unsafe {
-        let x = S::load(gate.as_ptr());
+        let (x, up) = (S::load(gate.as_ptr()), S::load(up.as_ptr()));
         let y = match activation {
-            Activation::Silu => math::silu::<S>(x),
-            Activation::Gelu => math::gelu::<S>(x),
+            Activation::Silu => S::mul(math::silu::<S>(x), up),
+            Activation::Gelu => S::mul(math::gelu::<S>(x), up),
+            Activation::Clamped => {
+                let (one, limit) = (S::splat(1.0), S::splat(CLAMPED_LIMIT));
+                let x = S::min(x, limit);
+                let up = S::max(S::min(up, limit), S::splat(-CLAMPED_LIMIT));
+                let e = math::exp::<S>(S::mul(S::splat(-CLAMPED_ALPHA), x));
+                S::mul(S::div(x, S::add(one, e)), S::add(up, one))
+            }
         };
-        S::store(gate.as_mut_ptr(), S::mul(y, S::load(up.as_ptr())));
+        S::store(gate.as_mut_ptr(), y);
     }
 }
 
-/// `gate = activation(gate) · up`; both of one length.
+/// `gate = activation(gate) · up`, or as the activation says; both of one length.
 pub(crate) fn gated(isa: Isa, activation: Activation, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "a gate and what it gates differ in length");
     // SAFETY: the lengths were checked; `isa` is one that a pool was made with.

@@ -3,7 +3,8 @@
 //!
 //! * a score is one chain of fused multiply-adds over the head's elements, a lane being one key;
 //! * the largest score is exact; e = exp(score − largest); the sum of e runs over sixteen lanes, lane i taking the keys at
-//!   positions ≡ i modulo 16 in order, folded once;
+//!   positions ≡ i modulo 16 in order, folded once; the e of a sink, which is a score without a key and a value (Xiao et al.
+//!   2023; learned in gpt-oss), is added last;
 //! * values are summed in order of position in chains of [`CHUNK`] positions, which begin at multiples of it, and the chains
 //!   are added in order; the result is multiplied by 1 / sum.
 //!
@@ -38,11 +39,13 @@ pub(crate) struct KeysValues<'a> {
 }
 
 /// One row: pointers to its query and its result, and its position.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct Row {
     pub(crate) query: *const f32,
     pub(crate) out: *mut f32,
     pub(crate) position: usize,
+    /// The score of a key without a value; −∞ for none.
+    pub(crate) sink: f32,
 }
 
 // SAFETY: the pointers are used under the conditions of `attend` only.
@@ -50,7 +53,8 @@ unsafe impl Send for Row {}
 
 impl Row {
     /// No row.
-    pub(crate) const NONE: Row = Row { query: std::ptr::null(), out: std::ptr::null_mut(), position: 0 };
+    pub(crate) const NONE: Row =
+        Row { query: std::ptr::null(), out: std::ptr::null_mut(), position: 0, sink: f32::NEG_INFINITY };
 }
 
 struct Attend<'a> {
@@ -134,7 +138,7 @@ impl Attend<'_> {
                 let scores = self.scores.as_mut_ptr().add(r * stride);
                 let mut lanes = [0.0f32; LANES];
                 S::store(lanes.as_mut_ptr(), largest[r]);
-                let most = S::splat(lanes.into_iter().fold(f32::NEG_INFINITY, f32::max));
+                let most = S::splat(lanes.into_iter().fold(rows[r].sink, f32::max));
                 let mut sum = S::splat(0.0);
                 for b in 0..blocks.len() {
                     let at = scores.add(b * LANES);
@@ -143,7 +147,12 @@ impl Attend<'_> {
                     sum = S::add(sum, e);
                 }
                 S::store(lanes.as_mut_ptr(), sum);
-                inverse[r] = 1.0 / fold(lanes);
+                let mut sum = fold(lanes);
+                if rows[r].sink > f32::NEG_INFINITY {
+                    S::store(lanes.as_mut_ptr(), math::exp::<S>(S::sub(S::splat(rows[r].sink), most)));
+                    sum += lanes[0];
+                }
+                inverse[r] = 1.0 / sum;
             }
             let width = self.cache.head_dim;
             let mut column = 0;
@@ -367,6 +376,7 @@ mod tests {
                 query: queries[r * WIDTH..].as_ptr(),
                 out: out[r * WIDTH..].as_mut_ptr(),
                 position: *position,
+                ..Row::NONE
             })
             .collect();
         let starts: Vec<*mut u16> = pages.iter_mut().map(|page| page.as_mut_ptr()).collect();

@@ -9,6 +9,9 @@
 //! − largest logit)`, `sum` = all e one after the other, `weight = e / sum`. That is the softmax over all experts, divided by
 //! the sum over the chosen ones: the denominator over all cancels.
 //!
+//! Where a router's scores are sigmoids (DeepSeek-V3 report, §2.1.2), `p = 1 / (1 + exp(−logit))`; the chosen experts are those
+//! with the largest `p + correction`, and `weight = p / (sum of the chosen p + 10⁻²⁰) · scale`.
+//!
 //! The sum of a row begins with zero; for each of its experts in ascending order of their indices `sum = fma(weight, result,
 //! sum)`.
 #![allow(unsafe_code)]
@@ -27,15 +30,53 @@ pub(crate) struct Chosen {
     pub(crate) weight: f32,
 }
 
+/// What becomes of a router's logits.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum Gating {
+    /// The weights are a softmax.
+    #[default]
+    Softmax,
+    /// The weights are sigmoids, divided by their sum.
+    Sigmoid {
+        /// `[experts]`: added to the sigmoids for the choice alone, which balances the experts' loads.
+        correction: Option<Vec<f32>>,
+        /// Factor of the weights.
+        scale: f32,
+    },
+}
+
 /// Chooses `chosen.len()` experts by their logits: `[experts]`, in ascending order of their indices. Returns whether all
-/// logits are finite; if not, the experts exist, but which they are is unspecified.
+/// logits are finite; if not, the experts exist, but which they are is unspecified. The logits are spent.
 ///
 /// # Panics
 /// Where no expert or more than there are would be chosen.
 #[must_use = "of infinite logits weights become numbers"]
-pub(crate) fn route(isa: Isa, logits: &[f32], chosen: &mut [Chosen]) -> bool {
+pub(crate) fn route(isa: Isa, gating: &Gating, logits: &mut [f32], chosen: &mut [Chosen]) -> bool {
     assert!((1..=logits.len()).contains(&chosen.len()), "{} of {} experts", chosen.len(), logits.len());
-    choose(logits, chosen);
+    let finite = all_finite(logits);
+    match gating {
+        Gating::Softmax => by_softmax(isa, logits, chosen),
+        Gating::Sigmoid { correction, scale } => {
+            // SAFETY: nothing beyond the slice is touched; `isa` is one that a pool was made with.
+            unsafe { dispatch(isa, Sigmoid(logits)) };
+            match correction {
+                None => choose(logits.iter().copied(), chosen),
+                Some(correction) => choose(logits.iter().zip(correction).map(|(p, correction)| p + correction), chosen),
+            }
+            chosen.sort_unstable_by_key(|chosen| chosen.expert);
+            chosen.iter_mut().for_each(|chosen| chosen.weight = logits[chosen.expert as usize]);
+            let sum = chosen.iter().fold(0.0, |sum, chosen| sum + chosen.weight) + LEAST_SUM;
+            chosen.iter_mut().for_each(|chosen| chosen.weight = chosen.weight / sum * scale);
+        }
+    }
+    finite
+}
+
+/// Added to a sum of sigmoids, which may all be zero.
+const LEAST_SUM: f32 = 1e-20;
+
+fn by_softmax(isa: Isa, logits: &[f32], chosen: &mut [Chosen]) {
+    choose(logits.iter().copied(), chosen);
     let largest = chosen[0].weight;
     chosen.sort_unstable_by_key(|chosen| chosen.expert);
     for chosen in chosen.chunks_mut(LANES) {
@@ -47,13 +88,12 @@ pub(crate) fn route(isa: Isa, logits: &[f32], chosen: &mut [Chosen]) -> bool {
     }
     let sum = chosen.iter().fold(0.0, |sum, chosen| sum + chosen.weight);
     chosen.iter_mut().for_each(|chosen| chosen.weight /= sum);
-    all_finite(logits)
 }
 
-/// The experts with the largest logits, in descending order; their weights are the logits.
-fn choose(logits: &[f32], chosen: &mut [Chosen]) {
+/// The experts with the largest scores, in descending order; their weights are the scores.
+fn choose(scores: impl Iterator<Item = f32>, chosen: &mut [Chosen]) {
     let mut count = 0;
-    for (expert, &logit) in (0u32..).zip(logits) {
+    for (expert, logit) in (0u32..).zip(scores) {
         let mut at = count;
         // Strictly larger: of equal logits the first stays in front.
         while at > 0 && logit > chosen[at - 1].weight {
@@ -75,6 +115,25 @@ impl Body for Exp<'_> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: sixteen floats.
         unsafe { S::store(self.0.as_mut_ptr(), math::exp::<S>(S::load(self.0.as_ptr()))) }
+    }
+}
+
+struct Sigmoid<'a>(&'a mut [f32]);
+
+impl Body for Sigmoid<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for x in self.0.chunks_mut(LANES) {
+            let mut lanes = [0.0; LANES];
+            lanes[..x.len()].copy_from_slice(x);
+            // SAFETY: sixteen floats.
+            unsafe {
+                let e = math::exp::<S>(S::sub(S::splat(0.0), S::load(lanes.as_ptr())));
+                S::store(lanes.as_mut_ptr(), S::div(S::splat(1.0), S::add(S::splat(1.0), e)));
+            }
+            x.copy_from_slice(&lanes[..x.len()]);
+        }
     }
 }
 
@@ -123,7 +182,7 @@ mod tests {
 
     fn routed(isa: Isa, logits: &[f32], used: usize) -> (Vec<Chosen>, bool) {
         let mut chosen = vec![Chosen::default(); used];
-        let finite = route(isa, logits, &mut chosen);
+        let finite = route(isa, &Gating::Softmax, &mut logits.to_vec(), &mut chosen);
         (chosen, finite)
     }
 
@@ -191,6 +250,47 @@ mod tests {
                 assert!(chosen.iter().all(|chosen| chosen.expert < 5));
             }
         }
+    }
+
+    #[test]
+    fn sigmoids_choose_by_their_corrected_values_and_weigh_by_their_own() {
+        let mut random = SplitMix64::new(6);
+        for case in 0..300 {
+            let count = 1 + random.index(70);
+            let used = 1 + random.index(count.min(20));
+            let logits: Vec<f32> = (0..count).map(|_| 8.0 * random.signed_unit()).collect();
+            let correction = (case % 2 == 0).then(|| (0..count).map(|_| random.signed_unit()).collect::<Vec<f32>>());
+            let scale = 2.5;
+            let gating = Gating::Sigmoid { correction: correction.clone(), scale };
+            let p: Vec<f64> = logits.iter().map(|logit| 1.0 / (1.0 + (-f64::from(*logit)).exp())).collect();
+            let score = |i: usize| p[i] + correction.as_ref().map_or(0.0, |correction| f64::from(correction[i]));
+            let routed = |isa| {
+                let mut chosen = vec![Chosen::default(); used];
+                assert!(route(isa, &gating, &mut logits.clone(), &mut chosen));
+                chosen
+            };
+            let chosen = routed(Isa::best());
+            assert!(chosen.is_sorted_by(|a, b| a.expert < b.expert));
+            let is_chosen = |i: usize| chosen.iter().any(|chosen| chosen.expert as usize == i);
+            let least = (0..count).filter(|i| is_chosen(*i)).map(score).fold(f64::INFINITY, f64::min);
+            assert!(
+                (0..count).filter(|i| !is_chosen(*i)).all(|i| score(i) <= least + 1e-6),
+                "a better one was left out"
+            );
+            let sum: f64 = chosen.iter().map(|chosen| p[chosen.expert as usize]).sum();
+            for Chosen { expert, weight } in &chosen {
+                let want = p[*expert as usize] / sum * f64::from(scale);
+                assert!((f64::from(*weight) - want).abs() <= 1e-6 * want.max(1e-3), "{weight} for {want}");
+            }
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                assert_eq!(routed(isa), chosen, "{isa:?}");
+            }
+        }
+        // Ties go to the lower index; sigmoids that are all zero give weights that are numbers.
+        let mut chosen = vec![Chosen::default(); 2];
+        assert!(route(Isa::best(), &Gating::Sigmoid { correction: None, scale: 1.0 }, &mut [-1e30; 5], &mut chosen));
+        assert_eq!([chosen[0].expert, chosen[1].expert], [0, 1]);
+        assert!(chosen.iter().all(|chosen| (0.0..1e-9).contains(&chosen.weight)), "{chosen:?}");
     }
 
     #[test]

@@ -198,6 +198,7 @@ impl Pass<'_> {
                         query: self.q.start().add(at),
                         out: self.attended.start().add(at),
                         position: chunk.position + of_chunk,
+                        sink: layer.sinks.as_ref().map_or(f32::NEG_INFINITY, |sinks| sinks[head]),
                     }
                 };
             }

@@ -10,8 +10,8 @@ use super::fault::Step;
 use super::pass::{Pass, PreparedInput};
 use super::workspace::grow;
 use crate::Error;
-use crate::kernel::float::activation::gated;
-use crate::kernel::float::mixture::{Chosen, add_scaled, route};
+use crate::kernel::float::activation::{all_finite, gated};
+use crate::kernel::float::mixture::{Chosen, Gating, add_scaled, route};
 use crate::kernel::quant::{self, Matrix, Quantized, Store};
 use crate::kernel::shared::Shared;
 use crate::pool::Worker;
@@ -19,21 +19,46 @@ use std::ops::Range;
 
 /// The experts of a layer. Lengths: hidden size h, intermediate size of one expert f; all experts have the same shapes.
 pub(crate) struct ExpertWeights {
-    /// Experts that compute a row.
+    /// Experts that the router chooses for a row. Those beyond the router's compute every row, with a weight of 1.
     pub(crate) used: usize,
-    /// `[experts, h]`, not quantised.
+    /// `[experts that it chooses from, h]`, not quantised.
     pub(crate) router: Matrix,
+    pub(crate) gating: Gating,
     /// Of each expert `[f, h]`.
     pub(crate) gate: Vec<Matrix>,
     /// Of each expert `[f, h]`.
     pub(crate) up: Vec<Matrix>,
     /// Of each expert `[h, f]`.
     pub(crate) down: Vec<Matrix>,
+    /// What is added to the results of router, gate, up and down, if anything is.
+    pub(crate) biases: Option<ExpertBiases>,
+}
+
+/// The biases of a layer's experts.
+pub(crate) struct ExpertBiases {
+    /// `[experts]`
+    pub(crate) router: Vec<f32>,
+    /// `[experts, f]`
+    pub(crate) gate: Vec<f32>,
+    /// `[experts, f]`
+    pub(crate) up: Vec<f32>,
+    /// `[experts, h]`
+    pub(crate) down: Vec<f32>,
+}
+
+/// Adds a bias to the results of a product.
+fn add_bias(x: &mut [f32], bias: &[f32]) {
+    x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
 }
 
 impl ExpertWeights {
     fn hidden_size(&self) -> usize {
         self.router.k()
+    }
+
+    /// Experts that compute a row.
+    fn per_row(&self) -> usize {
+        self.used + self.gate.len() - self.router.rows()
     }
 
     fn intermediate_size(&self) -> usize {
@@ -64,11 +89,11 @@ impl Groups {
     /// Makes room for the slots of `rows` rows.
     fn reserve(&mut self, rows: usize, layer: &ExpertWeights) -> Result<(), Error> {
         grow(&mut self.starts, layer.gate.len() + 1)?;
-        grow(&mut self.slots, rows * layer.used)
+        grow(&mut self.slots, rows * layer.per_row())
     }
 
-    /// Groups the experts chosen for each row, `[rows, used]`.
-    fn fill(&mut self, chosen: &[Chosen], used: usize, experts: usize) {
+    /// Groups the experts of each row, `[rows, per_row]`.
+    fn fill(&mut self, chosen: &[Chosen], per_row: usize, experts: usize) {
         let starts = &mut self.starts[..=experts];
         starts.fill(0);
         chosen.iter().for_each(|chosen| starts[chosen.expert as usize + 1] += 1);
@@ -78,7 +103,7 @@ impl Groups {
         // Each start moves to the end of its group while the group is filled, and back afterwards.
         for (index, chosen) in chosen.iter().enumerate() {
             let next = &mut starts[chosen.expert as usize];
-            self.slots[*next] = Slot { row: index / used, weight: chosen.weight };
+            self.slots[*next] = Slot { row: index / per_row, weight: chosen.weight };
             *next += 1;
         }
         starts.copy_within(..experts, 1);
@@ -108,7 +133,7 @@ pub(super) struct ExpertWorkspace {
     groups: Vec<Groups>,
     /// `[rows, experts]`
     logits: Vec<f32>,
-    /// `[rows, used]`
+    /// `[rows, experts of a row]`
     chosen: Vec<Chosen>,
     /// `[slots, h]`: the input of gate and up.
     inputs: Quantized,
@@ -130,11 +155,11 @@ impl ExpertWorkspace {
     /// # Errors
     /// [`Error::OutOfMemory`].
     pub(super) fn reserve(&mut self, layer: &ExpertWeights, rows: usize, threads: usize) -> Result<(), Error> {
-        let slots = rows * layer.used;
+        let slots = rows * layer.per_row();
         let (hidden, intermediate) = (layer.hidden_size(), layer.intermediate_size());
         self.groups.resize_with(threads, Groups::default);
         self.groups.iter_mut().try_for_each(|groups| groups.reserve(rows, layer))?;
-        grow(&mut self.logits, rows * layer.gate.len())?;
+        grow(&mut self.logits, rows * layer.router.rows())?;
         grow(&mut self.chosen, slots)?;
         self.inputs.reshape(slots, hidden)?;
         if layer.takes_floats() {
@@ -184,14 +209,14 @@ impl Pass<'_> {
         // SAFETY: the caller's promise; every phase writes this thread's share, and a barrier follows each.
         unsafe {
             let tiles = worker.share(layer.router.tiles());
-            self.product(&layer.router, tiles, x, &self.experts.logits, layer.gate.len());
+            self.product(&layer.router, tiles, x, &self.experts.logits, layer.router.rows());
             worker.barrier();
             self.route(worker, index, layer);
             worker.barrier();
             let groups = self.group(worker, layer);
             self.gather(worker, groups, x, index, layer);
             worker.barrier();
-            self.expert_gate_and_up(worker, groups, layer);
+            self.expert_gate_and_up(worker, groups, index, layer);
             worker.barrier();
             self.quantize_gated(worker, index, layer);
             worker.barrier();
@@ -201,14 +226,21 @@ impl Pass<'_> {
 
     /// Chooses the experts of this thread's rows.
     unsafe fn route(&self, worker: Worker<'_>, index: usize, layer: &ExpertWeights) {
-        let (experts, used) = (layer.gate.len(), layer.used);
+        let (experts, per_row) = (layer.router.rows(), layer.per_row());
         for row in worker.share(self.rows) {
             // SAFETY: logits were written before the last barrier; the row is this thread's.
             let (logits, chosen) = unsafe {
-                let logits = self.experts.logits.part(row * experts..(row + 1) * experts);
-                (logits, self.experts.chosen.part_mut(row * used..(row + 1) * used))
+                let logits = self.experts.logits.part_mut(row * experts..(row + 1) * experts);
+                (logits, self.experts.chosen.part_mut(row * per_row..(row + 1) * per_row))
             };
-            self.check(route(self.isa, logits, chosen), index, Step::Router);
+            if let Some(biases) = &layer.biases {
+                add_bias(logits, &biases.router);
+            }
+            let (chosen, shared) = chosen.split_at_mut(layer.used);
+            self.check(route(self.isa, &layer.gating, logits, chosen), index, Step::Router);
+            for (chosen, expert) in shared.iter_mut().zip(experts as u32..) {
+                *chosen = Chosen { expert, weight: 1.0 };
+            }
         }
     }
 
@@ -217,7 +249,8 @@ impl Pass<'_> {
         // SAFETY: the thread's own groups; what was chosen was written before the last barrier.
         unsafe {
             let groups = &mut self.experts.groups.part_mut(worker.index..worker.index + 1)[0];
-            groups.fill(self.experts.chosen.part(0..self.rows * layer.used), layer.used, layer.gate.len());
+            let per_row = layer.per_row();
+            groups.fill(self.experts.chosen.part(0..self.rows * per_row), per_row, layer.gate.len());
             groups
         }
     }
@@ -232,7 +265,7 @@ impl Pass<'_> {
         layer: &ExpertWeights,
     ) {
         let hidden = layer.hidden_size();
-        for slot in worker.share(self.rows * layer.used) {
+        for slot in worker.share(self.rows * layer.per_row()) {
             // SAFETY: the input's rows are complete and only read; the slot is this thread's.
             unsafe {
                 let row = std::slice::from_raw_parts(x.floats.add(groups.slots[slot].row * hidden), hidden);
@@ -245,10 +278,10 @@ impl Pass<'_> {
     }
 
     /// Gate and up of this thread's share of all experts' columns, and their combination.
-    unsafe fn expert_gate_and_up(&self, worker: Worker<'_>, groups: &Groups, layer: &ExpertWeights) {
+    unsafe fn expert_gate_and_up(&self, worker: Worker<'_>, groups: &Groups, index: usize, layer: &ExpertWeights) {
         let SharedExperts { inputs, floats, gate, up, .. } = &self.experts;
         let (intermediate, tiles) = (layer.intermediate_size(), layer.gate[0].tiles());
-        let share = worker.share(self.rows * layer.used * tiles);
+        let share = worker.share(self.rows * layer.per_row() * tiles);
         for (expert, slots) in groups.occupied(layer.gate.len()) {
             let tiles = tiles_within(&share, &slots, tiles);
             if tiles.is_empty() {
@@ -265,9 +298,18 @@ impl Pass<'_> {
                     quant::product(self.isa, w, tiles.clone(), x, rows, out.start(), intermediate, Store::Set);
                 }
                 let columns = quant::rows_of(&tiles, intermediate);
+                let of_expert = expert * intermediate + columns.start..expert * intermediate + columns.end;
                 for slot in slots {
                     let part = slot * intermediate + columns.start..slot * intermediate + columns.end;
-                    gated(self.isa, self.shape.activation, gate.part_mut(part.clone()), up.part(part));
+                    let (gate, up) = (gate.part_mut(part.clone()), up.part_mut(part));
+                    if let Some(biases) = &layer.biases {
+                        add_bias(gate, &biases.gate[of_expert.clone()]);
+                        add_bias(up, &biases.up[of_expert.clone()]);
+                    }
+                    if self.shape.activation.hides_infinities() {
+                        self.check(all_finite(gate) && all_finite(up), index, Step::Gated);
+                    }
+                    gated(self.isa, self.shape.activation, gate, up);
                 }
             }
         }
@@ -276,7 +318,7 @@ impl Pass<'_> {
     /// Quantises this thread's slots as the input of down.
     unsafe fn quantize_gated(&self, worker: Worker<'_>, index: usize, layer: &ExpertWeights) {
         let intermediate = layer.intermediate_size();
-        for slot in worker.share(self.rows * layer.used) {
+        for slot in worker.share(self.rows * layer.per_row()) {
             // SAFETY: written before the last barrier; the slot is this thread's.
             unsafe {
                 let row = self.experts.gate.part(slot * intermediate..(slot + 1) * intermediate);
@@ -307,8 +349,11 @@ impl Pass<'_> {
                 let x = expert_input(w, gated, gate);
                 quant::product(self.isa, w, tiles.clone(), x, slots.clone(), out, hidden, Store::Set);
                 for (result, slot) in groups.slots[slots].iter().enumerate() {
-                    let sum = self.delta.part_mut(part(slot.row));
-                    add_scaled(self.isa, slot.weight, results.part(part(result)), sum);
+                    let (result, sum) = (results.part_mut(part(result)), self.delta.part_mut(part(slot.row)));
+                    if let Some(biases) = &layer.biases {
+                        add_bias(result, &biases.down[part(expert)]);
+                    }
+                    add_scaled(self.isa, slot.weight, result, sum);
                 }
             }
         }

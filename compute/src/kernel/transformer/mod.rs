@@ -22,7 +22,7 @@ mod pass;
 mod tiles;
 mod workspace;
 
-pub(crate) use experts::ExpertWeights;
+pub(crate) use experts::{ExpertBiases, ExpertWeights};
 pub(crate) use workspace::Workspace;
 
 use super::float::activation::Activation;
@@ -64,6 +64,8 @@ pub(crate) struct LayerWeights {
     pub(crate) q_norm: Option<Vec<f32>>,
     /// `[head_dim]`, on each key head.
     pub(crate) k_norm: Option<Vec<f32>>,
+    /// `[heads]`: logits of positions that have no value, one more for each query head.
+    pub(crate) sinks: Option<Vec<f32>>,
     /// `[h]`, on what attention adds to the residual.
     pub(crate) post_attention_norm: Option<Vec<f32>>,
     /// `[h]`
