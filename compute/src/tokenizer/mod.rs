@@ -1,4 +1,5 @@
-//! Text to tokens and back, as a model's GGUF metadata defines it. The tokens are those of llama.cpp for the same file.
+//! Text to tokens and back, as a model's GGUF metadata defines it. The tokens are those of llama.cpp for the same file; where
+//! llama.cpp only comes near to the expression that a family publishes (`gpt-4o`, `tekken`), they are those of the expression.
 //!
 //! | module | owns |
 //! |---|---|
@@ -7,13 +8,14 @@
 //! | `pretokenize`, `unicode_class` | cuts a text into words before byte-level BPE |
 //! | `byte_pair`, `byte_level` | BPE over bytes (`gpt2`) |
 //! | `sentence_piece` | BPE over characters by score (`llama`) |
-//! | `merge` | merges neighbours, best first |
+//! | `merge`, `merge_list` | merges neighbours, best first; which pairs merge |
 //! | `detokenize` | text from tokens as they arrive |
 
 mod byte_level;
 mod byte_pair;
 mod detokenize;
 mod merge;
+mod merge_list;
 mod pretokenize;
 mod sentence_piece;
 mod special;
@@ -48,8 +50,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a file with this metadata: `tokenizer.ggml.model` `gpt2` with the pre-tokenizers `smollm`,
-    /// `llama-bpe`, `qwen2`, `gpt-2` and `default`, or `llama`.
+    /// The tokenizer of a file with this metadata: `tokenizer.ggml.model` `gpt2` with the pre-tokenizers that `pretokenize`
+    /// lists, or `llama`.
     ///
     /// # Errors
     /// [`Error::Parse`] for values of another type; [`Error::Invalid`] for unsupported models and pre-tokenizers, and
