@@ -10,16 +10,20 @@
 //! | `meter` | the memory that a render has taken so far |
 //! | `metering` | adds the meter to a template's own operators |
 //! | [`plain_text`] | texts of a conversation that look like control tokens |
+//! | [`answer`] | an answer's text as reasoning, text and calls |
+//! | [`reasoning`] | how models mark what they think before they answer |
 //! | [`tools`] | how models write calls of tools |
 //! | `python` | values as Python prints them, JSON as `json.dumps` writes it |
 //! | [`calendar`] | dates for `strftime_now` |
 
+pub mod answer;
 pub mod calendar;
 mod environment;
 mod meter;
 mod metering;
 pub mod plain_text;
 mod python;
+pub mod reasoning;
 pub mod tools;
 
 use minijinja::value::Serde;
@@ -29,6 +33,7 @@ use serde_json::{Map, Value as Json};
 use crate::Error;
 use calendar::CalendarTime;
 use plain_text::{Marker, RenderedPrompt};
+use reasoning::ReasoningSyntax;
 use tools::ToolSyntax;
 
 const OPERATION: &str = "chat template";
@@ -105,6 +110,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// The syntax of calls that the template asks for, if it knows tools.
     tools: Option<ToolSyntax>,
+    /// The syntax of reasoning that the template knows.
+    reasoning: Option<ReasoningSyntax>,
     bos: String,
     eos: String,
 }
@@ -124,13 +131,18 @@ impl ChatTemplate {
         let metered = metering::metered(source)?;
         let mut environment = environment::new(metered.fuel);
         environment.add_template_owned(NAME, metered.source).map_err(|error| environment::error(&error))?;
-        let tools = ToolSyntax::of_template(source);
-        Ok(ChatTemplate { environment, tools, bos: bos.to_owned(), eos: eos.to_owned() })
+        let (tools, reasoning) = (ToolSyntax::of_template(source), ReasoningSyntax::of_template(source));
+        Ok(ChatTemplate { environment, tools, reasoning, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
     /// The syntax of calls that the template asks for; `None` if it knows no tools.
     pub fn tools(&self) -> Option<ToolSyntax> {
         self.tools
+    }
+
+    /// The syntax of reasoning that the template knows, if any.
+    pub fn reasoning(&self) -> Option<ReasoningSyntax> {
+        self.reasoning
     }
 
     /// The default template for a model without one: ChatML where the vocabulary has `<|im_start|>`, Gemma's turns
