@@ -88,7 +88,7 @@ impl HarmonyReader {
             Place::Header => self.header(pieces),
             Place::Text { is_reasoning } => {
                 let is_reasoning = *is_reasoning;
-                let (text, ended) = self.to_end();
+                let (text, ended) = self.take_to_end();
                 if !text.is_empty() {
                     pieces.push(if is_reasoning { AnswerPiece::Reasoning(text) } else { AnswerPiece::Text(text) });
                 }
@@ -120,14 +120,14 @@ impl HarmonyReader {
                 ends
             }
             Place::In(None) => {
-                let (text, ended) = self.to_end();
+                let (text, ended) = self.take_to_end();
                 if !text.is_empty() {
                     pieces.push(AnswerPiece::Arguments(text));
                 }
                 self.next_message(ended)
             }
             Place::Closing => {
-                let (_, ended) = self.to_end();
+                let (_, ended) = self.take_to_end();
                 self.next_message(ended)
             }
             Place::Over => {
@@ -160,7 +160,7 @@ impl HarmonyReader {
     }
 
     /// Takes the text up to the end of the message, and whether that has arrived.
-    fn to_end(&mut self) -> (String, bool) {
+    fn take_to_end(&mut self) -> (String, bool) {
         match ENDS.iter().filter_map(|mark| self.held.find(mark)).min() {
             Some(at) => (self.held.drain(..at).collect(), true),
             None => {
