@@ -259,7 +259,7 @@ fn metadata_that_does_not_fit_together_is_an_error() {
         (BTreeMap::new(), "no tokenizer.ggml.model"),
         (with(bpe(), "tokenizer.ggml.model", text("bert")), "\"bert\""),
         (with(bpe(), "tokenizer.ggml.model", Value::Bool(true)), "metadata tokenizer.ggml.model"),
-        (with(bpe(), "tokenizer.ggml.pre", text("tekken")), "\"tekken\""),
+        (with(bpe(), "tokenizer.ggml.pre", text("viking")), "\"viking\""),
         (without(bpe(), "tokenizer.ggml.tokens"), "no tokenizer.ggml.tokens"),
         (with(bpe(), "tokenizer.ggml.tokens", strings::<&str>([])), "0 tokens"),
         (with(bpe(), "tokenizer.ggml.tokens", strings(["x"; 259])), "are both \"x\""),

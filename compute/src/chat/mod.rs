@@ -7,19 +7,25 @@
 //! | module | owns |
 //! |---|---|
 //! | `environment` | the filters, functions and methods that templates may use |
+//! | `message_form` | what the templates of some families expect of messages |
 //! | `meter` | the memory that a render has taken so far |
 //! | `metering` | adds the meter to a template's own operators |
 //! | [`plain_text`] | texts of a conversation that look like control tokens |
+//! | [`answer`] | an answer's text as reasoning, text and calls |
+//! | [`reasoning`] | how models mark what they think before they answer |
 //! | [`tools`] | how models write calls of tools |
 //! | `python` | values as Python prints them, JSON as `json.dumps` writes it |
 //! | [`calendar`] | dates for `strftime_now` |
 
+pub mod answer;
 pub mod calendar;
 mod environment;
+mod message_form;
 mod meter;
 mod metering;
 pub mod plain_text;
 mod python;
+pub mod reasoning;
 pub mod tools;
 
 use minijinja::value::Serde;
@@ -28,7 +34,9 @@ use serde_json::{Map, Value as Json};
 
 use crate::Error;
 use calendar::CalendarTime;
+use message_form::MessageForm;
 use plain_text::{Marker, RenderedPrompt};
+use reasoning::ReasoningSyntax;
 use tools::ToolSyntax;
 
 const OPERATION: &str = "chat template";
@@ -46,7 +54,7 @@ pub struct Message {
     /// The speaker's or the tool's name.
     pub name: Option<String>,
     /// Calls that the assistant made, in OpenAI's form: `{id, type, function: {name, arguments}}`. Arguments that are a
-    /// JSON object in a string are given to the template as an object, which is what templates expect.
+    /// JSON object in a string are given to the template as an object, which is what nearly all templates expect.
     pub tool_calls: Vec<Json>,
     /// Other fields of the message (`tool_call_id`, `reasoning_content`), given to the template under these names.
     pub extra: Map<String, Json>,
@@ -59,14 +67,16 @@ impl Message {
     }
 
     /// The role is the template's word, not a text of the request: callers allow only those that templates know.
-    fn to_value(&self, marker: &Marker<'_>) -> Value {
+    fn to_value(&self, marker: &Marker<'_>, form: MessageForm) -> Value {
         let mut fields = self.extra.clone();
         fields.insert("content".to_owned(), Json::from(self.content.as_str()));
         if let Some(name) = &self.name {
             fields.insert("name".to_owned(), Json::from(name.as_str()));
         }
         if !self.tool_calls.is_empty() {
-            fields.insert("tool_calls".to_owned(), self.tool_calls.iter().cloned().map(with_arguments_read).collect());
+            let calls = self.tool_calls.iter().cloned();
+            let read = |call| if form.reads_arguments() { with_arguments_read(call) } else { call };
+            fields.insert("tool_calls".to_owned(), calls.map(read).collect());
         }
         let mut fields = marker.map(fields);
         fields.insert("role".to_owned(), Json::from(self.role.as_str()));
@@ -105,6 +115,9 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// The syntax of calls that the template asks for, if it knows tools.
     tools: Option<ToolSyntax>,
+    /// The syntax of reasoning that the template knows.
+    reasoning: Option<ReasoningSyntax>,
+    form: MessageForm,
     bos: String,
     eos: String,
 }
@@ -124,13 +137,19 @@ impl ChatTemplate {
         let metered = metering::metered(source)?;
         let mut environment = environment::new(metered.fuel);
         environment.add_template_owned(NAME, metered.source).map_err(|error| environment::error(&error))?;
-        let tools = ToolSyntax::of_template(source);
-        Ok(ChatTemplate { environment, tools, bos: bos.to_owned(), eos: eos.to_owned() })
+        let (tools, reasoning) = (ToolSyntax::of_template(source), ReasoningSyntax::of_template(source));
+        let form = MessageForm::of_template(source);
+        Ok(ChatTemplate { environment, tools, reasoning, form, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
     /// The syntax of calls that the template asks for; `None` if it knows no tools.
     pub fn tools(&self) -> Option<ToolSyntax> {
         self.tools
+    }
+
+    /// The syntax of reasoning that the template knows, if any.
+    pub fn reasoning(&self) -> Option<ReasoningSyntax> {
+        self.reasoning
     }
 
     /// The default template for a model without one: ChatML where the vocabulary has `<|im_start|>`, Gemma's turns
@@ -181,7 +200,8 @@ impl ChatTemplate {
         variables.insert("tools".to_owned(), tools);
         let mut variables: Vec<(String, Value)> =
             variables.into_iter().map(|(name, value)| (name, Value::from(Serde(value)))).collect();
-        let messages: Vec<Value> = conversation.messages.iter().map(|message| message.to_value(marker)).collect();
+        let messages = self.form.write(conversation.messages);
+        let messages: Vec<Value> = messages.iter().map(|message| message.to_value(marker, self.form)).collect();
         variables.push(("messages".to_owned(), Value::from(messages)));
         variables.push((environment::NOW.to_owned(), Value::from_object(conversation.now)));
         Value::from_pairs(variables)

@@ -57,6 +57,12 @@ fn prompts_are_those_of_jinja2() {
         ("gemma3", include_str!("golden/gemma3.jinja")),
         ("mistral", include_str!("golden/mistral.jinja")),
         ("constructs", include_str!("golden/constructs.jinja")),
+        ("harmony", include_str!("golden/harmony.jinja")),
+        ("deepseek", include_str!("golden/deepseek.jinja")),
+        ("glm", include_str!("golden/glm.jinja")),
+        ("gemma4", include_str!("golden/gemma4.jinja")),
+        ("qwen35", include_str!("golden/qwen35.jinja")),
+        ("tekken", include_str!("golden/tekken.jinja")),
     ];
     let mut compared = 0;
     for (name, source) in templates {
@@ -82,7 +88,7 @@ fn prompts_are_those_of_jinja2() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 6 * golden["cases"].as_array().unwrap().len());
+    assert_eq!(compared, 12 * golden["cases"].as_array().unwrap().len());
 }
 
 #[test]

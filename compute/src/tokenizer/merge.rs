@@ -102,4 +102,18 @@ impl Merger {
             Some(symbol)
         })
     }
+
+    /// Appends the tokens of the remaining symbols of `text` to `out`; a symbol without one becomes the tokens of its bytes.
+    pub(super) fn write(&self, text: &str, bytes: &[u32; 256], out: &mut Vec<u32>) {
+        let mut symbols = self.symbols().peekable();
+        while let Some(symbol) = symbols.next() {
+            if symbol.token != NONE {
+                out.push(symbol.token);
+                continue;
+            }
+            let end = symbols.peek().map_or(text.len(), |next| next.start as usize);
+            let written = &text.as_bytes()[symbol.start as usize..end];
+            out.extend(written.iter().map(|&byte| bytes[usize::from(byte)]));
+        }
+    }
 }

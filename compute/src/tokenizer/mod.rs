@@ -1,4 +1,5 @@
-//! Text to tokens and back, as a model's GGUF metadata defines it. The tokens are those of llama.cpp for the same file.
+//! Text to tokens and back, as a model's GGUF metadata defines it. The tokens are those of llama.cpp for the same file; where
+//! llama.cpp only comes near to the expression that a family publishes (`gpt-4o`, `tekken`), they are those of the expression.
 //!
 //! | module | owns |
 //! |---|---|
@@ -7,13 +8,16 @@
 //! | `pretokenize`, `unicode_class` | cuts a text into words before byte-level BPE |
 //! | `byte_pair`, `byte_level` | BPE over bytes (`gpt2`) |
 //! | `sentence_piece` | BPE over characters by score (`llama`) |
-//! | `merge` | merges neighbours, best first |
+//! | `character_pair` | BPE over characters by a list of merges (`gemma4`) |
+//! | `merge`, `merge_list` | merges neighbours, best first; which pairs merge |
 //! | `detokenize` | text from tokens as they arrive |
 
 mod byte_level;
 mod byte_pair;
+mod character_pair;
 mod detokenize;
 mod merge;
+mod merge_list;
 mod pretokenize;
 mod sentence_piece;
 mod special;
@@ -25,6 +29,7 @@ pub use detokenize::Detokenizer;
 use crate::Error;
 use crate::gguf::Metadata;
 use byte_pair::BytePair;
+use character_pair::CharacterPair;
 use sentence_piece::SentencePiece;
 use special::{ControlTokens, Fragment, SpecialTokens};
 use std::borrow::Cow;
@@ -32,6 +37,7 @@ use vocabulary::{TokenKind, Vocabulary, invalid};
 
 enum Algorithm {
     BytePair(Box<BytePair>),
+    CharacterPair(Box<CharacterPair>),
     SentencePiece(Box<SentencePiece>),
 }
 
@@ -48,8 +54,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a file with this metadata: `tokenizer.ggml.model` `gpt2` with the pre-tokenizers `smollm`,
-    /// `llama-bpe`, `qwen2`, `gpt-2` and `default`, or `llama`.
+    /// The tokenizer of a file with this metadata: `tokenizer.ggml.model` `gpt2` with the pre-tokenizers that `pretokenize`
+    /// lists, `gemma4`, or `llama`.
     ///
     /// # Errors
     /// [`Error::Parse`] for values of another type; [`Error::Invalid`] for unsupported models and pre-tokenizers, and
@@ -59,7 +65,16 @@ impl Tokenizer {
             .get_str("tokenizer.ggml.model")?
             .ok_or_else(|| invalid("the file has no tokenizer.ggml.model: the file is incomplete; fetch it again"))?;
         let mut vocabulary = Vocabulary::from_gguf(metadata)?;
+        let flag = |key: &str, default| {
+            Ok::<_, Error>(metadata.get_bool(&format!("tokenizer.ggml.{key}"))?.unwrap_or(default))
+        };
+        let mut adds_bos_always = false;
         let (algorithm, adds_bos, prefixes) = match model {
+            "gemma4" => {
+                // Files that say otherwise are wrong: the model needs it.
+                adds_bos_always = true;
+                (Algorithm::CharacterPair(Box::new(CharacterPair::from_gguf(metadata, &vocabulary)?)), true, false)
+            }
             "gpt2" => {
                 let algorithm = BytePair::from_gguf(metadata, &vocabulary)?;
                 let adds_bos = algorithm.adds_bos();
@@ -76,13 +91,10 @@ impl Tokenizer {
             }
             other => {
                 return Err(invalid(format!(
-                    "the tokenizer {other:?} is not supported, only gpt2 (byte-level BPE) and llama (SentencePiece): \
+                    "the tokenizer {other:?} is not supported, only gpt2 (byte-level BPE), gemma4 and llama (SentencePiece): \
                      use a model with one of these"
                 )));
             }
-        };
-        let flag = |key: &str, default| {
-            Ok::<_, Error>(metadata.get_bool(&format!("tokenizer.ggml.{key}"))?.unwrap_or(default))
         };
         let around = |adds: bool, token: Option<u32>, key: &str| match (adds, token) {
             (true, None) => {
@@ -92,7 +104,7 @@ impl Tokenizer {
         };
         Ok(Tokenizer {
             before: around(
-                flag("add_bos_token", adds_bos && vocabulary.bos.is_some())?,
+                flag("add_bos_token", adds_bos && vocabulary.bos.is_some())? || adds_bos_always,
                 vocabulary.bos,
                 "bos_token_id",
             )?,
@@ -151,6 +163,7 @@ impl Tokenizer {
             let (part, rest) = text.split_at(text.floor_char_boundary(merge::MAX_TEXT_BYTES));
             match &self.algorithm {
                 Algorithm::BytePair(bpe) => bpe.encode(&self.vocabulary, part, out),
+                Algorithm::CharacterPair(bpe) => bpe.encode(&self.vocabulary, part, out),
                 Algorithm::SentencePiece(pieces) => pieces.encode(&self.vocabulary, part, prefix, out),
             }
             prefix = false;
@@ -185,10 +198,10 @@ impl Tokenizer {
             TokenKind::Byte => byte_of(text).map_or(Cow::Borrowed(text.as_bytes()), |byte| Cow::Owned(vec![byte])),
             TokenKind::Normal => match self.algorithm {
                 Algorithm::BytePair(_) => Cow::Owned(from_byte_level(text)),
-                Algorithm::SentencePiece(_) if text.contains(sentence_piece::SPACE) => {
+                _ if text.contains(sentence_piece::SPACE) => {
                     Cow::Owned(text.replace(sentence_piece::SPACE, " ").into_bytes())
                 }
-                Algorithm::SentencePiece(_) => Cow::Borrowed(text.as_bytes()),
+                Algorithm::CharacterPair(_) | Algorithm::SentencePiece(_) => Cow::Borrowed(text.as_bytes()),
             },
         })
     }
@@ -258,3 +271,6 @@ fn from_byte_level(text: &str) -> Vec<u8> {
     }
     out
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,19 +40,7 @@ impl SentencePiece {
         if let Some(token) = scores.iter().position(|score| score.is_nan()) {
             return Err(invalid(format!("the score of token {token} is not a number: the file is corrupt")));
         }
-        let mut bytes = [NONE; 256];
-        for (byte, token) in bytes.iter_mut().enumerate() {
-            let alone = char::from(byte as u8).to_string();
-            let found = vocabulary.find(&format!("<0x{byte:02X}>"));
-            *token = found
-                .or_else(|| vocabulary.find(&alone).filter(|_| byte < 128))
-                .or(vocabulary.unknown)
-                .ok_or_else(|| {
-                    invalid(format!(
-                        "byte {byte} has no token, and unknown_token_id is not given: the file is incomplete"
-                    ))
-                })?;
-        }
+        let bytes = vocabulary.byte_tokens()?;
         let mut before_space = BTreeSet::new();
         for (_, kind, text) in vocabulary.iter() {
             if !matches!(kind, TokenKind::Control | TokenKind::Unknown) {
@@ -102,16 +90,7 @@ impl SentencePiece {
             let token = vocabulary.find_piece(&text[left.start as usize..end as usize])?;
             Some((self.ranks[token as usize], token))
         });
-        let mut symbols = merger.symbols().peekable();
-        while let Some(symbol) = symbols.next() {
-            if symbol.token != NONE {
-                out.push(symbol.token);
-                continue;
-            }
-            let end = symbols.peek().map_or(end, |next| next.start);
-            let bytes = &text.as_bytes()[symbol.start as usize..end as usize];
-            out.extend(bytes.iter().map(|&byte| self.bytes[usize::from(byte)]));
-        }
+        merger.write(text, &self.bytes, out);
     }
 }
 

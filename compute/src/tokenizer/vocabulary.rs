@@ -43,7 +43,7 @@ impl TokenKind {
 
 /// Texts of tokens that end a generation, under the names of various model families. Source: the texts that llama.cpp
 /// looks for; these are control tokens even where a file says otherwise.
-const END_TEXTS: [&str; 26] = [
+const END_TEXTS: [&str; 31] = [
     "<|eot_id|>",
     "<|im_end|>",
     "<|end|>",
@@ -61,6 +61,11 @@ const END_TEXTS: [&str; 26] = [
     "<end_of_utterance>",
     "<eos>",
     "<｜end▁of▁sentence｜>",
+    "<turn|>",
+    "<|tool_response>",
+    "<|calls|>",
+    "<|flush|>",
+    "[e~[",
     // The end of a file in a repository, of models that fill in the middle of code.
     "<|fim_pad|>",
     "<fim-pad>",
@@ -155,9 +160,12 @@ impl Vocabulary {
         for text in END_TEXTS {
             let Some(id) = self.index.find(&self.texts, text) else { continue };
             // In a vocabulary of web pages `</s>` closes a strikethrough.
-            let markup = text == "</s>" && self.kind(id) == TokenKind::UserDefined && self.eos != Some(id);
-            if !markup {
-                self.kinds[id as usize] = TokenKind::Control;
+            let is_markup = self.kind(id) == TokenKind::UserDefined || self.find("<|tool_response>").is_some();
+            if text == "</s>" && is_markup && self.eos != Some(id) {
+                continue;
+            }
+            self.kinds[id as usize] = TokenKind::Control;
+            if text != "<|end|>" || !self.has_messages() {
                 ends.push(id);
             }
         }
@@ -170,6 +178,12 @@ impl Vocabulary {
         ends.dedup();
         self.ends = ends;
         Ok(())
+    }
+
+    /// Whether an answer is several messages, each of which ends with `<|end|>`; other tokens end the answer: harmony, Solar.
+    fn has_messages(&self) -> bool {
+        let has = |text: &str| self.find(text).is_some();
+        (has("<|return|>") && has("<|call|>")) || (has("<|calls|>") && has("<|flush|>"))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -196,6 +210,22 @@ impl Vocabulary {
             return None;
         }
         self.find(text).filter(|&id| !matches!(self.kind(id), TokenKind::Control | TokenKind::Unknown))
+    }
+
+    /// The token of each byte, for characters without a token: `<0x0A>`, else the ASCII character alone, else the unknown token.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a byte that has none of these.
+    pub(super) fn byte_tokens(&self) -> Result<[u32; 256], Error> {
+        let mut tokens = [NONE; 256];
+        for (byte, token) in tokens.iter_mut().enumerate() {
+            let alone = char::from(byte as u8).to_string();
+            let found = self.find(&format!("<0x{byte:02X}>"));
+            *token = found.or_else(|| self.find(&alone).filter(|_| byte < 128)).or(self.unknown).ok_or_else(|| {
+                invalid(format!("byte {byte} has no token, and unknown_token_id is not given: the file is incomplete"))
+            })?;
+        }
+        Ok(tokens)
     }
 
     pub(super) fn is_end(&self, id: u32) -> bool {

@@ -9,14 +9,18 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::chat::answer::AnswerReader;
 use pangea_compute::chat::calendar::CalendarTime;
-use pangea_compute::chat::tools::{self, ToolChoice, ToolReader, ToolSyntax};
-use pangea_compute::chat::{ChatTemplate, Conversation};
+use pangea_compute::chat::plain_text::RenderedPrompt;
+use pangea_compute::chat::reasoning::ReasoningSyntax;
+use pangea_compute::chat::tools::{self, ToolChoice, ToolSyntax};
+use pangea_compute::chat::{ChatTemplate, Conversation, Message};
 use pangea_compute::model::ModelFile;
 use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::grammar::{Grammar, GrammarVocabulary};
 use pangea_compute::sample::recommended::RecommendedSampling;
 use pangea_compute::tokenizer::Tokenizer;
+use serde_json::{Map, Value};
 
 use crate::compute_error;
 
@@ -64,23 +68,12 @@ impl ModelText {
             Prompt::Text(text) => self.tokenizer.encode(text, true, true),
             Prompt::Fill { before, after } => fill::tokens(&self.tokenizer, before, after)?,
             Prompt::Chat { messages, tools, tool_choice, variables, begun } => {
-                // A template that knows no tools drops them in silence.
-                let explained = match self.template.tools() {
-                    None => Some(tools::explained(messages, tools.as_ref())),
-                    Some(_) => None,
-                };
-                let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-                let conversation = Conversation {
-                    messages: explained.as_deref().unwrap_or(messages),
-                    add_generation_prompt: true,
-                    tools: tools.as_ref(),
-                    variables,
-                    now: CalendarTime::from_unix_seconds(seconds as i64),
-                };
-                // What the request brings is text; only the template's own control tokens are tokens.
-                let places = |text: &str| self.tokenizer.control_places(text);
-                let mut prompt = self.template.render_apart(&conversation, &places).map_err(compute_error)?;
+                let mut prompt = self.rendered(messages, tools.as_ref(), variables)?;
                 if *tool_choice != ToolChoice::Auto {
+                    // A call that must come now leaves no room for thoughts that the template has begun.
+                    if let Some(syntax) = self.template.reasoning().filter(|syntax| syntax.is_begun(&prompt.text)) {
+                        prompt.text.push_str(syntax.end());
+                    }
                     prompt.text.push_str(self.tool_syntax().forced_prefix());
                 }
                 let at = prompt.text.len();
@@ -99,6 +92,31 @@ impl ModelText {
         Ok(tokens)
     }
 
+    /// What the template makes of a conversation, up to where the answer begins.
+    fn rendered(
+        &self,
+        messages: &[Message],
+        tools: Option<&Value>,
+        variables: &Map<String, Value>,
+    ) -> Result<RenderedPrompt> {
+        // A template that knows no tools drops them in silence.
+        let explained = match self.template.tools() {
+            None => Some(tools::explained(messages, tools)),
+            Some(_) => None,
+        };
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let conversation = Conversation {
+            messages: explained.as_deref().unwrap_or(messages),
+            add_generation_prompt: true,
+            tools,
+            variables,
+            now: CalendarTime::from_unix_seconds(seconds as i64),
+        };
+        // What the request brings is text; only the template's own control tokens are tokens.
+        let places = |text: &str| self.tokenizer.control_places(text);
+        self.template.render_apart(&conversation, &places).map_err(compute_error)
+    }
+
     fn tool_syntax(&self) -> ToolSyntax {
         self.template.tools().unwrap_or(ToolSyntax::Json)
     }
@@ -113,21 +131,36 @@ impl ModelText {
         Some(AnswerFormat::JsonSchema(schema.to_string()))
     }
 
-    /// What finds the calls in an answer to a prompt with tools. `single`: at most one call.
-    pub(crate) fn tool_reader(&self, prompt: &Prompt, single: bool) -> Option<ToolReader> {
-        let Prompt::Chat { tools: Some(tools), tool_choice, .. } = prompt else { return None };
+    /// What finds reasoning and calls in an answer to a conversation; `None` for other prompts. `single`: at most one call;
+    /// `is_free`: the answer need not match a format.
+    pub(crate) fn answer_reader(&self, prompt: &Prompt, single: bool, is_free: bool) -> Option<AnswerReader> {
+        let Prompt::Chat { messages, tools, tool_choice, variables, begun } = prompt else { return None };
         let is_forced = *tool_choice != ToolChoice::Auto;
-        Some(ToolReader::new(self.tool_syntax(), tools, is_forced, single))
+        let reader = match tools {
+            Some(tools) => AnswerReader::of_calls(self.tool_syntax(), tools, is_forced, single),
+            None => AnswerReader::of_text(),
+        };
+        let Some(syntax) = self.template.reasoning().filter(|_| !is_forced) else { return Some(reader) };
+        // A conversation that the template refuses has no answer.
+        let rendered = || self.rendered(messages, tools.as_ref(), variables).unwrap_or_default();
+        let is_begun = is_free && begun.is_empty() && syntax.is_begun(&rendered().text);
+        Some(reader.with_reasoning(syntax, is_begun))
     }
 
-    /// The control tokens that an answer to this prompt shows as text, because they mark calls.
-    pub(crate) fn call_marks(&self, prompt: &Prompt) -> Vec<u32> {
-        let Prompt::Chat { tools: Some(_), .. } = prompt else { return Vec::new() };
-        let marks = self.tool_syntax().marks().iter();
-        marks
+    /// The control tokens that an answer to this prompt shows as text, because they mark reasoning or calls.
+    pub(crate) fn answer_marks(&self, prompt: &Prompt) -> Vec<u32> {
+        let Prompt::Chat { tools, .. } = prompt else { return Vec::new() };
+        let reasoning = self.template.reasoning().map(ReasoningSyntax::marks).unwrap_or_default();
+        let calls = tools.as_ref().map(|_| self.tool_syntax().marks()).unwrap_or_default();
+        let mut marks: Vec<u32> = reasoning
+            .iter()
+            .chain(calls)
             .filter_map(|mark| self.tokenizer.token_id(mark))
             .filter(|&id| self.tokenizer.is_control(id) && !self.tokenizer.is_end_of_generation(id))
-            .collect()
+            .collect();
+        marks.sort_unstable();
+        marks.dedup();
+        marks
     }
 
     /// The grammar that the answer must match; `None` for free text.

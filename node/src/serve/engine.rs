@@ -9,8 +9,9 @@ use std::time::Duration;
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
-use pangea_compute::chat::tools::ToolReader;
+use pangea_compute::chat::answer::AnswerReader;
 use pangea_compute::model::{Model, ModelFile, ModelPart, PageBudget};
+use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_control::Time;
 use pangea_control::generation::{Exclusions, PromptPace};
@@ -299,9 +300,15 @@ impl Engine {
         Ok(tokens.map_err(gone)??.len())
     }
 
-    /// What finds the calls of tools in an answer to `prompt`; `None` for a prompt without tools. `single`: at most one call.
-    pub fn tool_reader(&self, prompt: &Prompt, single: bool) -> Option<ToolReader> {
-        self.shared.text.tool_reader(prompt, single)
+    /// What finds reasoning and calls of tools in an answer to `request`; `None` for a prompt that is no conversation. `single`: at
+    /// most one call.
+    pub async fn answer_reader(&self, request: &Request, single: bool) -> Option<AnswerReader> {
+        let text = Arc::clone(&self.shared.text);
+        let prompt = request.prompt.clone();
+        // An answer that must match a format is that from its first character.
+        let is_free = matches!(request.format, AnswerFormat::Text);
+        // Whether the template opens the reasoning shows when it is run, which takes a while.
+        tokio::task::spawn_blocking(move || text.answer_reader(&prompt, single, is_free)).await.unwrap_or_default()
     }
 
     /// Queues a request. Dropping the returned generation cancels it.
@@ -342,7 +349,7 @@ fn prepare(shared: &Shared, mut request: Request, arrived: Time) -> std::result:
         choices: request.choices,
         max_new_tokens: request.max_tokens.unwrap_or(usize::MAX).min(context - prompt.len()),
         format,
-        call_marks: shared.text.call_marks(&request.prompt),
+        call_marks: shared.text.answer_marks(&request.prompt),
         stops: StopMatcher::new(&request.stop).map_err(compute_error)?,
         prompt_logprobs: request.prompt_logprobs && request.sampling.logprobs.is_some(),
         receipt: request.receipt,

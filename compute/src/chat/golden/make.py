@@ -1,5 +1,8 @@
 """Makes expected.json: what jinja2, set up as Hugging Face's apply_chat_template sets it up, makes of the templates here.
 
+harmony, deepseek, glm, gemma4, qwen35 and tekken are not the families' own templates: they are written for these tests, with the marks
+and the constructs of those.
+
 python3 -m venv venv && venv/bin/pip install jinja2==3.1.6 && venv/bin/python make.py [directory of other templates]
 """
 
@@ -87,6 +90,33 @@ def prompt(template, given):
         return {"error": str(error)}
 
 
+def with_arguments_as_text(messages):
+    def call(one):
+        return one | {"function": one["function"] | {"arguments": json.dumps(one["function"]["arguments"], ensure_ascii=False, separators=(",", ":"))}}
+
+    return [one | ({"tool_calls": [call(each) for each in one["tool_calls"]]} if "tool_calls" in one else {}) for one in messages]
+
+
+def with_thinking(messages):
+    return [one | ({"thinking": one["reasoning_content"]} if "reasoning_content" in one else {}) for one in messages]
+
+
+def with_tool_responses(messages):
+    made = []
+    for one in messages:
+        if one["role"] != "tool":
+            made.append(dict(one))
+            continue
+        response = json.loads(one["content"])
+        response = {"name": CALL["function"]["name"], "response": response if isinstance(response, dict) else one["content"]}
+        made[-1].setdefault("tool_responses", []).append(response)
+    return made
+
+
+# What the templates of these families expect beyond OpenAI's form.
+FORMS = {"deepseek": with_arguments_as_text, "harmony": with_thinking, "gemma4": with_tool_responses}
+
+
 def main():
     directory = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE
     prompts = {}
@@ -96,7 +126,8 @@ def main():
         except jinja2.exceptions.TemplateSyntaxError as error:
             print(f"{path.name}: {error}", file=sys.stderr)
             continue
-        prompts[path.stem] = {given["name"]: prompt(template, given) for given in CASES}
+        form = FORMS.get(path.stem, list)
+        prompts[path.stem] = {given["name"]: prompt(template, given | {"messages": form(given["messages"])}) for given in CASES}
     (directory / "expected.json").write_text(json.dumps({"cases": CASES, "prompts": prompts}, ensure_ascii=False, indent=1) + "\n")
 
 

@@ -1,18 +1,32 @@
 //! Tools in a conversation: how the models of each family write calls, which JSON a forced call is, and what a model is told
 //! whose template knows no tools. Nothing is called here, and no tokens are made.
 //!
-//! `reader`: an answer's text as text and calls, while it arrives. `json_span`: where a JSON object in a text ends. `xml_call`:
-//! calls whose arguments are in tags.
+//! | module | owns |
+//! |---|---|
+//! | `call_reader` | an answer's text as text and calls, while it arrives |
+//! | `call_head`, `json_span` | a call that is a JSON object; where one ends |
+//! | `tag_call` | calls whose arguments come one by one: `xml_call`, `key_value_call`, `gemma_call` |
+//! | `argument_value` | what plain text stands for, by the tool's schema |
+//! | `deepseek` | the head of DeepSeek's calls |
+//! | `harmony` | messages of gpt-oss |
 
+mod argument_value;
+mod call_head;
+pub(super) mod call_reader;
+mod deepseek;
+mod gemma_call;
+pub(super) mod harmony;
 mod json_span;
-mod reader;
+mod key_value_call;
+mod tag_call;
 mod xml_call;
 
 use serde_json::{Map, Value as Json, json};
 
 use super::Message;
+use super::reasoning::is_harmony;
 
-pub use reader::{AnswerPiece, ToolReader};
+pub(super) use harmony::MARKS as HARMONY_MARKS;
 
 /// How the models of a family write calls in their answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +38,14 @@ pub enum ToolSyntax {
     Llama3,
     /// `[TOOL_CALLS][{"name": …, "arguments": …}]`, or `[TOOL_CALLS]name[ARGS]{…}`: Mistral.
     Mistral,
+    /// `<tool_call>name`, then `<arg_key>…</arg_key>` and `<arg_value>…</arg_value>` for each argument: GLM-4.5 and later.
+    Glm,
+    /// `<｜tool▁calls▁begin｜>` and calls with marks around the name and the JSON of the arguments: DeepSeek V3, R1, V3.1.
+    Deepseek,
+    /// `<|tool_call>call:name{key:value}<tool_call|>`: Gemma 4.
+    Gemma4,
+    /// Messages to `functions.name` whose text is the JSON of the arguments: gpt-oss.
+    Harmony,
     /// An answer that is `{"name": …, "arguments": …}`: what a model is told whose template knows no tools.
     Json,
 }
@@ -48,6 +70,10 @@ impl ToolSyntax {
         }
         let has = |text: &str| source.contains(text);
         Some(match () {
+            () if is_harmony(source) => ToolSyntax::Harmony,
+            () if ToolSyntax::is_deepseek(source) => ToolSyntax::Deepseek,
+            () if has("<|tool_call>") => ToolSyntax::Gemma4,
+            () if has("<arg_key>") => ToolSyntax::Glm,
             () if has("<tool_call>") => ToolSyntax::Hermes,
             () if has("[TOOL_CALLS]") => ToolSyntax::Mistral,
             () if has("<|python_tag|>") || has("<|start_header_id|>") => ToolSyntax::Llama3,
@@ -55,13 +81,20 @@ impl ToolSyntax {
         })
     }
 
+    /// Whether a template writes calls as DeepSeek's models do.
+    pub(super) fn is_deepseek(source: &str) -> bool {
+        source.contains(deepseek::CALL_BEGIN)
+    }
+
     /// Text that begins a call; empty where a call is an answer of its own.
     fn opener(self) -> &'static str {
         match self {
-            ToolSyntax::Hermes => "<tool_call>",
+            ToolSyntax::Hermes | ToolSyntax::Glm => "<tool_call>",
             ToolSyntax::Mistral => "[TOOL_CALLS]",
             ToolSyntax::Llama3 => "<|python_tag|>",
-            ToolSyntax::Json => "",
+            ToolSyntax::Deepseek => deepseek::CALLS_BEGIN,
+            ToolSyntax::Gemma4 => "<|tool_call>",
+            ToolSyntax::Json | ToolSyntax::Harmony => "",
         }
     }
 
@@ -69,6 +102,15 @@ impl ToolSyntax {
     pub fn marks(self) -> &'static [&'static str] {
         match self {
             ToolSyntax::Hermes => &["<tool_call>", "</tool_call>"],
+            ToolSyntax::Glm => {
+                &["<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"]
+            }
+            ToolSyntax::Deepseek => {
+                use deepseek::{CALL_BEGIN, CALL_END, CALLS_BEGIN, CALLS_END, SEPARATOR};
+                &[CALLS_BEGIN, CALL_BEGIN, SEPARATOR, CALL_END, CALLS_END]
+            }
+            ToolSyntax::Gemma4 => &["<|tool_call>", "<tool_call|>", "<|\"|>"],
+            ToolSyntax::Harmony => &HARMONY_MARKS,
             ToolSyntax::Mistral => &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
             ToolSyntax::Llama3 => &["<|python_tag|>"],
             ToolSyntax::Json => &[],
@@ -79,6 +121,11 @@ impl ToolSyntax {
     pub fn forced_prefix(self) -> &'static str {
         match self {
             ToolSyntax::Hermes => "<tool_call>\n",
+            // These take the JSON of a whole call, too, which is what a grammar can demand.
+            ToolSyntax::Glm => "<tool_call>",
+            ToolSyntax::Deepseek => deepseek::CALLS_BEGIN,
+            ToolSyntax::Gemma4 => "<|tool_call>",
+            ToolSyntax::Harmony => "<|channel|>commentary <|constrain|>json<|message|>",
             ToolSyntax::Mistral => "[TOOL_CALLS]",
             ToolSyntax::Llama3 | ToolSyntax::Json => "",
         }

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::chat::answer::{AnswerPiece, AnswerReader};
 use crate::sample::grammar::{Grammar, GrammarVocabulary};
 
 const TOOLS: [&str; 2] = ["get_weather", "add"];
@@ -13,17 +14,18 @@ fn tools() -> Json {
     json!(TOOLS.map(|name| tool(name, schema.clone())))
 }
 
-fn reader(syntax: ToolSyntax) -> ToolReader {
-    ToolReader::new(syntax, &tools(), false, false)
+fn reader(syntax: ToolSyntax) -> AnswerReader {
+    AnswerReader::of_calls(syntax, &tools(), false, false)
 }
 
 /// The answer's text, and its calls with their arguments.
-fn read(mut reader: ToolReader, pieces: &[&str]) -> (String, Vec<(String, String)>) {
+fn read(mut reader: AnswerReader, pieces: &[&str]) -> (String, Vec<(String, String)>) {
     let (mut text, mut calls) = (String::new(), Vec::<(String, String)>::new());
     let mut read: Vec<AnswerPiece> = pieces.iter().flat_map(|piece| reader.push(piece)).collect();
     read.extend(reader.finish());
     for piece in read {
         match piece {
+            AnswerPiece::Reasoning(more) => panic!("no reasoning was asked for, but {more:?} came"),
             AnswerPiece::Text(more) => text.push_str(&more),
             AnswerPiece::Call { name } => calls.push((name, String::new())),
             AnswerPiece::Arguments(more) => calls.last_mut().unwrap().1.push_str(&more),
@@ -35,7 +37,7 @@ fn read(mut reader: ToolReader, pieces: &[&str]) -> (String, Vec<(String, String
 /// An answer with its text and its calls.
 type Case = (ToolSyntax, &'static str, &'static str, &'static [(&'static str, &'static str)]);
 
-/// Answers of real models, and what they are.
+/// Answers as models write them, and what they are.
 const ANSWERS: &[Case] = &[
     (ToolSyntax::Hermes, "Hello <b>you</b>, 1 < 2.\n", "Hello <b>you</b>, 1 < 2.\n", &[]),
     (
@@ -106,6 +108,58 @@ const ANSWERS: &[Case] = &[
         &[("get_weather", r#"{"city": "Paris"}"#), ("add", r#"{"a": 2}"#)],
     ),
     (ToolSyntax::Mistral, "[TOOL_CALLS]a b", "[TOOL_CALLS]a b", &[]),
+    (
+        ToolSyntax::Glm,
+        "I look.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>12</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>\n<tool_call>add\n<arg_key>at</arg_key>\n<arg_value>{\"a\": [1]}</arg_value>\n</tool_call>",
+        "I look.",
+        &[("get_weather", r#"{"city": "12", "days": 3}"#), ("add", r#"{"at": {"a":[1]}}"#)],
+    ),
+    (
+        ToolSyntax::Glm,
+        "<tool_call>other-tool<arg_key> x </arg_key><arg_value>a < b\n</arg_value></tool_call><tool_call>add</tool_call> Done.",
+        " Done.",
+        &[("other-tool", r#"{"x": "a < b\n"}"#), ("add", "{}")],
+    ),
+    (ToolSyntax::Glm, "<tool_call>no call</tool_call>", "<tool_call>no call</tool_call>", &[]),
+    (ToolSyntax::Glm, "<tool_call>add\n<arg_key>a</arg_key>\n<arg_val", "", &[("add", "{")]),
+    (ToolSyntax::Glm, "<tool_call>{\"name\": \"add\", \"arguments\": {}}</tool_call>", "", &[("add", "{}")]),
+    (
+        ToolSyntax::Deepseek,
+        "Well.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>{\"city\": \"Rom }\"}<｜tool▁call▁end｜><｜tool▁call▁begin｜>add<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "Well.",
+        &[("get_weather", r#"{"city": "Rom }"}"#), ("add", "{}")],
+    ),
+    (
+        ToolSyntax::Deepseek,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{\"a\": 1}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>x\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "",
+        &[("add", r#"{"a": 1}"#), ("x", "{}")],
+    ),
+    (
+        ToolSyntax::Deepseek,
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add {}",
+        "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>add {}",
+        &[],
+    ),
+    (ToolSyntax::Deepseek, "<｜tool is no mark｜>", "<｜tool is no mark｜>", &[]),
+    (
+        ToolSyntax::Gemma4,
+        "So:<|tool_call>call:get_weather{city:<|\"|>Zürich, \"}\"<|\"|>,days:3,at:{a:[1,true,<|\"|>x]<|\"|>],<|\"|>b c<|\"|>:None}}<tool_call|><|tool_call>call:add{}<tool_call|>",
+        "So:",
+        &[
+            ("get_weather", r#"{"city": "Zürich, \"}\"", "days": 3, "at": {"a":[1,true,"x]"],"b c":null}}"#),
+            ("add", "{}"),
+        ],
+    ),
+    (
+        ToolSyntax::Gemma4,
+        "<|tool_call>call:add{a: -1.5e3, b:plain words}<tool_call|>!",
+        "!",
+        &[("add", r#"{"a": -1.5e3, "b": "plain words"}"#)],
+    ),
+    (ToolSyntax::Gemma4, "<|tool_call>call:add{a:1", "", &[("add", "{")]),
+    (ToolSyntax::Gemma4, "<|tool_call>add{a:1}<tool_call|>", "<|tool_call>add{a:1}<tool_call|>", &[]),
+    (ToolSyntax::Gemma4, "<|tool_call>{\"name\": \"add\", \"arguments\": {}}<tool_call|>", "", &[("add", "{}")]),
     (ToolSyntax::Json, "```json\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n```", "", &[("add", r#"{"a": 1}"#)]),
     (ToolSyntax::Json, "```rust\nfn main() {}\n```", "```rust\nfn main() {}\n```", &[]),
     (ToolSyntax::Json, "{\"answer\": 5}", "{\"answer\": 5}", &[]),
@@ -139,7 +193,10 @@ proptest! {
 
     #[test]
     fn any_text_comes_out_whole_or_as_calls(text in ".*", tail in r#"[\[\]{}",: `;a-z<>/_]*"#) {
-        for syntax in [ToolSyntax::Hermes, ToolSyntax::Llama3, ToolSyntax::Mistral, ToolSyntax::Json] {
+        for syntax in [
+            ToolSyntax::Hermes, ToolSyntax::Llama3, ToolSyntax::Mistral, ToolSyntax::Json, ToolSyntax::Glm,
+            ToolSyntax::Deepseek, ToolSyntax::Gemma4,
+        ] {
             let whole = format!("{text}{tail}");
             let (read, calls) = read(reader(syntax), &[&text, &tail]);
             prop_assert!(!calls.is_empty() || read == whole, "{:?} {} became {}", syntax, whole, read);
@@ -164,11 +221,15 @@ fn a_forced_answer_begins_inside_the_call_and_a_single_one_ends_with_it() {
         (ToolSyntax::Mistral, "[{\"name\": \"add\", \"arguments\": {}}]"),
         (ToolSyntax::Llama3, "{\"name\": \"add\", \"parameters\": {}}"),
         (ToolSyntax::Json, "{\"name\": \"add\", \"arguments\": {}}"),
+        (ToolSyntax::Glm, "{\"name\": \"add\", \"arguments\": {}}"),
+        (ToolSyntax::Deepseek, "{\"name\": \"add\", \"arguments\": {}}"),
+        (ToolSyntax::Gemma4, "{\"name\": \"add\", \"arguments\": {}}"),
+        (ToolSyntax::Harmony, "{\"name\": \"add\", \"arguments\": {}}"),
     ] {
-        let forced = ToolReader::new(syntax, &tools(), true, false);
+        let forced = AnswerReader::of_calls(syntax, &tools(), true, false);
         let call = ("add".to_owned(), "{}".to_owned());
         assert_eq!(read(forced, &[answer]), (String::new(), vec![call.clone()]), "{syntax:?}");
-        let twice = ToolReader::new(syntax, &tools(), true, true);
+        let twice = AnswerReader::of_calls(syntax, &tools(), true, true);
         assert_eq!(read(twice, &[answer, ";", answer]), (String::new(), vec![call]), "{syntax:?}");
     }
 }
@@ -211,6 +272,12 @@ fn the_syntax_follows_from_the_template() {
         (include_str!("../golden/qwen3.jinja"), Some(ToolSyntax::Hermes)),
         (include_str!("../golden/llama3.jinja"), Some(ToolSyntax::Llama3)),
         (include_str!("../golden/mistral.jinja"), Some(ToolSyntax::Mistral)),
+        (include_str!("../golden/qwen35.jinja"), Some(ToolSyntax::Hermes)),
+        (include_str!("../golden/tekken.jinja"), Some(ToolSyntax::Mistral)),
+        (include_str!("../golden/glm.jinja"), Some(ToolSyntax::Glm)),
+        (include_str!("../golden/deepseek.jinja"), Some(ToolSyntax::Deepseek)),
+        (include_str!("../golden/gemma4.jinja"), Some(ToolSyntax::Gemma4)),
+        (include_str!("../golden/harmony.jinja"), Some(ToolSyntax::Harmony)),
         (include_str!("../golden/smollm2.jinja"), None),
         (include_str!("../golden/gemma3.jinja"), None),
         (include_str!("../default/chatml.jinja"), None),

@@ -71,7 +71,7 @@ impl HttpAnswer {
     ) -> Result<Response, ApiError> {
         let choices = requests.first().map_or(1, |request| request.choices);
         let reader = match (&self.form, requests.first()) {
-            (Endpoint::Chat { single_call }, Some(request)) => engine.tool_reader(&request.prompt, *single_call),
+            (Endpoint::Chat { single_call }, Some(request)) => engine.answer_reader(request, *single_call).await,
             _ => None,
         };
         let mut events = Events::new();
@@ -114,6 +114,9 @@ impl HttpAnswer {
                 let calls: Vec<Value> = choice.parts.calls().map(|call| function_call(call, &call.arguments)).collect();
                 let text = choice.parts.text();
                 let mut message = json!({"role": "assistant", "content": text, "refusal": null});
+                if !choice.parts.reasoning().is_empty() {
+                    message["reasoning_content"] = json!(choice.parts.reasoning());
+                }
                 if !calls.is_empty() {
                     if text.is_empty() {
                         message["content"] = Value::Null;
@@ -183,6 +186,7 @@ impl HttpAnswer {
     fn chunk(&self, collected: &Collected, index: usize, delta: &Delta, pieces: &[TurnPiece], first: bool) -> Value {
         let finish = finish_reason(delta.finish.and_then(|_| collected.choices[index].parts.end()));
         let text: String = pieces.iter().filter_map(text_of).collect();
+        let reasoning: String = pieces.iter().filter_map(reasoning_of).collect();
         let choice = match &self.form {
             Endpoint::Chat { .. } => {
                 let mut said = json!({});
@@ -191,6 +195,9 @@ impl HttpAnswer {
                 }
                 if first || !text.is_empty() {
                     said["content"] = json!(text);
+                }
+                if !reasoning.is_empty() {
+                    said["reasoning_content"] = json!(reasoning);
                 }
                 let calls = call_deltas(pieces, collected.choices[index].parts.calls().count());
                 if !calls.is_empty() {
@@ -241,7 +248,14 @@ fn finish_reason(end: Option<TurnEnd>) -> Value {
 fn text_of(piece: &TurnPiece) -> Option<&str> {
     match piece {
         TurnPiece::Text(text) => Some(text),
-        TurnPiece::Call(_) | TurnPiece::Arguments(_) => None,
+        TurnPiece::Reasoning(_) | TurnPiece::Call(_) | TurnPiece::Arguments(_) => None,
+    }
+}
+
+fn reasoning_of(piece: &TurnPiece) -> Option<&str> {
+    match piece {
+        TurnPiece::Reasoning(text) => Some(text),
+        TurnPiece::Text(_) | TurnPiece::Call(_) | TurnPiece::Arguments(_) => None,
     }
 }
 
@@ -256,7 +270,7 @@ fn call_deltas(pieces: &[TurnPiece], calls: usize) -> Vec<Value> {
     let mut deltas: Vec<Value> = Vec::new();
     for piece in pieces {
         match piece {
-            TurnPiece::Text(_) => {}
+            TurnPiece::Reasoning(_) | TurnPiece::Text(_) => {}
             TurnPiece::Call(call) => {
                 let mut delta = function_call(call, "");
                 delta["index"] = json!(next);

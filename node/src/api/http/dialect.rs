@@ -87,7 +87,7 @@ pub(super) async fn respond<D: Dialect>(
         id: format!("{:032x}", rand::random::<u128>()),
         created_s: unix_seconds(),
         model: engine.model().name.clone(),
-        parts: Parts::new(engine.tool_reader(&wanted.request.prompt, wanted.single_call)),
+        parts: Parts::new(engine.answer_reader(&wanted.request, wanted.single_call).await),
         ..Turn::default()
     };
     let request = Request { id: turn.id.clone(), ..wanted.request };
@@ -233,7 +233,8 @@ pub(super) fn pangea(summary: &Summary) -> Value {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use pangea_compute::chat::tools::{ToolReader, ToolSyntax};
+    use pangea_compute::chat::answer::AnswerReader;
+    use pangea_compute::chat::tools::ToolSyntax;
 
     use super::*;
     use crate::serve::{Delta, Finish};
@@ -244,7 +245,7 @@ pub(super) mod tests {
 
     /// A turn of 5 tokens after a prompt of 7.
     fn turn() -> Turn {
-        let reader = ToolReader::new(ToolSyntax::Hermes, &serde_json::json!([]), false, false);
+        let reader = AnswerReader::of_calls(ToolSyntax::Hermes, &serde_json::json!([]), false, false);
         Turn {
             id: "id".to_owned(),
             created_s: 1_700_000_000,

@@ -1,7 +1,8 @@
-//! The model's turn in a conversation, whatever dialect it is written in: text and calls of tools, read from the engine's events.
+//! The model's turn in a conversation, whatever dialect it is written in: reasoning, text and calls of tools, read from the engine's
+//! events.
 //! Nothing is generated or sent here.
 
-use pangea_compute::chat::tools::{AnswerPiece, ToolReader};
+use pangea_compute::chat::answer::{AnswerPiece, AnswerReader};
 
 use super::error::ApiError;
 use crate::serve::{Delta, Finish, RequestRefused};
@@ -9,6 +10,8 @@ use crate::serve::{Delta, Finish, RequestRefused};
 /// A piece of a turn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TurnPiece {
+    /// More of what the model thinks before it answers; dialects that have no place for it leave it out.
+    Reasoning(String),
     /// More text.
     Text(String),
     /// A call begins; what follows it is its own until another piece begins.
@@ -40,15 +43,16 @@ pub(super) enum Part {
 /// The parts of one answer, as far as they have arrived.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Parts {
-    reader: Option<ToolReader>,
+    reader: Option<AnswerReader>,
+    reasoning: String,
     parts: Vec<Part>,
     finish: Option<Finish>,
     stop_text: Option<String>,
 }
 
 impl Parts {
-    /// No parts yet. `reader` finds the calls; without one everything is text.
-    pub(super) fn new(reader: Option<ToolReader>) -> Parts {
+    /// No parts yet. `reader` finds reasoning and calls; without one everything is text.
+    pub(super) fn new(reader: Option<AnswerReader>) -> Parts {
         Parts { reader, ..Parts::default() }
     }
 
@@ -71,7 +75,11 @@ impl Parts {
 
     fn add(&mut self, piece: AnswerPiece) -> Option<TurnPiece> {
         match piece {
-            AnswerPiece::Text(text) if text.is_empty() => None,
+            AnswerPiece::Reasoning(text) | AnswerPiece::Text(text) if text.is_empty() => None,
+            AnswerPiece::Reasoning(text) => {
+                self.reasoning.push_str(&text);
+                Some(TurnPiece::Reasoning(text))
+            }
             AnswerPiece::Text(text) => {
                 match self.parts.last_mut() {
                     Some(Part::Text(written)) => written.push_str(&text),
@@ -105,6 +113,11 @@ impl Parts {
             Part::Call(_) => None,
         });
         text.collect()
+    }
+
+    /// All reasoning; empty without any.
+    pub(super) fn reasoning(&self) -> &str {
+        &self.reasoning
     }
 
     /// The calls.
@@ -160,6 +173,7 @@ pub(super) fn refused(refusal: RequestRefused) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use pangea_compute::chat::reasoning::ReasoningSyntax;
     use pangea_compute::chat::tools::ToolSyntax;
 
     use super::*;
@@ -170,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_turn_with_calls_ends_for_them_unless_it_was_cut() {
-        let reader = || Some(ToolReader::new(ToolSyntax::Hermes, &serde_json::json!([]), false, false));
+        let reader = || Some(AnswerReader::of_calls(ToolSyntax::Hermes, &serde_json::json!([]), false, false));
         let said = "One moment. <tool_call>{\"name\": \"add\", \"arguments\": {}}</tool_call>";
         for (finish, end) in [(Finish::Stop, TurnEnd::Calls), (Finish::Length, TurnEnd::Length)] {
             let mut parts = Parts::new(reader());
@@ -180,6 +194,11 @@ mod tests {
             let call = parts.calls().next().unwrap();
             assert_eq!((call.name.as_str(), call.arguments.as_str(), call.id.len()), ("add", "{}", 9));
         }
+        let thinking = AnswerReader::of_text().with_reasoning(ReasoningSyntax::Think, true);
+        let mut thinking = Parts::new(Some(thinking));
+        let pieces = thinking.take(&delta("Hm.</think>\n\nYes.", Some(Finish::Stop)));
+        assert_eq!(pieces, [TurnPiece::Reasoning("Hm.".to_owned()), TurnPiece::Text("Yes.".to_owned())]);
+        assert_eq!((thinking.reasoning(), thinking.text().as_str(), thinking.parts().len()), ("Hm.", "Yes.", 1));
         let mut plain = Parts::new(None);
         assert!(plain.take(&delta("", None)).is_empty());
         plain.take(&delta(said, None));

@@ -1,29 +1,18 @@
 //! An answer's text, read as text and calls of tools while it arrives; the pieces do not depend on how the text is cut. What
-//! looks like a call and is none is text.
+//! looks like a call and is none is text. Reasoning is unknown here.
 
 use serde_json::Value as Json;
 
+use super::call_head::{Head, head, whole_call};
+use super::deepseek::{self, DeepseekHead};
 use super::json_span::JsonSpan;
-use super::xml_call::{XmlCall, XmlPart};
+use super::tag_call::{TagCall, TagPart, is_part_of};
 use super::{ToolSyntax, functions};
-
-/// A piece of an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AnswerPiece {
-    /// Text.
-    Text(String),
-    /// A call begins.
-    Call {
-        /// Name of the tool.
-        name: String,
-    },
-    /// More of the arguments of the last call, as JSON.
-    Arguments(String),
-}
+use crate::chat::answer::AnswerPiece;
 
 /// Reads one answer.
 #[derive(Clone, Debug)]
-pub struct ToolReader {
+pub(in crate::chat) struct CallReader {
     syntax: ToolSyntax,
     /// Names of the tools, and the JSON Schemas of their parameters.
     tools: Vec<(String, Json)>,
@@ -47,7 +36,7 @@ enum Place {
     Opened,
     Object(Object),
     /// After the tag with the name of a call in tags.
-    Tags(XmlCall),
+    Tags(TagCall),
     /// After a call.
     Closing,
     /// Nothing more is read.
@@ -67,22 +56,22 @@ struct Object {
     whole: bool,
 }
 
-impl ToolReader {
+impl CallReader {
     /// A reader at the beginning of an answer. `tools`: in OpenAI's form; `forced`: the answer follows the prompt's
     /// [`ToolSyntax::forced_prefix`]; `single`: at most one call is read.
-    pub fn new(syntax: ToolSyntax, tools: &Json, forced: bool, single: bool) -> ToolReader {
+    pub(in crate::chat) fn new(syntax: ToolSyntax, tools: &Json, forced: bool, single: bool) -> CallReader {
         let tools = functions(tools).map(|(name, schema)| (name.to_owned(), schema.cloned().unwrap_or_default()));
         let place = match syntax {
             _ if forced => Place::Opened,
-            ToolSyntax::Hermes | ToolSyntax::Mistral => Place::Text,
             ToolSyntax::Llama3 | ToolSyntax::Json => Place::Start,
+            _ => Place::Text,
         };
         let tools = tools.collect();
-        ToolReader { syntax, tools, single, place, held: String::new(), read: String::new(), called: false }
+        CallReader { syntax, tools, single, place, held: String::new(), read: String::new(), called: false }
     }
 
     /// The pieces that `text` completes.
-    pub fn push(&mut self, text: &str) -> Vec<AnswerPiece> {
+    pub(in crate::chat) fn push(&mut self, text: &str) -> Vec<AnswerPiece> {
         self.held.push_str(text);
         let mut pieces = Vec::new();
         while self.step(&mut pieces) {}
@@ -90,7 +79,7 @@ impl ToolReader {
     }
 
     /// The rest, because no text follows.
-    pub fn finish(&mut self) -> Vec<AnswerPiece> {
+    pub(in crate::chat) fn finish(&mut self) -> Vec<AnswerPiece> {
         let mut rest = std::mem::take(&mut self.read);
         match std::mem::replace(&mut self.place, Place::Over) {
             Place::Object(object) if object.arguments.is_some() => return Vec::new(),
@@ -151,7 +140,8 @@ impl ToolReader {
             Some(at) => self.held[..at].trim_end().len(),
             None if opener.is_empty() => self.held.len(),
             None => {
-                let begun = (1..opener.len()).rev().find(|&len| self.held.ends_with(&opener[..len])).unwrap_or(0);
+                let is_end = |&len: &usize| opener.get(..len).is_some_and(|part| self.held.ends_with(part));
+                let begun = (1..opener.len()).rev().find(is_end).unwrap_or(0);
                 self.held[..self.held.len() - begun].trim_end().len()
             }
         };
@@ -179,19 +169,18 @@ impl ToolReader {
         }
         match self.syntax {
             ToolSyntax::Mistral if is_name(first) => self.named(at, pieces),
-            ToolSyntax::Hermes if first == '<' => self.tag(at, pieces),
-            _ => self.no_call(pieces),
+            ToolSyntax::Deepseek => self.deepseek(at, pieces),
+            _ => self.tag(at, pieces),
         }
     }
 
-    /// Qwen-Coder's form: the name in a tag, then each argument in one.
+    /// The forms of families that do not write the arguments as one object.
     fn tag(&mut self, at: usize, pieces: &mut Vec<AnswerPiece>) -> bool {
-        let begun = match XmlCall::begin(&self.held[at..], &self.tools) {
-            XmlPart::Short => return false,
-            XmlPart::Other => return self.no_call(pieces),
-            XmlPart::Read { len, part } => (len, part),
+        let (len, (name, call)) = match TagCall::begin(self.syntax, &self.held[at..], &self.tools) {
+            TagPart::Short => return false,
+            TagPart::Other => return self.no_call(pieces),
+            TagPart::Read { len, part } => (len, part),
         };
-        let (len, (name, call)) = begun;
         self.held.drain(..at + len);
         pieces.extend([AnswerPiece::Call { name }, AnswerPiece::Arguments("{".to_owned())]);
         self.place = Place::Tags(call);
@@ -201,20 +190,39 @@ impl ToolReader {
     fn tags(&mut self, pieces: &mut Vec<AnswerPiece>) -> bool {
         let Place::Tags(call) = &mut self.place else { return false };
         match call.next(&self.held) {
-            XmlPart::Short => false,
-            XmlPart::Read { len, part } => {
+            TagPart::Short => false,
+            TagPart::Read { len, part } => {
                 self.held.drain(..len);
                 pieces.push(AnswerPiece::Arguments(part));
                 true
             }
-            // The end tag, or what no call contains: it ends the call.
-            XmlPart::Other => {
-                let end = XmlCall::end(&self.held);
+            // The end, or what no call contains: it ends the call.
+            TagPart::Other => {
+                let end = call.end(&self.held);
                 self.held.drain(..end);
                 pieces.push(AnswerPiece::Arguments("}".to_owned()));
                 self.ended()
             }
         }
+    }
+
+    /// DeepSeek's form: marks and the name before the arguments.
+    fn deepseek(&mut self, at: usize, pieces: &mut Vec<AnswerPiece>) -> bool {
+        match deepseek::head(&self.held[at..]) {
+            DeepseekHead::Short => false,
+            DeepseekHead::Other => self.no_call(pieces),
+            DeepseekHead::Begun { name, arguments } => {
+                self.begin_arguments(name, at + arguments, pieces);
+                true
+            }
+        }
+    }
+
+    /// A call begins whose arguments are the object at this place.
+    fn begin_arguments(&mut self, name: String, at: usize, pieces: &mut Vec<AnswerPiece>) {
+        pieces.push(AnswerPiece::Call { name });
+        self.advance(at);
+        self.place = Place::Object(Object { arguments: Some(JsonSpan::default()), ..Object::default() });
     }
 
     /// Mistral's newer form: the name, perhaps an id, then the arguments.
@@ -230,10 +238,8 @@ impl ToolReader {
         if !between.is_empty() && !between.ends_with("[ARGS]") {
             return self.no_call(pieces);
         }
-        pieces.push(AnswerPiece::Call { name: begun[..name_len].to_owned() });
-        self.advance(at + brace);
-        // The whole object is the arguments.
-        self.place = Place::Object(Object { arguments: Some(JsonSpan::default()), ..Object::default() });
+        let name = begun[..name_len].to_owned();
+        self.begin_arguments(name, at + brace, pieces);
         true
     }
 
@@ -290,19 +296,32 @@ impl ToolReader {
 
     fn closing(&mut self) -> bool {
         let rest = self.held.trim_start();
+        // What stands after a call; with a comma or the like another call follows.
         let close: &[&str] = match self.syntax {
-            ToolSyntax::Hermes => &["</tool_call>"],
+            ToolSyntax::Hermes | ToolSyntax::Glm => &["</tool_call>"],
+            ToolSyntax::Gemma4 => &["<tool_call|>"],
+            ToolSyntax::Deepseek => &deepseek::CLOSE,
             ToolSyntax::Mistral => &[",", "]"],
             ToolSyntax::Llama3 => &[";"],
-            ToolSyntax::Json => &["```", ";", ","],
+            ToolSyntax::Json | ToolSyntax::Harmony => &["```", ";", ","],
         };
-        if rest.is_empty() || close.iter().any(|mark| mark.len() > rest.len() && mark.starts_with(rest)) {
+        if rest.is_empty() || close.iter().any(|mark| is_part_of(rest, mark)) {
             return false;
         }
+        let blanks = self.held.len() - rest.len();
         let found = close.iter().find(|mark| rest.starts_with(**mark));
-        let len = self.held.len() - rest.len() + found.map_or(0, |mark| mark.len());
-        self.held.drain(..len);
-        self.place = if matches!(found, Some(&("," | ";"))) { Place::Opened } else { Place::Text };
+        self.place = match found {
+            Some(&("," | ";")) => Place::Opened,
+            Some(&deepseek::CALL_BEGIN) => {
+                // The mark is the beginning of the next call's head.
+                self.held.drain(..blanks);
+                self.place = Place::Opened;
+                return true;
+            }
+            Some(mark) if deepseek::goes_on_after(mark) => Place::Closing,
+            _ => Place::Text,
+        };
+        self.held.drain(..blanks + found.map_or(0, |mark| mark.len()));
         true
     }
 
@@ -327,96 +346,7 @@ fn is_name(c: char) -> bool {
 /// Without a mark of its own, JSON is a call only of a tool that exists.
 fn may_be(syntax: ToolSyntax, tools: &[(String, Json)], name: &str) -> bool {
     match syntax {
-        ToolSyntax::Hermes | ToolSyntax::Mistral => !name.is_empty(),
-        ToolSyntax::Llama3 | ToolSyntax::Json => tools.iter().any(|(known, _)| known == name),
+        ToolSyntax::Llama3 | ToolSyntax::Json | ToolSyntax::Harmony => tools.iter().any(|(known, _)| known == name),
+        _ => !name.is_empty(),
     }
-}
-
-/// The beginning of a call.
-enum Head<'a> {
-    /// More text is needed.
-    Short,
-    /// `{"name": "…", "arguments": {`, with the place of the last bracket.
-    Begun { name: &'a str, arguments: usize },
-    /// Something else, which may be a call in another order.
-    Other,
-}
-
-fn head(object: &str) -> Head<'_> {
-    let mut cursor = Cursor { text: object, at: 0 };
-    match cursor.head() {
-        Ok(name) => Head::Begun { name, arguments: cursor.at },
-        Err(true) => Head::Short,
-        Err(false) => Head::Other,
-    }
-}
-
-struct Cursor<'a> {
-    text: &'a str,
-    at: usize,
-}
-
-impl<'a> Cursor<'a> {
-    /// The name, with the cursor at the arguments. The error says whether the text ended.
-    fn head(&mut self) -> Result<&'a str, bool> {
-        self.expect('{')?;
-        if self.string()? != "name" {
-            return Err(false);
-        }
-        self.expect(':')?;
-        let name = self.string()?;
-        self.expect(',')?;
-        if !matches!(self.string()?, "arguments" | "parameters") {
-            return Err(false);
-        }
-        self.expect(':')?;
-        self.blanks();
-        match self.text[self.at..].chars().next() {
-            Some('{') => Ok(name),
-            other => Err(other.is_none()),
-        }
-    }
-
-    fn blanks(&mut self) {
-        self.at = self.text.len() - self.text[self.at..].trim_start().len();
-    }
-
-    fn expect(&mut self, wanted: char) -> Result<(), bool> {
-        self.blanks();
-        match self.text[self.at..].chars().next() {
-            Some(found) if found == wanted => {
-                self.at += wanted.len_utf8();
-                Ok(())
-            }
-            other => Err(other.is_none()),
-        }
-    }
-
-    /// A string without escapes.
-    fn string(&mut self) -> Result<&'a str, bool> {
-        self.expect('"')?;
-        let rest = &self.text[self.at..];
-        match rest.find(['"', '\\']) {
-            Some(end) if rest[end..].starts_with('"') => {
-                self.at += end + 1;
-                Ok(&rest[..end])
-            }
-            other => Err(other.is_none()),
-        }
-    }
-}
-
-/// Name and arguments of a call in any order; arguments may be JSON in a string.
-fn whole_call(text: &str) -> Option<(String, String)> {
-    let call: Json = serde_json::from_str(text).ok()?;
-    // Some models write the call as OpenAI's API shows it.
-    let call = call.get("function").filter(|function| function.is_object()).unwrap_or(&call);
-    let name = call["name"].as_str()?.to_owned();
-    let arguments = match call.get("arguments").or_else(|| call.get("parameters")) {
-        None | Some(Json::Null) => "{}".to_owned(),
-        Some(Json::String(text)) => matches!(serde_json::from_str(text), Ok(Json::Object(_))).then(|| text.clone())?,
-        Some(object @ Json::Object(_)) => object.to_string(),
-        Some(_) => return None,
-    };
-    Some((name, arguments))
 }
