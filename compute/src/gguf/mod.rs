@@ -7,6 +7,7 @@ mod cursor;
 mod dequantize;
 mod ggml_type;
 mod metadata;
+pub(crate) mod scales;
 mod tensor_table;
 
 pub use dequantize::dequantize;

@@ -2,7 +2,7 @@
 //! computed.
 
 use super::layout::{BLOCK, Groups, Halves, Layout, TILE, block_bytes, tile_bytes};
-use crate::gguf::GgmlType;
+use crate::gguf::{GgmlType, scales};
 use std::ops::Range;
 
 /// 32 codes of up to 8 bits, in order of k; four to a little-endian word.
@@ -170,18 +170,11 @@ simple!(Q5_0, GgmlType::Q5_0, 5, 1, |block| with_fifths(nibbles(&block[6..22]), 
 simple!(Q5_1, GgmlType::Q5_1, 5, 2, |block| with_fifths(nibbles(&block[8..24]), word(&block[4..8], 0)));
 simple!(Q8_0, GgmlType::Q8_0, 8, 1, |block| std::array::from_fn(|i| word(&block[2..34], i)));
 
-/// The scales of Q4_K and Q5_K, unpacked from 6 bits each: four of each kind lie in the low bits of bytes 0…7; the
-/// other four have their low nibbles in bytes 8…11 and their upper two bits on top of bytes 0…7.
+/// The scales and minima of Q4_K and Q5_K.
 fn group_scales(block: &[u8], lane: usize, head: &mut [u8]) {
     put_half(block, 0, head, 0, lane);
     put_half(block, 2, head, 1, lane);
-    let s = &block[4..16];
-    for group in 0..8 {
-        let (scale, min) = if group < 4 {
-            (s[group] & 63, s[group + 4] & 63)
-        } else {
-            ((s[group + 4] & 15) | ((s[group - 4] >> 6) << 4), (s[group + 4] >> 4) | ((s[group] >> 6) << 4))
-        };
+    for (group, (scale, min)) in scales::q4_k(&block[4..16]).into_iter().enumerate() {
         let at = Groups::integers(group) + lane;
         head[at] = scale;
         head[at + TILE] = min;
@@ -228,11 +221,8 @@ impl Source for Q3K {
     const BITS: usize = 3;
     fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
         put_half(block, 108, head, 0, lane);
-        let s = &block[96..108];
-        for half in 0..16 {
-            let low = (s[half % 8] >> (half / 8 * 4)) & 15;
-            let upper = (s[8 + half % 4] >> (half / 4 * 2)) & 3;
-            head[Halves::weights(half) + lane] = (low | upper << 4).wrapping_sub(32);
+        for (half, scale) in scales::q3_k(&block[96..108]).into_iter().enumerate() {
+            head[Halves::weights(half) + lane] = scale as u8;
         }
     }
     #[inline(always)]

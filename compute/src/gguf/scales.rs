@@ -1,0 +1,26 @@
+//! The integer scales and minima of the groups of a block of 256 elements, unpacked from their few bits each: once, for the plain
+//! reference and for the packed layouts alike.
+//!
+//! Source: the block structures of ggml's `ggml-common.h`.
+
+/// Q3_K: the scales of 16 groups of 16, 6 bits each, less 32. The low four bits of group `j` are a nibble of bytes 0–7, low
+/// nibbles first; its upper two lie in bytes 8–11, those of four groups in a row at the same place. `packed`: `[12]`.
+pub(crate) fn q3_k(packed: &[u8]) -> [i8; 16] {
+    std::array::from_fn(|j| {
+        let low = (packed[j % 8] >> (j / 8 * 4)) & 15;
+        let upper = (packed[8 + j % 4] >> (j / 4 * 2)) & 3;
+        (low | upper << 4) as i8 - 32
+    })
+}
+
+/// Q4_K and Q5_K: scale and minimum of 8 groups of 32, 6 bits each. Four of each kind lie in the low bits of bytes 0–7; the
+/// other four have their low nibbles in bytes 8–11 and their upper two bits on top of bytes 0–7. `packed`: `[12]`.
+pub(crate) fn q4_k(packed: &[u8]) -> [(u8, u8); 8] {
+    std::array::from_fn(|j| {
+        if j < 4 {
+            return (packed[j] & 63, packed[j + 4] & 63);
+        }
+        let (scale, min) = (packed[j + 4] & 15, packed[j + 4] >> 4);
+        (scale | packed[j - 4] >> 6 << 4, min | packed[j] >> 6 << 4)
+    })
+}
