@@ -148,7 +148,7 @@ fn a_tensor_of_an_unsupported_type_fails_only_when_it_is_used() -> Result<(), Er
     for part in ["Q2_K", "\"odd\"", "Q4_0", "Q6_K", "BF16"] {
         assert!(error.contains(part), "{error}");
     }
-    for (id, name) in [(23, "IQ4_XS"), (34, "TQ1_0"), (39, "MXFP4"), (31, "withdrawn"), (77, "77")] {
+    for (id, name) in [(22, "IQ2_S"), (34, "TQ1_0"), (39, "MXFP4"), (31, "withdrawn"), (77, "77")] {
         let gguf = Gguf::from_bytes(File::new().tensor("t", &[256], id, &[0; 256]).bytes())?;
         let error = gguf.require("t").expect_err(name).to_string();
         assert!(error.contains(name), "{error}");
@@ -336,6 +336,22 @@ proptest! {
         dequantize(GgmlType::Q3K, &[&thirds[..], &low, &packed, &d].concat(), &mut out).expect("whole blocks");
         for (i, q) in quants.iter().enumerate() {
             let expected = 2.0 * (f32::from(scale(i / 16)) - 32.0) * (f32::from(q & 7) - 4.0);
+            prop_assert_eq!(out[i], expected);
+        }
+
+        let (mut low, mut packed) = ([0u8; 128], [0u8; 6]);
+        let upper = (0..8).fold(0, |upper, j| upper | u16::from(scale(j) >> 4) << (2 * j));
+        packed[..2].copy_from_slice(&upper.to_le_bytes());
+        for j in 0..8 {
+            packed[2 + j / 2] |= (scale(j) & 15) << (j % 2 * 4);
+        }
+        for (i, q) in quants.iter().enumerate() {
+            low[i / 32 * 16 + i % 16] |= (q & 15) << (i % 32 / 16 * 4);
+        }
+        dequantize(GgmlType::IQ4XS, &[&d[..], &packed, &low].concat(), &mut out).expect("whole blocks");
+        let values = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113i8];
+        for (i, q) in quants.iter().enumerate() {
+            let expected = 2.0 * (f32::from(scale(i / 32)) - 32.0) * f32::from(values[usize::from(q & 15)]);
             prop_assert_eq!(out[i], expected);
         }
 

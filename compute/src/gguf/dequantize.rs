@@ -2,7 +2,7 @@
 //!
 //! Source: the block structures of ggml's `ggml-common.h`.
 
-use super::{GgmlType, scales};
+use super::{GgmlType, codebooks, scales};
 use crate::Error;
 use half::{bf16, f16};
 
@@ -31,6 +31,8 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), Err
         GgmlType::Q5_0 => q5_0,
         GgmlType::Q5_1 => q5_1,
         GgmlType::Q8_0 => q8_0,
+        GgmlType::IQ4NL => iq4_nl,
+        GgmlType::IQ4XS => iq4_xs,
         GgmlType::Q3K => q3_k,
         GgmlType::Q4K => q4_k,
         GgmlType::Q5K => q5_k,
@@ -93,6 +95,25 @@ fn q8_0(b: &[u8], out: &mut [f32]) {
     let d = half_at(b, 0);
     for (q, out) in b[2..].iter().zip(out) {
         *out = d * f32::from(*q as i8);
+    }
+}
+
+/// d f16, 16 bytes of nibbles.
+fn iq4_nl(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 0);
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = d * f32::from(codebooks::IQ4[usize::from(nibble(&b[2..], j))]);
+    }
+}
+
+/// d f16, 6 bytes of scales, 128 bytes of nibbles: 16 bytes for each group.
+fn iq4_xs(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 0);
+    for ((group, out), scale) in out.chunks_exact_mut(32).enumerate().zip(scales::iq4_xs(&b[2..8])) {
+        for (j, out) in out.iter_mut().enumerate() {
+            let value = codebooks::IQ4[usize::from(nibble(&b[8 + 16 * group..], j))];
+            *out = (d * f32::from(scale)) * f32::from(value);
+        }
     }
 }
 

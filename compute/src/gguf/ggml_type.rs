@@ -24,6 +24,10 @@ pub enum GgmlType {
     Q5_1,
     /// 32 elements: an f16 scale, an i8 each.
     Q8_0,
+    /// 32 elements: an f16 scale, 4 bits each that choose one of sixteen values.
+    IQ4NL,
+    /// 256 elements: 8 groups of 32 with 6-bit scales, minus 32, 4 bits each that choose one of IQ4_NL's values.
+    IQ4XS,
     /// 256 elements: 16 groups of 16 with 6-bit scales, minus 32, 3 bits each, minus 4.
     Q3K,
     /// 256 elements: 8 groups of 32 with 6-bit scales and minima, 4 bits each.
@@ -83,7 +87,7 @@ const ALL: [(u32, &str, u64, u64); 43] = [
 
 impl GgmlType {
     /// All supported types.
-    pub const SUPPORTED: [GgmlType; 12] = [
+    pub const SUPPORTED: [GgmlType; 14] = [
         GgmlType::F32,
         GgmlType::F16,
         GgmlType::BF16,
@@ -92,6 +96,8 @@ impl GgmlType {
         GgmlType::Q5_0,
         GgmlType::Q5_1,
         GgmlType::Q8_0,
+        GgmlType::IQ4NL,
+        GgmlType::IQ4XS,
         GgmlType::Q3K,
         GgmlType::Q4K,
         GgmlType::Q5K,
@@ -112,6 +118,8 @@ impl GgmlType {
             GgmlType::Q4K => 12,
             GgmlType::Q5K => 13,
             GgmlType::Q6K => 14,
+            GgmlType::IQ4NL => 20,
+            GgmlType::IQ4XS => 23,
             GgmlType::BF16 => 30,
         }
     }
@@ -126,7 +134,7 @@ impl GgmlType {
         GgmlType::from_id(id).ok_or_else(|| Error::Dtype {
             operation: "gguf",
             dtype: format!("{} of tensor {name:?}", type_name(id)),
-            hint: "use a model in Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, F16, BF16 or F32",
+            hint: "use a model in Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS, Q3_K, Q4_K, Q5_K, Q6_K, F16, BF16 or F32",
         })
     }
 
@@ -174,6 +182,16 @@ mod tests {
         for ty in GgmlType::SUPPORTED {
             assert_eq!(GgmlType::from_id(ty.id()), Some(ty));
             assert_eq!(ty.name().replace('_', ""), format!("{ty:?}").replace('_', ""));
+        }
+    }
+
+    #[test]
+    fn the_error_for_other_types_names_every_supported_one() {
+        let Err(Error::Dtype { hint, .. }) = GgmlType::supported(9, "t") else {
+            panic!("Q8_1 is not supported");
+        };
+        for ty in GgmlType::SUPPORTED {
+            assert!(hint.split([' ', ',']).any(|word| word == ty.name()), "{ty} is not in {hint:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! Source: the GGUF specification in ggml's `docs/gguf.md`.
 
+pub(crate) mod codebooks;
 mod cursor;
 mod dequantize;
 mod ggml_type;

@@ -24,3 +24,13 @@ pub(crate) fn q4_k(packed: &[u8]) -> [(u8, u8); 8] {
         (scale | packed[j - 4] >> 6 << 4, min | packed[j] >> 6 << 4)
     })
 }
+
+/// IQ4_XS: the scales of 8 groups of 32, 6 bits each, less 32. Bytes 0–1 are a little-endian number of the upper two bits of each
+/// group; bytes 2–5 hold the low four, low nibbles first. `packed`: `[6]`.
+pub(crate) fn iq4_xs(packed: &[u8]) -> [i8; 8] {
+    std::array::from_fn(|j| {
+        let low = (packed[2 + j / 2] >> (j % 2 * 4)) & 15;
+        let upper = (packed[j / 4] >> (j % 4 * 2)) & 3;
+        (low | upper << 4) as i8 - 32
+    })
+}

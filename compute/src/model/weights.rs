@@ -503,7 +503,9 @@ fn is_finite(ty: GgmlType, bytes: &[u8]) -> bool {
     match ty {
         GgmlType::F32 => blocks.all(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7f80_0000 != 0x7f80_0000),
         GgmlType::BF16 => blocks.all(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7f80 != 0x7f80),
-        GgmlType::F16 | GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => blocks.all(half),
+        GgmlType::F16 | GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4NL | GgmlType::IQ4XS => {
+            blocks.all(half)
+        }
         GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4K | GgmlType::Q5K => blocks.all(|b| half(b) && half(&b[2..])),
         GgmlType::Q3K | GgmlType::Q6K => blocks.all(|b| half(&b[b.len() - 2..])),
     }

@@ -139,7 +139,7 @@ fn text(seed: u64, len: usize) -> Vec<u32> {
 }
 
 const ARCHITECTURES: [&str; 5] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3"];
-const TYPES: [GgmlType; 12] = GgmlType::SUPPORTED;
+const TYPES: [GgmlType; GgmlType::SUPPORTED.len()] = GgmlType::SUPPORTED;
 
 fn tiny(architecture: &'static str, weights: GgmlType) -> ModelFile {
     ModelFile::from_bytes(tiny::gguf(Tiny { architecture, weights, seed: 7 })).unwrap()

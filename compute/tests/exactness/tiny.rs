@@ -234,6 +234,8 @@ fn weights(random: &mut SplitMix64, ty: GgmlType, elements: usize) -> Vec<u8> {
                 put(0, scale(random, 16.0 * 32.0));
                 put(2, scale(random, 32.0));
             }
+            GgmlType::IQ4NL => put(0, scale(random, 127.0)),
+            GgmlType::IQ4XS => put(0, scale(random, 127.0 * 32.0)),
             GgmlType::Q3K => put(108, scale(random, 4.0 * 32.0)),
             GgmlType::Q6K => put(208, scale(random, 32.0 * 64.0)),
             GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => {}

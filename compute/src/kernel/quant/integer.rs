@@ -46,22 +46,22 @@ pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u3
                 if C::HALVES {
                     // The halves are computed in turn, so that registers hold the sums of one half at a time.
                     let (first, second) = C::halves::<S>(head, b);
-                    sums = dots::<S, BITS, N, true, false>(block, x.q);
+                    sums = dots::<S, C, BITS, SHIFT, N, true, false>(block, x.q);
                     for i in 0..N {
                         let zero = S::shift_left::<SHIFT>(S::splat_i((*x.scale.add(i)).first));
                         sums[i] = S::mul_i(S::sub_i(sums[i], zero), first);
                     }
-                    let others = dots::<S, BITS, N, false, true>(block, x.q);
+                    let others = dots::<S, C, BITS, SHIFT, N, false, true>(block, x.q);
                     for i in 0..N {
                         let scale = &*x.scale.add(i);
                         let zero = S::shift_left::<SHIFT>(S::sub_i(S::splat_i(scale.sum), S::splat_i(scale.first)));
                         sums[i] = S::add_i(sums[i], S::mul_i(S::sub_i(others[i], zero), second));
                     }
                 } else {
-                    sums = dots::<S, BITS, N, true, true>(block, x.q);
+                    sums = dots::<S, C, BITS, SHIFT, N, true, true>(block, x.q);
                     for i in 0..N {
                         let sum = S::splat_i((*x.scale.add(i)).sum);
-                        if BITS == 8 && S::I8_BIAS != 0 {
+                        if signed::<C, BITS, SHIFT>() && S::I8_BIAS != 0 {
                             debug_assert!(S::I8_BIAS == 128);
                             sums[i] = S::sub_i(sums[i], S::shift_left::<7>(sum));
                         } else if SHIFT > 0 {
@@ -89,12 +89,41 @@ pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u3
     }
 }
 
+/// Whether the codes become signed bytes, not unsigned ones with a zero point.
+const fn signed<C: Scales, const BITS: usize, const SHIFT: u32>() -> bool {
+    BITS == 8 || C::CODEBOOK.is_some() && SHIFT == 0
+}
+
+/// The values of a code book plus its zero point, for each quarter of a vector.
+const fn quarters<C: Scales, const SHIFT: u32>() -> [u8; 64] {
+    let zero = if SHIFT == 0 { 0 } else { 1 << SHIFT };
+    let mut bytes = [0; 64];
+    if let Some(values) = C::CODEBOOK {
+        let mut i = 0;
+        while i < 64 {
+            let value = values[i % 16] as i32 + zero;
+            assert!(SHIFT == 0 || value >= 0 && value < 32, "the dots are settled as those of 5 bits");
+            bytes[i] = value as u8;
+            i += 1;
+        }
+    }
+    bytes
+}
+
 /// The integer dots of one block with N rows, or of one of its halves alone.
 ///
 /// # Safety
 /// As for [`tile`].
 #[inline(always)]
-unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, const SECOND: bool>(
+unsafe fn dots<
+    S: Simd,
+    C: Scales,
+    const BITS: usize,
+    const SHIFT: u32,
+    const N: usize,
+    const FIRST: bool,
+    const SECOND: bool,
+>(
     block: *const u8,
     q: *const i8,
 ) -> [S::I; N] {
@@ -106,6 +135,21 @@ unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, co
                 let w = S::prepare_i8(S::load_b(block.add(64 * j)));
                 for i in 0..N {
                     sums[i] = S::dot_i8(sums[i], w, S::splat_b(q.add(BLOCK * i + 4 * j)));
+                }
+            }
+            return sums;
+        }
+        let values = S::load_b(const { &quarters::<C, SHIFT>() }.as_ptr());
+        if signed::<C, BITS, SHIFT>() {
+            let values = S::prepare_i8(values);
+            for j in 0..4 {
+                let nibbles = S::load_b(block.add(64 * j));
+                let low = S::lookup(values, S::low_nibbles(nibbles));
+                let high = S::lookup(values, S::high_nibbles(nibbles));
+                for i in 0..N {
+                    let x = q.add(BLOCK * i + 4 * j);
+                    sums[i] = S::dot_i8(sums[i], low, S::splat_b(x));
+                    sums[i] = S::dot_i8(sums[i], high, S::splat_b(x.add(16)));
                 }
             }
             return sums;

@@ -15,6 +15,7 @@
 
 use super::super::simd::{LANES, Simd};
 use crate::gguf::GgmlType;
+use crate::gguf::codebooks::{self, Codebook};
 use std::ops::Range;
 
 /// Output rows of a tile.
@@ -61,14 +62,15 @@ pub(super) const fn block_bytes(bits: usize) -> usize {
 pub(super) enum Layout {
     /// Bytes of an element.
     Float { width: usize },
-    /// Records of `head` bytes of scales and `blocks` blocks of codes of `bits` bits, from which `offset` is taken.
-    Quantized { bits: usize, offset: i32, head: usize, blocks: usize },
+    /// Records of `head` bytes of scales and `blocks` blocks of codes of `bits` bits, which stand for the values of
+    /// `codebook`, or for themselves less `offset` where there is none.
+    Quantized { bits: usize, offset: i32, codebook: Option<&'static Codebook>, head: usize, blocks: usize },
 }
 
 impl Layout {
     pub(super) fn of(ty: GgmlType) -> Layout {
         fn of<C: Scales>(bits: usize, offset: i32) -> Layout {
-            Layout::Quantized { bits, offset, head: C::HEAD, blocks: C::BLOCKS }
+            Layout::Quantized { bits, offset, codebook: C::CODEBOOK, head: C::HEAD, blocks: C::BLOCKS }
         }
         match ty {
             GgmlType::F32 => Layout::Float { width: 4 },
@@ -78,6 +80,8 @@ impl Layout {
             GgmlType::Q5_0 => of::<Scale>(5, 16),
             GgmlType::Q5_1 => of::<ScaleMin>(5, 0),
             GgmlType::Q8_0 => of::<Scale>(8, 0),
+            GgmlType::IQ4NL => of::<ScaleOfIq4>(4, 0),
+            GgmlType::IQ4XS => of::<GroupsOfIq4>(4, 0),
             GgmlType::Q3K => of::<Halves>(3, 4),
             GgmlType::Q4K => of::<Groups>(4, 0),
             GgmlType::Q5K => of::<Groups>(5, 0),
@@ -94,7 +98,7 @@ pub(super) enum Min {
     Subtracted,
 }
 
-/// The layout of a record's scales.
+/// The layout of a record's scales, and the values that its codes stand for.
 pub(super) trait Scales: Copy + Send + Sync + 'static {
     /// Blocks of a record.
     const BLOCKS: usize;
@@ -103,6 +107,8 @@ pub(super) trait Scales: Copy + Send + Sync + 'static {
     const MIN: Min;
     /// Whether the two halves of a block have their own integer scales ([`Scales::halves`]).
     const HALVES: bool = false;
+    /// The values of the codes, where they are not evenly spaced.
+    const CODEBOOK: Option<&'static Codebook> = None;
 
     /// Scale and minimum of the 16 rows for one block; zeros where there is no minimum.
     ///
@@ -134,6 +140,23 @@ impl Scales for Scale {
     unsafe fn read<S: Simd>(head: *const u8, _block: usize) -> (S::F, S::F) {
         // SAFETY: the caller's promise.
         unsafe { (S::load_f16(head.cast()), S::splat(0.0)) }
+    }
+}
+
+/// [`Scale`], for codes of IQ4_NL.
+#[derive(Clone, Copy)]
+pub(super) struct ScaleOfIq4;
+
+impl Scales for ScaleOfIq4 {
+    const BLOCKS: usize = Scale::BLOCKS;
+    const HEAD: usize = Scale::HEAD;
+    const MIN: Min = Scale::MIN;
+    const CODEBOOK: Option<&'static Codebook> = Some(&codebooks::IQ4);
+
+    #[inline(always)]
+    unsafe fn read<S: Simd>(head: *const u8, block: usize) -> (S::F, S::F) {
+        // SAFETY: the caller's promise.
+        unsafe { Scale::read::<S>(head, block) }
     }
 }
 
@@ -177,6 +200,33 @@ impl Scales for Groups {
             let scale = S::to_f32(S::load_u8(integers));
             let min = S::to_f32(S::load_u8(integers.add(TILE)));
             (S::mul(S::load_f16(head.cast()), scale), S::mul(S::load_f16(head.add(2 * TILE).cast()), min))
+        }
+    }
+}
+
+/// `[16]` f16 scales, then for each of 8 blocks `[16]` i8 scales; for codes of IQ4_XS.
+#[derive(Clone, Copy)]
+pub(super) struct GroupsOfIq4;
+
+impl GroupsOfIq4 {
+    /// Offset of the integer scales of `block`.
+    pub(super) const fn integers(block: usize) -> usize {
+        2 * TILE + TILE * block
+    }
+}
+
+impl Scales for GroupsOfIq4 {
+    const BLOCKS: usize = 8;
+    const HEAD: usize = GroupsOfIq4::integers(8);
+    const MIN: Min = Min::None;
+    const CODEBOOK: Option<&'static Codebook> = Some(&codebooks::IQ4);
+
+    #[inline(always)]
+    unsafe fn read<S: Simd>(head: *const u8, block: usize) -> (S::F, S::F) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scale = S::to_f32(S::load_i8(head.add(GroupsOfIq4::integers(block)).cast()));
+            (S::mul(S::load_f16(head.cast()), scale), S::splat(0.0))
         }
     }
 }

@@ -1,6 +1,6 @@
 //! A packed weight matrix: a place in an arena that many matrices share, with type and shape.
 
-use super::layout::{BLOCK, Groups, Halves, Layout, TILE, block_bytes, packed_bytes, tile_bytes, tiles};
+use super::layout::{BLOCK, Groups, GroupsOfIq4, Halves, Layout, TILE, block_bytes, packed_bytes, tile_bytes, tiles};
 use crate::gguf::GgmlType;
 use crate::{Buffer, Error};
 use half::{bf16, f16};
@@ -81,7 +81,7 @@ impl Matrix {
         let (tile, lane) = (row / TILE, row % TILE);
         let tile = &self.bytes()[tile * self.tile_bytes..][..self.tile_bytes];
         match (Layout::of(self.ty), self.ty) {
-            (Layout::Quantized { bits, offset, head, blocks }, ty) => {
+            (Layout::Quantized { bits, offset, codebook, head, blocks }, ty) => {
                 let records = tile.chunks_exact(head + blocks * block_bytes(bits));
                 for (record, out) in records.zip(out.chunks_exact_mut(BLOCK * blocks)) {
                     let (head, packed) = record.split_at(head);
@@ -90,7 +90,9 @@ impl Matrix {
                         let halves = block_scales(ty, head, block, lane);
                         for (j, out) in out.iter_mut().enumerate() {
                             let (d, m) = halves[j / 16];
-                            *out = d * (code(bits, packed, lane, j) - offset) as f32 + m;
+                            let code = code(bits, packed, lane, j);
+                            let value = codebook.map_or(code - offset, |values| i32::from(values[code as usize]));
+                            *out = d * value as f32 + m;
                         }
                     }
                 }
@@ -122,6 +124,7 @@ fn block_scales(ty: GgmlType, head: &[u8], block: usize, lane: usize) -> [(f32, 
             let (scale, min) = (f32::from(head[at]), f32::from(head[at + TILE]));
             [(d * scale, -(half_at(head, 2 * (TILE + lane)) * min)); 2]
         }
+        GgmlType::IQ4XS => [(d * f32::from(head[GroupsOfIq4::integers(block) + lane] as i8), -0.0); 2],
         GgmlType::Q3K | GgmlType::Q6K => {
             let scale = |half: usize| d * f32::from(head[Halves::weights(2 * block + half) + lane] as i8);
             [(scale(0), -0.0), (scale(1), -0.0)]

@@ -1,7 +1,7 @@
 //! Packs GGUF blocks into tiles: one unpacker per format, one packer per layout. Bits are moved exactly; nothing is
 //! computed.
 
-use super::layout::{BLOCK, Groups, Halves, Layout, TILE, block_bytes, tile_bytes};
+use super::layout::{BLOCK, Groups, GroupsOfIq4, Halves, Layout, TILE, block_bytes, tile_bytes};
 use crate::gguf::{GgmlType, scales};
 use std::ops::Range;
 
@@ -36,6 +36,8 @@ pub(crate) fn pack(ty: GgmlType, rows: usize, k: usize, src: &[u8], tiles: Range
             GgmlType::Q5_0 => records::<Q5_0>(rows, row_bytes, dst),
             GgmlType::Q5_1 => records::<Q5_1>(rows, row_bytes, dst),
             GgmlType::Q8_0 => records::<Q8_0>(rows, row_bytes, dst),
+            GgmlType::IQ4NL => records::<Iq4Nl>(rows, row_bytes, dst),
+            GgmlType::IQ4XS => records::<Iq4Xs>(rows, row_bytes, dst),
             GgmlType::Q3K => records::<Q3K>(rows, row_bytes, dst),
             GgmlType::Q4K => records::<Q4K>(rows, row_bytes, dst),
             GgmlType::Q5K => records::<Q5K>(rows, row_bytes, dst),
@@ -169,6 +171,24 @@ simple!(Q4_1, GgmlType::Q4_1, 4, 2, |block| nibbles(&block[4..20]));
 simple!(Q5_0, GgmlType::Q5_0, 5, 1, |block| with_fifths(nibbles(&block[6..22]), word(&block[2..6], 0)));
 simple!(Q5_1, GgmlType::Q5_1, 5, 2, |block| with_fifths(nibbles(&block[8..24]), word(&block[4..8], 0)));
 simple!(Q8_0, GgmlType::Q8_0, 8, 1, |block| std::array::from_fn(|i| word(&block[2..34], i)));
+simple!(Iq4Nl, GgmlType::IQ4NL, 4, 1, |block| nibbles(&block[2..18]));
+
+/// d f16, 6 bytes of scales, 128 bytes of nibbles: 16 bytes for each group.
+struct Iq4Xs;
+impl Source for Iq4Xs {
+    const TYPE: GgmlType = GgmlType::IQ4XS;
+    const BITS: usize = 4;
+    fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
+        put_half(block, 0, head, 0, lane);
+        for (group, scale) in scales::iq4_xs(&block[2..8]).into_iter().enumerate() {
+            head[GroupsOfIq4::integers(group) + lane] = scale as u8;
+        }
+    }
+    #[inline(always)]
+    fn codes(block: &[u8], group: usize) -> Codes {
+        nibbles(&block[8 + 16 * group..][..16])
+    }
+}
 
 /// The scales and minima of Q4_K and Q5_K.
 fn group_scales(block: &[u8], lane: usize, head: &mut [u8]) {

@@ -25,7 +25,7 @@ enum Kind {
 /// Where the f16 numbers of a block are.
 fn halves_of(ty: GgmlType) -> &'static [usize] {
     match ty {
-        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => &[0],
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4NL | GgmlType::IQ4XS => &[0],
         GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4K | GgmlType::Q5K => &[0, 2],
         GgmlType::Q3K => &[108],
         GgmlType::Q6K => &[208],
@@ -111,6 +111,12 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
             bytes[96..104].fill(0x11);
             bytes[104..108].fill(0xaa);
         }
+        GgmlType::IQ4XS => {
+            set(bytes, 0, 1.0);
+            // 33 each, so 1 after 32 is taken off.
+            bytes[2..4].fill(0xaa);
+            bytes[4..8].fill(0x11);
+        }
         GgmlType::Q4K | GgmlType::Q5K => {
             set(bytes, 0, 1.0);
             set(bytes, 2, 0.0);
@@ -147,6 +153,16 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
                 scale: get(0) * scales[32 * g],
                 min: Some(-(get(2) * -mins[32 * g])),
             };
+            groups.enumerate().map(block).collect()
+        }
+        GgmlType::IQ4XS => {
+            // All codes 8, whose value is 1, give the scales.
+            let scales = values(&|bytes| {
+                set(bytes, 0, 1.0);
+                bytes[8..].fill(0x88);
+            });
+            let block =
+                |(g, codes): (usize, _)| Block { codes, halves: one, scale: get(0) * scales[32 * g], min: None };
             groups.enumerate().map(block).collect()
         }
         GgmlType::Q3K => {

@@ -282,6 +282,11 @@ impl Simd for Avx2 {
         unsafe { (_mm256_srli_epi16::<2>(x.0), _mm256_srli_epi16::<2>(x.1)) }
     }
     #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { halves!(_mm256_shuffle_epi8, table, index) }
+    }
+    #[inline(always)]
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
         // SAFETY: see above.
         unsafe {

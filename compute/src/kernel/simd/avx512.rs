@@ -215,6 +215,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_srli_epi16::<2>(x) }
     }
     #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { _mm512_shuffle_epi8(table, index) }
+    }
+    #[inline(always)]
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
         // SAFETY: see above.
         unsafe { _mm512_and_si512(x, _mm512_set1_epi8(mask as i8)) }

@@ -114,6 +114,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn shift_right_1(x: Self::B) -> Self::B;
     /// Every byte shifted right by 2; the top two bits are unspecified.
     unsafe fn shift_right_2(x: Self::B) -> Self::B;
+    /// Within each 16 bytes, byte i is the byte of `table` at `index[i]`; every index is below 16.
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B;
     /// Byte by byte `x & mask`.
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B;
     /// Byte by byte `x | (bits & mask)`.

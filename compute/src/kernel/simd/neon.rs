@@ -287,6 +287,11 @@ impl Simd for Neon {
         unsafe { quarters!(Q => vshrq_n_u8::<2>(x[Q])) }
     }
     #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { quarters!(Q => vqtbl1q_u8(table[Q], index[Q])) }
+    }
+    #[inline(always)]
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
         // SAFETY: see above.
         unsafe { quarters!(Q => vandq_u8(x[Q], vdupq_n_u8(mask))) }

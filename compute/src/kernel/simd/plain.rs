@@ -277,6 +277,14 @@ impl Simd for Plain {
         x.map(|byte| byte >> 2)
     }
     #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        let mut out = [0; 64];
+        for i in 0..64 {
+            out[i] = table[i / 16 * 16 + usize::from(index[i] % 16)];
+        }
+        out
+    }
+    #[inline(always)]
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
         x.map(|byte| byte & mask)
     }

@@ -94,6 +94,8 @@ impl Body for All<'_> {
             let ones = S::load_b([1u8; 64].as_ptr());
             let bias = S::dot_i8(S::splat_i(0), S::prepare_i8(S::load_b([0u8; 64].as_ptr())), x);
             integer("dot_i8", S::sub_i(S::dot_i8(i, S::prepare_i8(w), x), bias));
+            let looked = S::lookup(plane, low);
+            integer("lookup", S::sub_i(S::dot_i8(i, S::prepare_i8(looked), x), bias));
             let sums = S::sum_dots(S::add_dots(S::no_dots(), ones, x));
             integer("bias", S::sub_i(bias, S::mul_i(sums, S::splat_i(S::I8_BIAS))));
             let mut bytes = [0i8; LANES];
