@@ -148,7 +148,7 @@ fn a_tensor_of_an_unsupported_type_fails_only_when_it_is_used() -> Result<(), Er
     for part in ["Q2_K", "\"odd\"", "Q4_0", "Q6_K", "BF16"] {
         assert!(error.contains(part), "{error}");
     }
-    for (id, name) in [(22, "IQ2_S"), (34, "TQ1_0"), (39, "MXFP4"), (31, "withdrawn"), (77, "77")] {
+    for (id, name) in [(22, "IQ2_S"), (34, "TQ1_0"), (40, "NVFP4"), (31, "withdrawn"), (77, "77")] {
         let gguf = Gguf::from_bytes(File::new().tensor("t", &[256], id, &[0; 256]).bytes())?;
         let error = gguf.require("t").expect_err(name).to_string();
         assert!(error.contains(name), "{error}");
@@ -280,6 +280,11 @@ fn blocks_mean_what_the_format_says() -> Result<(), Error> {
         values(GgmlType::Q5_1, &[&d[..], &m, &fifths, &nibbles].concat())?,
         expect(&|i| 2.0 * (quant(i) + fifth(i)) + 0.5)
     );
+    // Exponent 129 is 4; the values of the codes, of which 8 to 15 are negative.
+    let floats = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    let float = |q: usize| if q < 8 { floats[q] } else { -floats[q - 8] };
+    assert_eq!(values(GgmlType::MXFP4, &[&[129][..], &nibbles].concat())?, expect(&|i| 4.0 * float(quant(i) as usize)));
+    assert!(values(GgmlType::MXFP4, &[&[255][..], &nibbles].concat())?.iter().all(|x| x.is_nan()));
     let bytes: Vec<u8> = (0..32).map(|i| (i * 8 - 128) as i8 as u8).collect();
     assert_eq!(values(GgmlType::Q8_0, &[&d[..], &bytes].concat())?, expect(&|i| 2.0 * (i as f32 * 8.0 - 128.0)));
     Ok(())

@@ -33,6 +33,7 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), Err
         GgmlType::Q8_0 => q8_0,
         GgmlType::IQ4NL => iq4_nl,
         GgmlType::IQ4XS => iq4_xs,
+        GgmlType::MXFP4 => mxfp4,
         GgmlType::Q3K => q3_k,
         GgmlType::Q4K => q4_k,
         GgmlType::Q5K => q5_k,
@@ -114,6 +115,14 @@ fn iq4_xs(b: &[u8], out: &mut [f32]) {
             let value = codebooks::IQ4[usize::from(nibble(&b[8 + 16 * group..], j))];
             *out = (d * f32::from(scale)) * f32::from(value);
         }
+    }
+}
+
+/// An exponent of 8 bits, 16 bytes of nibbles.
+fn mxfp4(b: &[u8], out: &mut [f32]) {
+    let d = scales::mxfp4(b[0]);
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = d * f32::from(codebooks::MXFP4[usize::from(nibble(&b[1..], j))]);
     }
 }
 

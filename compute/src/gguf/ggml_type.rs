@@ -28,6 +28,8 @@ pub enum GgmlType {
     IQ4NL,
     /// 256 elements: 8 groups of 32 with 6-bit scales, minus 32, 4 bits each that choose one of IQ4_NL's values.
     IQ4XS,
+    /// 32 elements: a power of two as a scale, 4 bits each: floats with 2 bits of exponent and 1 of fraction.
+    MXFP4,
     /// 256 elements: 16 groups of 16 with 6-bit scales, minus 32, 3 bits each, minus 4.
     Q3K,
     /// 256 elements: 8 groups of 32 with 6-bit scales and minima, 4 bits each.
@@ -87,7 +89,7 @@ const ALL: [(u32, &str, u64, u64); 43] = [
 
 impl GgmlType {
     /// All supported types.
-    pub const SUPPORTED: [GgmlType; 14] = [
+    pub const SUPPORTED: [GgmlType; 15] = [
         GgmlType::F32,
         GgmlType::F16,
         GgmlType::BF16,
@@ -98,6 +100,7 @@ impl GgmlType {
         GgmlType::Q8_0,
         GgmlType::IQ4NL,
         GgmlType::IQ4XS,
+        GgmlType::MXFP4,
         GgmlType::Q3K,
         GgmlType::Q4K,
         GgmlType::Q5K,
@@ -121,6 +124,7 @@ impl GgmlType {
             GgmlType::IQ4NL => 20,
             GgmlType::IQ4XS => 23,
             GgmlType::BF16 => 30,
+            GgmlType::MXFP4 => 39,
         }
     }
 
@@ -134,7 +138,7 @@ impl GgmlType {
         GgmlType::from_id(id).ok_or_else(|| Error::Dtype {
             operation: "gguf",
             dtype: format!("{} of tensor {name:?}", type_name(id)),
-            hint: "use a model in Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS, Q3_K, Q4_K, Q5_K, Q6_K, F16, BF16 or F32",
+            hint: "use a model in Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS, MXFP4, Q3_K, Q4_K, Q5_K, Q6_K, F16, BF16 or F32",
         })
     }
 

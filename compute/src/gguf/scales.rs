@@ -1,5 +1,4 @@
-//! The integer scales and minima of the groups of a block of 256 elements, unpacked from their few bits each: once, for the plain
-//! reference and for the packed layouts alike.
+//! Scales and minima as their types store them, unpacked: once, for the plain reference and for the packed layouts alike.
 //!
 //! Source: the block structures of ggml's `ggml-common.h`.
 
@@ -33,4 +32,15 @@ pub(crate) fn iq4_xs(packed: &[u8]) -> [i8; 8] {
         let upper = (packed[j / 4] >> (j % 4 * 2)) & 3;
         (low | upper << 4) as i8 - 32
     })
+}
+
+/// MXFP4: half of a block's scale 2^(e − 127) (OCP Microscaling Formats 1.0, E8M0), since the values of
+/// [`codebooks::MXFP4`](super::codebooks::MXFP4) are doubled. Exact; NaN for 255.
+pub(crate) fn mxfp4(e: u8) -> f32 {
+    match e {
+        255 => f32::NAN,
+        // Below the normal numbers.
+        0 | 1 => f32::from_bits(0x0020_0000 << e),
+        _ => f32::from_bits((u32::from(e) - 1) << 23),
+    }
 }

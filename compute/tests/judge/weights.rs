@@ -49,6 +49,18 @@ fn elements(ty: GgmlType, b: &[u8]) -> Vec<f64> {
                 half(b, 0) * scale * iq4_value(nibble(8 + 16 * group, i % 32))
             })
             .collect(),
+        GgmlType::MXFP4 => (0..32)
+            .map(|i| {
+                let code = nibble(1, i) as u8;
+                let sign = if code >> 3 == 1 { -1.0 } else { 1.0 };
+                let (exponent, fraction) = (i32::from(code >> 1 & 3), f64::from(code & 1));
+                let value = match exponent {
+                    0 => fraction / 2.0,
+                    _ => (1.0 + fraction / 2.0) * 2f64.powi(exponent - 1),
+                };
+                sign * value * 2f64.powi(i32::from(b[0]) - 127)
+            })
+            .collect(),
         GgmlType::Q3K => (0..256)
             .map(|i| {
                 let (part, run, at, group) = (i / 128, i % 128 / 32, i % 32, i / 16);

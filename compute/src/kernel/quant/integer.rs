@@ -175,6 +175,9 @@ unsafe fn dots<
             } else {
                 let nibbles = S::load_b(block.add(64 * j));
                 (low, high) = (S::low_nibbles(nibbles), S::high_nibbles(nibbles));
+                if C::CODEBOOK.is_some() {
+                    (low, high) = (S::lookup(values, low), S::lookup(values, high));
+                }
             }
             if BITS > 4 {
                 if BITS == 6 && j == 2 {
@@ -194,7 +197,7 @@ unsafe fn dots<
                     dots[i] = S::add_dots(dots[i], high, S::splat_b(x.add(16)));
                 }
                 // Settled before 16 bits overflow: 8 products of 4 bits, 4 of 5 bits, 2 of 6 bits.
-                if j == 1 && BITS > 4 {
+                if j == 1 && (BITS > 4 || C::CODEBOOK.is_some()) {
                     dots[i] = S::settle_dots(dots[i]);
                 }
             }

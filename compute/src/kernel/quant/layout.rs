@@ -33,7 +33,7 @@ pub(crate) fn rows_of(tiles: &Range<usize>, rows: usize) -> Range<usize> {
     (tiles.start * TILE).min(rows)..(tiles.end * TILE).min(rows)
 }
 
-/// Bytes of a packed matrix, a multiple of 32: whole tiles one after the other. `None` where the size does not fit
+/// Bytes of a packed matrix, a multiple of 16: whole tiles one after the other. `None` where the size does not fit
 /// `usize` or `k` is not whole blocks of the type.
 pub(crate) fn packed_bytes(ty: GgmlType, rows: usize, k: usize) -> Option<usize> {
     tile_bytes(ty, k)?.checked_mul(tiles(rows))
@@ -82,6 +82,7 @@ impl Layout {
             GgmlType::Q8_0 => of::<Scale>(8, 0),
             GgmlType::IQ4NL => of::<ScaleOfIq4>(4, 0),
             GgmlType::IQ4XS => of::<GroupsOfIq4>(4, 0),
+            GgmlType::MXFP4 => of::<Exponents>(4, 0),
             GgmlType::Q3K => of::<Halves>(3, 4),
             GgmlType::Q4K => of::<Groups>(4, 0),
             GgmlType::Q5K => of::<Groups>(5, 0),
@@ -157,6 +158,27 @@ impl Scales for ScaleOfIq4 {
     unsafe fn read<S: Simd>(head: *const u8, block: usize) -> (S::F, S::F) {
         // SAFETY: the caller's promise.
         unsafe { Scale::read::<S>(head, block) }
+    }
+}
+
+/// `[16]` exponents of 8 bits; for codes of MXFP4.
+#[derive(Clone, Copy)]
+pub(super) struct Exponents;
+
+impl Scales for Exponents {
+    const BLOCKS: usize = 1;
+    const HEAD: usize = TILE;
+    const MIN: Min = Min::None;
+    const CODEBOOK: Option<&'static Codebook> = Some(&codebooks::MXFP4);
+
+    #[inline(always)]
+    unsafe fn read<S: Simd>(head: *const u8, _block: usize) -> (S::F, S::F) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let scale = S::load_e8m0(head);
+            // The values are doubled, so the scale is halved; in this form infinity becomes NaN, as the type has it.
+            (S::fnma(scale, S::splat(0.5), scale), S::splat(0.0))
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A packed weight matrix: a place in an arena that many matrices share, with type and shape.
 
 use super::layout::{BLOCK, Groups, GroupsOfIq4, Halves, Layout, TILE, block_bytes, packed_bytes, tile_bytes, tiles};
-use crate::gguf::GgmlType;
+use crate::gguf::{GgmlType, scales};
 use crate::{Buffer, Error};
 use half::{bf16, f16};
 use std::sync::Arc;
@@ -116,6 +116,9 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
 
 /// Scale and offset for the two halves of a block of one row. (Adding −0 changes nothing, not even a zero's sign.)
 fn block_scales(ty: GgmlType, head: &[u8], block: usize, lane: usize) -> [(f32, f32); 2] {
+    if ty == GgmlType::MXFP4 {
+        return [(scales::mxfp4(head[lane]), -0.0); 2];
+    }
     let d = half_at(head, 2 * lane);
     match ty {
         GgmlType::Q4_1 | GgmlType::Q5_1 => [(d, half_at(head, 2 * (TILE + lane))); 2],

@@ -38,6 +38,7 @@ pub(crate) fn pack(ty: GgmlType, rows: usize, k: usize, src: &[u8], tiles: Range
             GgmlType::Q8_0 => records::<Q8_0>(rows, row_bytes, dst),
             GgmlType::IQ4NL => records::<Iq4Nl>(rows, row_bytes, dst),
             GgmlType::IQ4XS => records::<Iq4Xs>(rows, row_bytes, dst),
+            GgmlType::MXFP4 => records::<Mxfp4>(rows, row_bytes, dst),
             GgmlType::Q3K => records::<Q3K>(rows, row_bytes, dst),
             GgmlType::Q4K => records::<Q4K>(rows, row_bytes, dst),
             GgmlType::Q5K => records::<Q5K>(rows, row_bytes, dst),
@@ -172,6 +173,21 @@ simple!(Q5_0, GgmlType::Q5_0, 5, 1, |block| with_fifths(nibbles(&block[6..22]), 
 simple!(Q5_1, GgmlType::Q5_1, 5, 2, |block| with_fifths(nibbles(&block[8..24]), word(&block[4..8], 0)));
 simple!(Q8_0, GgmlType::Q8_0, 8, 1, |block| std::array::from_fn(|i| word(&block[2..34], i)));
 simple!(Iq4Nl, GgmlType::IQ4NL, 4, 1, |block| nibbles(&block[2..18]));
+
+/// An exponent of 8 bits, 16 bytes of nibbles.
+struct Mxfp4;
+impl Source for Mxfp4 {
+    const TYPE: GgmlType = GgmlType::MXFP4;
+    const BITS: usize = 4;
+    #[inline(always)]
+    fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
+        head[lane] = block[0];
+    }
+    #[inline(always)]
+    fn codes(block: &[u8], _group: usize) -> Codes {
+        nibbles(&block[1..17])
+    }
+}
 
 /// d f16, 6 bytes of scales, 128 bytes of nibbles: 16 bytes for each group.
 struct Iq4Xs;

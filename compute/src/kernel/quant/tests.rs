@@ -49,6 +49,10 @@ fn weights(ty: GgmlType, rows: usize, k: usize, kind: Kind, random: &mut SplitMi
             (GgmlType::F16, _) => block.copy_from_slice(&f16::from_f32(random.signed_unit()).to_le_bytes()),
             (GgmlType::BF16, _) => block.copy_from_slice(&bf16::from_f32(random.signed_unit()).to_le_bytes()),
             _ => {
+                if ty == GgmlType::MXFP4 {
+                    let odd = [0, 1, 2, 127, 252, 254];
+                    block[0] = if kind == Kind::Extreme { odd[random.index(6)] } else { 110 + random.index(20) as u8 };
+                }
                 for at in halves_of(ty) {
                     let usual = f16::from_f32(random.signed_unit() * 0.02);
                     let odd = [f16::ZERO, f16::NEG_ZERO, f16::MAX, f16::MIN, f16::from_bits(1), f16::from_bits(0x8003)];
@@ -117,6 +121,8 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
             bytes[2..4].fill(0xaa);
             bytes[4..8].fill(0x11);
         }
+        // Twice one, as the values are doubled.
+        GgmlType::MXFP4 => bytes[0] = 128,
         GgmlType::Q4K | GgmlType::Q5K => {
             set(bytes, 0, 1.0);
             set(bytes, 2, 0.0);
@@ -164,6 +170,11 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
             let block =
                 |(g, codes): (usize, _)| Block { codes, halves: one, scale: get(0) * scales[32 * g], min: None };
             groups.enumerate().map(block).collect()
+        }
+        GgmlType::MXFP4 => {
+            // All codes 1, whose doubled value is 1, give the scale.
+            let scale = values(&|bytes| bytes[1..].fill(0x11))[0];
+            groups.map(|codes| Block { codes, halves: one, scale, min: None }).collect()
         }
         GgmlType::Q3K => {
             // All codes 5, so 1 after 4 is taken off, give the scales.
@@ -347,6 +358,30 @@ fn the_smallest_weights_do_not_saturate() {
 }
 
 #[test]
+fn no_sum_of_the_largest_codes_and_activations_overflows() {
+    for ty in GgmlType::SUPPORTED.into_iter().filter(|ty| ty.block_len() > 1) {
+        let k = depth(ty, 2);
+        for fill in [0x00u8, 0x77, 0x80, 0x88, 0xff] {
+            let mut src = vec![fill; 16 * k / ty.block_len() * ty.block_bytes()];
+            for block in src.chunks_exact_mut(ty.block_bytes()) {
+                halves_of(ty).iter().for_each(|at| block[*at..*at + 2].copy_from_slice(&f16::ONE.to_le_bytes()));
+                if ty == GgmlType::MXFP4 {
+                    block[0] = 127;
+                }
+            }
+            let w = packed(ty, 16, k, &src);
+            for x in [vec![127.0f32; k], vec![-127.0f32; k]] {
+                let expected = reference(ty, &src[..src.len() / 16], &x);
+                for isa in families() {
+                    let out = compute(isa, &w, &x, 1, 1, 1, Store::Set);
+                    assert_eq!(out[..16], [expected; 16], "{ty} of {fill:x} {isa:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_packed_row_is_the_dequantised_row() {
     for ty in GgmlType::SUPPORTED {
         for (kind, seed) in [(Kind::Usual, 1), (Kind::Extreme, 2), (Kind::Any, 3)] {
@@ -371,7 +406,7 @@ fn packing_does_not_grow_by_more_than_a_twentieth() {
         let bytes = packed_bytes(ty, 64, 512).unwrap();
         let file = 64 * 512 / ty.block_len() * ty.block_bytes();
         assert!(bytes >= file && bytes as f64 <= 1.05 * file as f64, "{ty}: {bytes} for {file}");
-        assert_eq!(bytes % 32, 0);
+        assert_eq!(bytes % 16, 0);
     }
     assert_eq!(packed_bytes(GgmlType::Q4K, 16, 128), None);
     assert_eq!(packed_bytes(GgmlType::F32, usize::MAX, 1 << 40), None);

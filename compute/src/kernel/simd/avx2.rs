@@ -373,6 +373,17 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_e8m0(from: *const u8) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let (low, high) = Self::load_u8(from);
+            // The exponent 0 is that of numbers below the normal ones; 2⁻¹²⁷ is among them.
+            let least = _mm256_set1_epi32(0x0040_0000);
+            let scale = |e| _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32::<23>(e), least));
+            (scale(low), scale(high))
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: see above.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }

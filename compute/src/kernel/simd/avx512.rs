@@ -268,6 +268,15 @@ impl Simd for Avx512 {
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())))) }
     }
     #[inline(always)]
+    unsafe fn load_e8m0(from: *const u8) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            // The exponent 0 is that of numbers below the normal ones; 2⁻¹²⁷ is among them.
+            let least = _mm512_set1_epi32(0x0040_0000);
+            _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32::<23>(Self::load_u8(from)), least))
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: see above.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }

@@ -139,6 +139,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn shift_left<const N: u32>(a: Self::I) -> Self::I;
     /// Sixteen numbers of bfloat16, widened exactly.
     unsafe fn load_bf16(from: *const u16) -> Self::F;
+    /// Sixteen powers of two from their exponents: 2^(e − 127), exactly; infinity for 255.
+    unsafe fn load_e8m0(from: *const u8) -> Self::F;
     /// Prefetches the cache line of `at`, which may be any address.
     unsafe fn prefetch(at: *const u8);
     /// Signed weights in the form that [`Simd::dot_i8`] takes.

@@ -352,6 +352,16 @@ impl Simd for Neon {
         unsafe { quarters!(Q => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(4 * Q))))) }
     }
     #[inline(always)]
+    unsafe fn load_e8m0(from: *const u8) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let e = Self::load_u8(from);
+            // The exponent 0 is that of numbers below the normal ones; 2⁻¹²⁷ is among them.
+            let least = vdupq_n_s32(0x0040_0000);
+            quarters!(Q => vreinterpretq_f32_s32(vmaxq_s32(vshlq_n_s32::<23>(e[Q]), least)))
+        }
+    }
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: see above.
         unsafe { asm!("prfm pldl1keep, [{0}]", in(reg) at, options(readonly, nostack, preserves_flags)) }

@@ -335,6 +335,12 @@ impl Simd for Plain {
         bits.map(|bits| f32::from_bits(u32::from(bits) << 16))
     }
     #[inline(always)]
+    unsafe fn load_e8m0(from: *const u8) -> Self::F {
+        // SAFETY: see above.
+        let exponents = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        exponents.map(|e| if e == 0 { 2f32.powi(-127) } else { f32::from_bits(u32::from(e) << 23) })
+    }
+    #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}
     #[inline(always)]
     unsafe fn prepare_i8(w: Self::B) -> Self::B {

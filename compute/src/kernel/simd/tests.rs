@@ -59,6 +59,7 @@ impl Body for All<'_> {
             float("to_f32", S::to_f32(i));
             float("load_f16", S::load_f16(lanes.halves.as_ptr()));
             float("load_bf16", S::load_bf16(lanes.halves.as_ptr()));
+            float("load_e8m0", S::load_e8m0(lanes.bytes[0].as_ptr()));
             let finite =
                 S::load(lanes.floats[1].iter().map(|x| if x.is_nan() { 0.0 } else { *x }).collect::<Vec<_>>().as_ptr());
             float("max_lanes", S::splat(S::max_lanes(S::abs(finite))));
