@@ -85,7 +85,7 @@ fn small() -> File {
         .pair("floats", 9, &[&6u32.to_le_bytes()[..], &1u64.to_le_bytes(), &0.5f32.to_le_bytes()].concat())
         .pair("bools", 9, &[&7u32.to_le_bytes()[..], &2u64.to_le_bytes(), &[1, 0]].concat())
         .tensor("one", &[2, 3], 0, &[1f32, 2., 3., 4., 5., 6.].map(f32::to_le_bytes).concat())
-        .tensor("odd", &[256], 10, &[0; 84])
+        .tensor("odd", &[256], 17, &[0; 74])
         .tensor("two", &[32], 8, &[0; 34])
 }
 
@@ -144,8 +144,8 @@ fn a_value_of_another_type_is_an_error_that_names_the_key() -> Result<(), Error>
 #[test]
 fn a_tensor_of_an_unsupported_type_fails_only_when_it_is_used() -> Result<(), Error> {
     let gguf = Gguf::from_bytes(small().bytes())?;
-    let error = gguf.require("odd").expect_err("Q2_K").to_string();
-    for part in ["Q2_K", "\"odd\"", "Q4_0", "Q6_K", "BF16"] {
+    let error = gguf.require("odd").expect_err("IQ2_XS").to_string();
+    for part in ["IQ2_XS", "\"odd\"", "Q4_0", "Q6_K", "BF16"] {
         assert!(error.contains(part), "{error}");
     }
     for (id, name) in [(22, "IQ2_S"), (34, "TQ1_0"), (40, "NVFP4"), (31, "withdrawn"), (77, "77")] {
@@ -342,6 +342,17 @@ proptest! {
         for (i, q) in quants.iter().enumerate() {
             let expected = 2.0 * (f32::from(scale(i / 16)) - 32.0) * (f32::from(q & 7) - 4.0);
             prop_assert_eq!(out[i], expected);
+        }
+
+        let mut low = [0u8; 64];
+        for (i, q) in quants.iter().enumerate() {
+            low[i / 128 * 32 + i % 32] |= (q & 3) << (i / 32 % 4 * 2);
+        }
+        let both: Vec<u8> = small.iter().map(|&s| s as u8).collect();
+        dequantize(GgmlType::Q2K, &[&both[..], &low, &d, &dmin].concat(), &mut out).expect("whole blocks");
+        for (i, q) in quants.iter().enumerate() {
+            let (scale, min) = (f32::from(both[i / 16] & 15), f32::from(both[i / 16] >> 4));
+            prop_assert_eq!(out[i], 2.0 * scale * f32::from(q & 3) - 0.5 * min);
         }
 
         let (mut low, mut packed) = ([0u8; 128], [0u8; 6]);

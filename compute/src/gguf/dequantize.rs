@@ -34,6 +34,7 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), Err
         GgmlType::IQ4NL => iq4_nl,
         GgmlType::IQ4XS => iq4_xs,
         GgmlType::MXFP4 => mxfp4,
+        GgmlType::Q2K => q2_k,
         GgmlType::Q3K => q3_k,
         GgmlType::Q4K => q4_k,
         GgmlType::Q5K => q5_k,
@@ -123,6 +124,19 @@ fn mxfp4(b: &[u8], out: &mut [f32]) {
     let d = scales::mxfp4(b[0]);
     for (j, out) in out.iter_mut().enumerate() {
         *out = d * f32::from(codebooks::MXFP4[usize::from(nibble(&b[1..], j))]);
+    }
+}
+
+/// 16 bytes of scales and minima, 64 bytes of codes, d f16, dmin f16. Of a half of 128 elements, quarter `t` has its codes in
+/// 32 bytes at `2·t`.
+fn q2_k(b: &[u8], out: &mut [f32]) {
+    let (d, dmin) = (half_at(b, 80), half_at(b, 82));
+    for ((group, out), (scale, min)) in out.chunks_exact_mut(16).enumerate().zip(scales::q2_k(&b[..16])) {
+        let (scale, min) = (f32::from(scale), f32::from(min));
+        let qs = &b[16 + group / 8 * 32 + group % 2 * 16..];
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = (d * scale) * f32::from((qs[j] >> (group % 8 / 2 * 2)) & 3) - dmin * min;
+        }
     }
 }
 

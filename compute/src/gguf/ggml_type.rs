@@ -30,6 +30,8 @@ pub enum GgmlType {
     IQ4XS,
     /// 32 elements: a power of two as a scale, 4 bits each: floats with 2 bits of exponent and 1 of fraction.
     MXFP4,
+    /// 256 elements: 16 groups of 16 with 4-bit scales and minima, 2 bits each.
+    Q2K,
     /// 256 elements: 16 groups of 16 with 6-bit scales, minus 32, 3 bits each, minus 4.
     Q3K,
     /// 256 elements: 8 groups of 32 with 6-bit scales and minima, 4 bits each.
@@ -89,7 +91,7 @@ const ALL: [(u32, &str, u64, u64); 43] = [
 
 impl GgmlType {
     /// All supported types.
-    pub const SUPPORTED: [GgmlType; 15] = [
+    pub const SUPPORTED: [GgmlType; 16] = [
         GgmlType::F32,
         GgmlType::F16,
         GgmlType::BF16,
@@ -101,6 +103,7 @@ impl GgmlType {
         GgmlType::IQ4NL,
         GgmlType::IQ4XS,
         GgmlType::MXFP4,
+        GgmlType::Q2K,
         GgmlType::Q3K,
         GgmlType::Q4K,
         GgmlType::Q5K,
@@ -117,6 +120,7 @@ impl GgmlType {
             GgmlType::Q5_0 => 6,
             GgmlType::Q5_1 => 7,
             GgmlType::Q8_0 => 8,
+            GgmlType::Q2K => 10,
             GgmlType::Q3K => 11,
             GgmlType::Q4K => 12,
             GgmlType::Q5K => 13,
@@ -138,7 +142,7 @@ impl GgmlType {
         GgmlType::from_id(id).ok_or_else(|| Error::Dtype {
             operation: "gguf",
             dtype: format!("{} of tensor {name:?}", type_name(id)),
-            hint: "use a model in Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS, MXFP4, Q3_K, Q4_K, Q5_K, Q6_K, F16, BF16 or F32",
+            hint: "use a model in Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, F16, BF16 or F32",
         })
     }
 

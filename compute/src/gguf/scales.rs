@@ -2,6 +2,11 @@
 //!
 //! Source: the block structures of ggml's `ggml-common.h`.
 
+/// Q2_K: scale and minimum of 16 groups of 16, in the low and the high four bits of a byte each. `packed`: `[16]`.
+pub(crate) fn q2_k(packed: &[u8]) -> [(u8, u8); 16] {
+    std::array::from_fn(|j| (packed[j] & 15, packed[j] >> 4))
+}
+
 /// Q3_K: the scales of 16 groups of 16, 6 bits each, less 32. The low four bits of group `j` are a nibble of bytes 0–7, low
 /// nibbles first; its upper two lie in bytes 8–11, those of four groups in a row at the same place. `packed`: `[12]`.
 pub(crate) fn q3_k(packed: &[u8]) -> [i8; 16] {

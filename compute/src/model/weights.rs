@@ -509,6 +509,7 @@ fn is_finite(ty: GgmlType, bytes: &[u8]) -> bool {
         GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4K | GgmlType::Q5K => blocks.all(|b| half(b) && half(&b[2..])),
         // Below this exponent no element overflows.
         GgmlType::MXFP4 => blocks.all(|b| b[0] < 253 || elements_are_finite(ty, b)),
+        GgmlType::Q2K => blocks.all(|b| half(&b[80..]) && half(&b[82..])),
         GgmlType::Q3K | GgmlType::Q6K => blocks.all(|b| half(&b[b.len() - 2..])),
     }
 }

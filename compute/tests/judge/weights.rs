@@ -61,6 +61,13 @@ fn elements(ty: GgmlType, b: &[u8]) -> Vec<f64> {
                 sign * value * 2f64.powi(i32::from(b[0]) - 127)
             })
             .collect(),
+        GgmlType::Q2K => (0..256)
+            .map(|i| {
+                let (part, run, at, group) = (i / 128, i % 128 / 32, i % 32, b[i / 16]);
+                let code = b[16 + part * 32 + at] >> (2 * run) & 3;
+                half(b, 80) * f64::from(group & 15) * f64::from(code) - half(b, 82) * f64::from(group >> 4)
+            })
+            .collect(),
         GgmlType::Q3K => (0..256)
             .map(|i| {
                 let (part, run, at, group) = (i / 128, i % 128 / 32, i % 32, i / 16);

@@ -48,14 +48,20 @@ pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u3
                     let (first, second) = C::halves::<S>(head, b);
                     sums = dots::<S, C, BITS, SHIFT, N, true, false>(block, x.q);
                     for i in 0..N {
-                        let zero = S::shift_left::<SHIFT>(S::splat_i((*x.scale.add(i)).first));
-                        sums[i] = S::mul_i(S::sub_i(sums[i], zero), first);
+                        if SHIFT > 0 {
+                            let zero = S::shift_left::<SHIFT>(S::splat_i((*x.scale.add(i)).first));
+                            sums[i] = S::sub_i(sums[i], zero);
+                        }
+                        sums[i] = S::mul_i(sums[i], first);
                     }
-                    let others = dots::<S, C, BITS, SHIFT, N, false, true>(block, x.q);
+                    let mut others = dots::<S, C, BITS, SHIFT, N, false, true>(block, x.q);
                     for i in 0..N {
-                        let scale = &*x.scale.add(i);
-                        let zero = S::shift_left::<SHIFT>(S::sub_i(S::splat_i(scale.sum), S::splat_i(scale.first)));
-                        sums[i] = S::add_i(sums[i], S::mul_i(S::sub_i(others[i], zero), second));
+                        if SHIFT > 0 {
+                            let scale = &*x.scale.add(i);
+                            let zero = S::shift_left::<SHIFT>(S::sub_i(S::splat_i(scale.sum), S::splat_i(scale.first)));
+                            others[i] = S::sub_i(others[i], zero);
+                        }
+                        sums[i] = S::add_i(sums[i], S::mul_i(others[i], second));
                     }
                 } else {
                     sums = dots::<S, C, BITS, SHIFT, N, true, true>(block, x.q);
@@ -76,6 +82,12 @@ pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u3
                     match C::MIN {
                         Min::None => {}
                         Min::Added => acc[i] = S::fma(m, S::splat(scale.d_sum), acc[i]),
+                        Min::OfHalves => {
+                            let (first, second) = C::minima::<S>(head, b);
+                            let rest = S::sub_i(S::splat_i(scale.sum), S::splat_i(scale.first));
+                            let sum = S::add_i(S::mul_i(S::splat_i(scale.first), first), S::mul_i(rest, second));
+                            acc[i] = S::fnma(S::mul(m, S::splat(scale.d)), S::to_f32(sum), acc[i]);
+                        }
                         Min::Subtracted => acc[i] = S::fnma(m, S::splat(scale.d_sum), acc[i]),
                     }
                 }
@@ -158,20 +170,22 @@ unsafe fn dots<
         // The bits above the nibbles, or above two bits: those of j = 0 are in bits 0 and 4; each step shifts the next ones there.
         let mut plane = S::load_b(block.add(match BITS {
             3 => 128,
-            4 => 0,
+            2 | 4 => 0,
             _ => 256,
         }));
         for j in 0..4 {
             let (mut low, mut high);
-            if BITS == 3 {
+            if BITS < 4 {
                 let mut pairs = S::load_b(block.add(64 * (j / 2)));
                 if j % 2 == 1 {
                     pairs = S::shift_right_2(pairs);
                 }
                 (low, high) = (S::masked(pairs, 0x03), S::masked(S::high_nibbles(pairs), 0x03));
-                low = S::or_masked(low, S::shift_right_2(S::shift_left_4(plane)), 0x04);
-                high = S::or_masked(high, S::shift_right_2(plane), 0x04);
-                plane = S::shift_right_1(plane);
+                if BITS == 3 {
+                    low = S::or_masked(low, S::shift_right_2(S::shift_left_4(plane)), 0x04);
+                    high = S::or_masked(high, S::shift_right_2(plane), 0x04);
+                    plane = S::shift_right_1(plane);
+                }
             } else {
                 let nibbles = S::load_b(block.add(64 * j));
                 (low, high) = (S::low_nibbles(nibbles), S::high_nibbles(nibbles));

@@ -5,7 +5,8 @@
 //!
 //! | bits | vectors of 64 bytes; byte `4·lane + i` belongs to output row `lane` |
 //! |---|---|
-//! | 3 | two vectors v of low bits, for j = 2v + t: bits 2t of k = 4j + i, bits 4 + 2t of k = 16 + 4j + i; then the third bits: bit j of k = 4j + i, bit 4 + j of k = 16 + 4j + i |
+//! | 2, 3 | two vectors v of low bits, for j = 2v + t: bits 2t of k = 4j + i, bits 4 + 2t of k = 16 + 4j + i |
+//! | 3 | then the third bits: bit j of k = 4j + i, bit 4 + j of k = 16 + 4j + i |
 //! | 4, 5, 6 | j = 0…3: low nibble k = 4j + i, high nibble k = 16 + 4j + i |
 //! | 5 | then the fifth bits: bit j of k = 4j + i, bit 4 + j of k = 16 + 4j + i |
 //! | 6 | then two vectors v of upper bits, for j = 2v + t: bits 2t of k = 4j + i, bits 4 + 2t of k = 16 + 4j + i |
@@ -83,6 +84,7 @@ impl Layout {
             GgmlType::IQ4NL => of::<ScaleOfIq4>(4, 0),
             GgmlType::IQ4XS => of::<GroupsOfIq4>(4, 0),
             GgmlType::MXFP4 => of::<Exponents>(4, 0),
+            GgmlType::Q2K => of::<HalvesMin>(2, 0),
             GgmlType::Q3K => of::<Halves>(3, 4),
             GgmlType::Q4K => of::<Groups>(4, 0),
             GgmlType::Q5K => of::<Groups>(5, 0),
@@ -97,6 +99,8 @@ pub(super) enum Min {
     None,
     Added,
     Subtracted,
+    /// Subtracted, with an integer minimum for each half ([`Scales::minima`]).
+    OfHalves,
 }
 
 /// The layout of a record's scales, and the values that its codes stand for.
@@ -116,6 +120,16 @@ pub(super) trait Scales: Copy + Send + Sync + 'static {
     /// # Safety
     /// As for [`Simd`]; `head` points to a record, `block < BLOCKS`.
     unsafe fn read<S: Simd>(head: *const u8, block: usize) -> (S::F, S::F);
+
+    /// The integer minima of the halves of one block; unspecified for layouts without them.
+    ///
+    /// # Safety
+    /// As for [`Scales::read`].
+    #[inline(always)]
+    unsafe fn minima<S: Simd>(_head: *const u8, _block: usize) -> (S::I, S::I) {
+        // SAFETY: the caller's promise.
+        unsafe { (S::splat_i(0), S::splat_i(0)) }
+    }
 
     /// The integer scales of the halves of one block; unspecified for layouts without them.
     ///
@@ -282,6 +296,49 @@ impl Scales for Halves {
         unsafe {
             let weights = head.add(Halves::weights(2 * block));
             (S::load_i8(weights.cast()), S::load_i8(weights.add(TILE).cast()))
+        }
+    }
+}
+
+/// `[16]` f16 scales, `[16]` f16 scales of minima, then for each of 16 half blocks `[16]` bytes: an integer scale in the low
+/// four bits, an integer minimum in the high four.
+#[derive(Clone, Copy)]
+pub(super) struct HalvesMin;
+
+impl HalvesMin {
+    /// Offset of the half block's integers.
+    pub(super) const fn integers(half: usize) -> usize {
+        4 * TILE + TILE * half
+    }
+}
+
+impl Scales for HalvesMin {
+    const BLOCKS: usize = 8;
+    const HEAD: usize = HalvesMin::integers(16);
+    const MIN: Min = Min::OfHalves;
+    const HALVES: bool = true;
+
+    #[inline(always)]
+    unsafe fn read<S: Simd>(head: *const u8, _block: usize) -> (S::F, S::F) {
+        // SAFETY: the caller's promise.
+        unsafe { (S::load_f16(head.cast()), S::load_f16(head.add(2 * TILE).cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn halves<S: Simd>(head: *const u8, block: usize) -> (S::I, S::I) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let integers = head.add(HalvesMin::integers(2 * block));
+            (S::load_low_nibbles(integers), S::load_low_nibbles(integers.add(TILE)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn minima<S: Simd>(head: *const u8, block: usize) -> (S::I, S::I) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let integers = head.add(HalvesMin::integers(2 * block));
+            (S::load_high_nibbles(integers), S::load_high_nibbles(integers.add(TILE)))
         }
     }
 }

@@ -1,6 +1,8 @@
 //! A packed weight matrix: a place in an arena that many matrices share, with type and shape.
 
-use super::layout::{BLOCK, Groups, GroupsOfIq4, Halves, Layout, TILE, block_bytes, packed_bytes, tile_bytes, tiles};
+use super::layout::{
+    BLOCK, Groups, GroupsOfIq4, Halves, HalvesMin, Layout, TILE, block_bytes, packed_bytes, tile_bytes, tiles,
+};
 use crate::gguf::{GgmlType, scales};
 use crate::{Buffer, Error};
 use half::{bf16, f16};
@@ -128,6 +130,10 @@ fn block_scales(ty: GgmlType, head: &[u8], block: usize, lane: usize) -> [(f32, 
             [(d * scale, -(half_at(head, 2 * (TILE + lane)) * min)); 2]
         }
         GgmlType::IQ4XS => [(d * f32::from(head[GroupsOfIq4::integers(block) + lane] as i8), -0.0); 2],
+        GgmlType::Q2K => [0, 1].map(|half| {
+            let both = head[HalvesMin::integers(2 * block + half) + lane];
+            (d * f32::from(both & 15), -(half_at(head, 2 * (TILE + lane)) * f32::from(both >> 4)))
+        }),
         GgmlType::Q3K | GgmlType::Q6K => {
             let scale = |half: usize| d * f32::from(head[Halves::weights(2 * block + half) + lane] as i8);
             [(scale(0), -0.0), (scale(1), -0.0)]
@@ -143,9 +149,10 @@ fn code(bits: usize, packed: &[u8], lane: usize, j: usize) -> i32 {
         return i32::from(byte(j / 4) as i8);
     }
     let (high, vector) = (j / 16, j % 16 / 4);
-    if bits == 3 {
+    if bits < 4 {
         let low = (byte(vector / 2) >> (4 * high + vector % 2 * 2)) & 3;
-        return i32::from(low | ((byte(2) >> (4 * high + vector)) & 1) << 2);
+        let third = if bits == 3 { (byte(2) >> (4 * high + vector)) & 1 } else { 0 };
+        return i32::from(low | third << 2);
     }
     let low = (byte(vector) >> (4 * high)) & 15;
     let upper = match bits {

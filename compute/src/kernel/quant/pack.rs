@@ -1,7 +1,7 @@
 //! Packs GGUF blocks into tiles: one unpacker per format, one packer per layout. Bits are moved exactly; nothing is
 //! computed.
 
-use super::layout::{BLOCK, Groups, GroupsOfIq4, Halves, Layout, TILE, block_bytes, tile_bytes};
+use super::layout::{BLOCK, Groups, GroupsOfIq4, Halves, HalvesMin, Layout, TILE, block_bytes, tile_bytes};
 use crate::gguf::{GgmlType, scales};
 use std::ops::Range;
 
@@ -39,6 +39,7 @@ pub(crate) fn pack(ty: GgmlType, rows: usize, k: usize, src: &[u8], tiles: Range
             GgmlType::IQ4NL => records::<Iq4Nl>(rows, row_bytes, dst),
             GgmlType::IQ4XS => records::<Iq4Xs>(rows, row_bytes, dst),
             GgmlType::MXFP4 => records::<Mxfp4>(rows, row_bytes, dst),
+            GgmlType::Q2K => records::<Q2K>(rows, row_bytes, dst),
             GgmlType::Q3K => records::<Q3K>(rows, row_bytes, dst),
             GgmlType::Q4K => records::<Q4K>(rows, row_bytes, dst),
             GgmlType::Q5K => records::<Q5K>(rows, row_bytes, dst),
@@ -96,14 +97,16 @@ fn interleave<T: Source>(codes: Codes, lane: usize, packed: &mut [[u8; 4]]) {
         }
         return;
     }
-    if T::BITS == 3 {
+    if T::BITS < 4 {
         let low = |word: u32| word & 0x0303_0303;
         for v in 0..2 {
             let pair = |t: usize| (low(codes[2 * v + t]) | low(codes[2 * v + t + 4]) << 4) << (2 * t);
             put(v, pair(0) | pair(1));
         }
-        let third = |word: u32| (word >> 2) & 0x0101_0101;
-        put(2, (0..4).fold(0, |bits, j| bits | third(codes[j]) << j | third(codes[j + 4]) << (4 + j)));
+        if T::BITS == 3 {
+            let third = |word: u32| (word >> 2) & 0x0101_0101;
+            put(2, (0..4).fold(0, |bits, j| bits | third(codes[j]) << j | third(codes[j + 4]) << (4 + j)));
+        }
         return;
     }
     for j in 0..4 {
@@ -246,6 +249,26 @@ impl Source for Q5K {
         std::array::from_fn(|i| {
             ((word(qs, i) >> (group % 2 * 4)) & LOW_4) | ((word(qh, i) >> group) & 0x0101_0101) << 4
         })
+    }
+}
+
+/// 16 bytes of scales and minima, 64 bytes of codes, d f16, dmin f16. Of a half of 128 elements, quarter `t` has its codes in
+/// 32 bytes at `2·t`.
+struct Q2K;
+impl Source for Q2K {
+    const TYPE: GgmlType = GgmlType::Q2K;
+    const BITS: usize = 2;
+    fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
+        put_half(block, 80, head, 0, lane);
+        put_half(block, 82, head, 1, lane);
+        for (half, both) in block[..16].iter().enumerate() {
+            head[HalvesMin::integers(half) + lane] = *both;
+        }
+    }
+    #[inline(always)]
+    fn codes(block: &[u8], group: usize) -> Codes {
+        let qs = &block[16 + group / 4 * 32..][..32];
+        std::array::from_fn(|i| (word(qs, i) >> (group % 4 * 2)) & 0x0303_0303)
     }
 }
 

@@ -27,6 +27,7 @@ fn halves_of(ty: GgmlType) -> &'static [usize] {
     match ty {
         GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4NL | GgmlType::IQ4XS => &[0],
         GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4K | GgmlType::Q5K => &[0, 2],
+        GgmlType::Q2K => &[80, 82],
         GgmlType::Q3K => &[108],
         GgmlType::Q6K => &[208],
         _ => &[],
@@ -84,10 +85,12 @@ fn activations(rows: usize, k: usize, random: &mut SplitMix64) -> Vec<f32> {
 /// One row of a quantised matrix, as the numerics see it.
 struct Block {
     codes: Vec<f32>,
-    /// Of the two halves, for Q3_K and Q6_K; else 1.
+    /// Of the two halves, for Q2_K, Q3_K and Q6_K; else 1.
     halves: [i32; 2],
     scale: f32,
     min: Option<f32>,
+    /// Integers that the sums of the two halves are multiplied with, for Q2_K; the minimum is then their scale.
+    minima: Option<[i32; 2]>,
 }
 
 /// The blocks of 32 in one GGUF block.
@@ -109,6 +112,10 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
             set(bytes, 208, 1.0);
             bytes[192..208].fill(1);
         }
+        GgmlType::Q2K => {
+            set(bytes, 80, 1.0);
+            bytes[..16].fill(1);
+        }
         GgmlType::Q3K => {
             set(bytes, 108, 1.0);
             // 33 each, so 1 after 32 is taken off.
@@ -121,7 +128,7 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
             bytes[2..4].fill(0xaa);
             bytes[4..8].fill(0x11);
         }
-        // Twice one, as the values are doubled.
+        // 2, of which half is the factor.
         GgmlType::MXFP4 => bytes[0] = 128,
         GgmlType::Q4K | GgmlType::Q5K => {
             set(bytes, 0, 1.0);
@@ -158,6 +165,7 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
                 halves: one,
                 scale: get(0) * scales[32 * g],
                 min: Some(-(get(2) * -mins[32 * g])),
+                minima: None,
             };
             groups.enumerate().map(block).collect()
         }
@@ -167,14 +175,40 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
                 set(bytes, 0, 1.0);
                 bytes[8..].fill(0x88);
             });
-            let block =
-                |(g, codes): (usize, _)| Block { codes, halves: one, scale: get(0) * scales[32 * g], min: None };
+            let block = |(g, codes): (usize, _)| Block {
+                codes,
+                halves: one,
+                scale: get(0) * scales[32 * g],
+                min: None,
+                minima: None,
+            };
             groups.enumerate().map(block).collect()
         }
         GgmlType::MXFP4 => {
             // All codes 1, whose doubled value is 1, give the scale.
             let scale = values(&|bytes| bytes[1..].fill(0x11))[0];
-            groups.map(|codes| Block { codes, halves: one, scale, min: None }).collect()
+            groups.map(|codes| Block { codes, halves: one, scale, min: None, minima: None }).collect()
+        }
+        GgmlType::Q2K => {
+            // All codes 1 give the scales; all codes 0 the minima.
+            let scales = values(&|bytes| {
+                set(bytes, 80, 1.0);
+                set(bytes, 82, 0.0);
+                bytes[16..80].fill(0x55);
+            });
+            let minima = values(&|bytes| {
+                set(bytes, 80, 0.0);
+                set(bytes, 82, 1.0);
+                bytes[16..80].fill(0);
+            });
+            let block = |(g, codes)| Block {
+                codes,
+                halves: [0, 1].map(|half: usize| scales[32 * g + 16 * half] as i32),
+                scale: get(80),
+                min: Some(get(82)),
+                minima: Some([0, 1].map(|half: usize| -(minima[32 * g + 16 * half] as i32))),
+            };
+            groups.enumerate().map(block).collect()
         }
         GgmlType::Q3K => {
             // All codes 5, so 1 after 4 is taken off, give the scales.
@@ -184,19 +218,29 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
                 bytes[32..96].fill(0x55);
             });
             let weight = |half: usize| scales[16 * half] as i32;
-            let block =
-                |(g, codes)| Block { codes, halves: [weight(2 * g), weight(2 * g + 1)], scale: get(108), min: None };
+            let block = |(g, codes)| Block {
+                codes,
+                halves: [weight(2 * g), weight(2 * g + 1)],
+                scale: get(108),
+                min: None,
+                minima: None,
+            };
             groups.enumerate().map(block).collect()
         }
         GgmlType::Q6K => {
             let weight = |half: usize| i32::from(bytes[192 + half] as i8);
-            let block =
-                |(g, codes)| Block { codes, halves: [weight(2 * g), weight(2 * g + 1)], scale: get(208), min: None };
+            let block = |(g, codes)| Block {
+                codes,
+                halves: [weight(2 * g), weight(2 * g + 1)],
+                scale: get(208),
+                min: None,
+                minima: None,
+            };
             groups.enumerate().map(block).collect()
         }
         _ => {
             let min = (halves_of(ty).len() == 2).then(|| get(2));
-            groups.map(|codes| Block { codes, halves: one, scale: get(0), min }).collect()
+            groups.map(|codes| Block { codes, halves: one, scale: get(0), min, minima: None }).collect()
         }
     }
 }
@@ -227,7 +271,10 @@ fn reference(ty: GgmlType, row: &[u8], x: &[f32]) -> f32 {
             dot += block.halves[j / 16] * *code as i32 * q;
         }
         acc = (block.scale * d).mul_add(dot as f32, acc);
-        if let Some(min) = block.min {
+        if let (Some(min), Some([first, second])) = (block.min, block.minima) {
+            let sum = first * q[..16].iter().sum::<i32>() + second * q[16..].iter().sum::<i32>();
+            acc = (-(min * d)).mul_add(sum as f32, acc);
+        } else if let Some(min) = block.min {
             acc = min.mul_add(d * q.iter().sum::<i32>() as f32, acc);
         }
     }

@@ -206,6 +206,23 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let mask = _mm256_set1_epi32(15);
+            let both = Self::load_u8(from);
+            (_mm256_and_si256(both.0, mask), _mm256_and_si256(both.1, mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let both = Self::load_u8(from);
+            (_mm256_srli_epi32::<4>(both.0), _mm256_srli_epi32::<4>(both.1))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self::I {
         // SAFETY: see above.
         unsafe {

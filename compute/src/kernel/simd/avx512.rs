@@ -164,6 +164,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_and_si512(Self::load_u8(from), _mm512_set1_epi32(15)) }
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_srli_epi32::<4>(Self::load_u8(from)) }
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self::I {
         // SAFETY: see above.
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())) }

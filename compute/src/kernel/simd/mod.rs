@@ -92,6 +92,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
     /// Lane i is the unsigned byte `from[i]`.
     unsafe fn load_u8(from: *const u8) -> Self::I;
+    /// Lane i is the low four bits of byte `from[i]`.
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I;
+    /// Lane i is the high four bits of byte `from[i]`.
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I;
     /// Lane i is the signed byte `from[i]`.
     unsafe fn load_i8(from: *const i8) -> Self::I;
     /// The low byte of each lane.

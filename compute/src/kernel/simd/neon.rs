@@ -225,6 +225,22 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let both = Self::load_u8(from);
+            quarters!(Q => vandq_s32(both[Q], vdupq_n_s32(15)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let both = Self::load_u8(from);
+            quarters!(Q => vshrq_n_s32::<4>(both[Q]))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self::I {
         // SAFETY: see above.
         unsafe {

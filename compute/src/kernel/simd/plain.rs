@@ -217,6 +217,16 @@ impl Simd for Plain {
         out
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe { Self::load_u8(from) }.map(|both| both & 15)
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe { Self::load_u8(from) }.map(|both| both >> 4)
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self::I {
         // SAFETY: see above.
         let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };

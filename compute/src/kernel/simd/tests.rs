@@ -74,6 +74,8 @@ impl Body for All<'_> {
             integer("mul_i", S::mul_i(i, i));
             integer("shift_left", S::shift_left::<7>(i));
             integer("load_u8", S::load_u8(lanes.bytes[0].as_ptr()));
+            integer("load_low_nibbles", S::load_low_nibbles(lanes.bytes[0].as_ptr()));
+            integer("load_high_nibbles", S::load_high_nibbles(lanes.bytes[0].as_ptr()));
             integer("load_i8", S::load_i8(lanes.bytes[0].as_ptr().cast()));
             integer("sum_lanes", S::splat_i(S::sum_lanes(i)));
             // Weights as the products have them: bytes from nibbles, bits above them, and activations without −128.
