@@ -157,13 +157,6 @@ fn a_tensor_of_an_unsupported_type_fails_only_when_it_is_used() -> Result<(), Er
 }
 
 #[test]
-fn a_missing_tensor_of_a_split_model_says_to_merge_it() -> Result<(), Error> {
-    let gguf = Gguf::from_bytes(File::new().pair("split.count", 2, &3u16.to_le_bytes()).bytes())?;
-    assert!(gguf.require("t").expect_err("absent").to_string().contains("3 parts"));
-    Ok(())
-}
-
-#[test]
 fn other_files_and_other_versions_are_named() {
     assert!(error(Vec::new()).contains("byte 0"));
     assert!(error(b"GGU".to_vec()).contains("ends after 3"));
