@@ -11,11 +11,17 @@ pub(super) fn bad(offset: usize, what: impl Into<String>) -> Error {
 pub(super) struct Cursor<'a> {
     bytes: &'a [u8],
     at: usize,
+    size: usize,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Cursor<'a> {
-        Cursor { bytes, at: 0 }
+        Cursor::of_beginning(bytes, bytes.len())
+    }
+
+    /// For the first bytes of a file of `size` bytes.
+    pub(super) fn of_beginning(bytes: &'a [u8], size: usize) -> Cursor<'a> {
+        Cursor { bytes, at: 0, size }
     }
 
     /// The offset of the next byte.
@@ -25,7 +31,7 @@ impl<'a> Cursor<'a> {
 
     /// The size of the whole file.
     pub(super) fn size(&self) -> usize {
-        self.bytes.len()
+        self.size
     }
 
     /// The number of bytes left.

@@ -2,7 +2,7 @@
 //!
 //! Source: the block structures of ggml's `ggml-common.h`.
 
-use super::GgmlType;
+use super::{GgmlType, codebooks, scales};
 use crate::Error;
 use half::{bf16, f16};
 
@@ -31,6 +31,10 @@ pub fn dequantize(ty: GgmlType, bytes: &[u8], out: &mut [f32]) -> Result<(), Err
         GgmlType::Q5_0 => q5_0,
         GgmlType::Q5_1 => q5_1,
         GgmlType::Q8_0 => q8_0,
+        GgmlType::IQ4NL => iq4_nl,
+        GgmlType::IQ4XS => iq4_xs,
+        GgmlType::MXFP4 => mxfp4,
+        GgmlType::Q2K => q2_k,
         GgmlType::Q3K => q3_k,
         GgmlType::Q4K => q4_k,
         GgmlType::Q5K => q5_k,
@@ -96,42 +100,64 @@ fn q8_0(b: &[u8], out: &mut [f32]) {
     }
 }
 
-/// The scale of group `j` of 16, minus 32: its low four bits are a nibble of bytes 0–7, low ones first, its upper two lie in
-/// bytes 8–11, those of four groups in a row at the same place.
-fn scale_of_3_bits(s: &[u8], j: usize) -> f32 {
-    let low = (s[j % 8] >> (j / 8 * 4)) & 15;
-    let upper = (s[8 + j % 4] >> (j / 4 * 2)) & 3;
-    f32::from(low | upper << 4) - 32.0
+/// d f16, 16 bytes of nibbles.
+fn iq4_nl(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 0);
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = d * f32::from(codebooks::IQ4[usize::from(nibble(&b[2..], j))]);
+    }
+}
+
+/// d f16, 6 bytes of scales, 128 bytes of nibbles: 16 bytes for each group.
+fn iq4_xs(b: &[u8], out: &mut [f32]) {
+    let d = half_at(b, 0);
+    for ((group, out), scale) in out.chunks_exact_mut(32).enumerate().zip(scales::iq4_xs(&b[2..8])) {
+        for (j, out) in out.iter_mut().enumerate() {
+            let value = codebooks::IQ4[usize::from(nibble(&b[8 + 16 * group..], j))];
+            *out = (d * f32::from(scale)) * f32::from(value);
+        }
+    }
+}
+
+/// An exponent of 8 bits, 16 bytes of nibbles.
+fn mxfp4(b: &[u8], out: &mut [f32]) {
+    let d = scales::mxfp4(b[0]);
+    for (j, out) in out.iter_mut().enumerate() {
+        *out = d * f32::from(codebooks::MXFP4[usize::from(nibble(&b[1..], j))]);
+    }
+}
+
+/// 16 bytes of scales and minima, 64 bytes of codes, d f16, dmin f16. Of a half of 128 elements, quarter `t` has its codes in
+/// 32 bytes at `2·t`.
+fn q2_k(b: &[u8], out: &mut [f32]) {
+    let (d, dmin) = (half_at(b, 80), half_at(b, 82));
+    for ((group, out), (scale, min)) in out.chunks_exact_mut(16).enumerate().zip(scales::q2_k(&b[..16])) {
+        let (scale, min) = (f32::from(scale), f32::from(min));
+        let qs = &b[16 + group / 8 * 32 + group % 2 * 16..];
+        for (j, out) in out.iter_mut().enumerate() {
+            *out = (d * scale) * f32::from((qs[j] >> (group % 8 / 2 * 2)) & 3) - dmin * min;
+        }
+    }
 }
 
 /// 32 bytes of third bits (bit `g` of byte `j` belongs to element `32·g + j`), 64 bytes of low two bits, 12 bytes of scales, d f16.
 /// Of a half of 128 elements, quarter `t` has its low bits in 32 bytes at `2·t`.
 fn q3_k(b: &[u8], out: &mut [f32]) {
     let d = half_at(b, 108);
+    let scales = scales::q3_k(&b[96..108]);
     for (i, out) in out.iter_mut().enumerate() {
         let (group, j) = (i / 32, i % 32);
         let low = (b[32 + group / 4 * 32 + j] >> (group % 4 * 2)) & 3;
         let third = (b[j] >> group) & 1;
-        *out = (d * scale_of_3_bits(&b[96..108], i / 16)) * (f32::from(low | third << 2) - 4.0);
+        *out = (d * f32::from(scales[i / 16])) * (f32::from(low | third << 2) - 4.0);
     }
-}
-
-/// The 6-bit scale and minimum of group `j` of 8: four of each lie in the low bits of bytes 0–7; the other four have
-/// their low nibbles in bytes 8–11 and their upper two bits on top of bytes 0–7.
-fn scale_and_min(s: &[u8], j: usize) -> (f32, f32) {
-    let (scale, min) = if j < 4 {
-        (s[j] & 63, s[j + 4] & 63)
-    } else {
-        ((s[j + 4] & 15) | (s[j - 4] >> 6 << 4), (s[j + 4] >> 4) | (s[j] >> 6 << 4))
-    };
-    (f32::from(scale), f32::from(min))
 }
 
 /// d f16, dmin f16, 12 bytes of scales and minima, 128 bytes of nibbles: 32 bytes for each pair of groups.
 fn q4_k(b: &[u8], out: &mut [f32]) {
     let (d, dmin) = (half_at(b, 0), half_at(b, 2));
-    for (group, out) in out.chunks_exact_mut(32).enumerate() {
-        let (scale, min) = scale_and_min(&b[4..16], group);
+    for ((group, out), (scale, min)) in out.chunks_exact_mut(32).enumerate().zip(scales::q4_k(&b[4..16])) {
+        let (scale, min) = (f32::from(scale), f32::from(min));
         let qs = &b[16 + group / 2 * 32..];
         for (j, out) in out.iter_mut().enumerate() {
             *out = (d * scale) * f32::from((qs[j] >> (group % 2 * 4)) & 15) - dmin * min;
@@ -143,8 +169,8 @@ fn q4_k(b: &[u8], out: &mut [f32]) {
 fn q5_k(b: &[u8], out: &mut [f32]) {
     let (d, dmin) = (half_at(b, 0), half_at(b, 2));
     let qh = &b[16..48];
-    for (group, out) in out.chunks_exact_mut(32).enumerate() {
-        let (scale, min) = scale_and_min(&b[4..16], group);
+    for ((group, out), (scale, min)) in out.chunks_exact_mut(32).enumerate().zip(scales::q4_k(&b[4..16])) {
+        let (scale, min) = (f32::from(scale), f32::from(min));
         let qs = &b[48 + group / 2 * 32..];
         for (j, out) in out.iter_mut().enumerate() {
             let q = ((qs[j] >> (group % 2 * 4)) & 15) | (((qh[j] >> group) & 1) << 4);

@@ -24,6 +24,14 @@ pub enum GgmlType {
     Q5_1,
     /// 32 elements: an f16 scale, an i8 each.
     Q8_0,
+    /// 32 elements: an f16 scale, 4 bits each that choose one of sixteen values.
+    IQ4NL,
+    /// 256 elements: 8 groups of 32 with 6-bit scales, minus 32, 4 bits each that choose one of IQ4_NL's values.
+    IQ4XS,
+    /// 32 elements: a power of two as a scale, 4 bits each: floats with 2 bits of exponent and 1 of fraction.
+    MXFP4,
+    /// 256 elements: 16 groups of 16 with 4-bit scales and minima, 2 bits each.
+    Q2K,
     /// 256 elements: 16 groups of 16 with 6-bit scales, minus 32, 3 bits each, minus 4.
     Q3K,
     /// 256 elements: 8 groups of 32 with 6-bit scales and minima, 4 bits each.
@@ -83,7 +91,7 @@ const ALL: [(u32, &str, u64, u64); 43] = [
 
 impl GgmlType {
     /// All supported types.
-    pub const SUPPORTED: [GgmlType; 12] = [
+    pub const SUPPORTED: [GgmlType; 16] = [
         GgmlType::F32,
         GgmlType::F16,
         GgmlType::BF16,
@@ -92,6 +100,10 @@ impl GgmlType {
         GgmlType::Q5_0,
         GgmlType::Q5_1,
         GgmlType::Q8_0,
+        GgmlType::IQ4NL,
+        GgmlType::IQ4XS,
+        GgmlType::MXFP4,
+        GgmlType::Q2K,
         GgmlType::Q3K,
         GgmlType::Q4K,
         GgmlType::Q5K,
@@ -108,11 +120,15 @@ impl GgmlType {
             GgmlType::Q5_0 => 6,
             GgmlType::Q5_1 => 7,
             GgmlType::Q8_0 => 8,
+            GgmlType::Q2K => 10,
             GgmlType::Q3K => 11,
             GgmlType::Q4K => 12,
             GgmlType::Q5K => 13,
             GgmlType::Q6K => 14,
+            GgmlType::IQ4NL => 20,
+            GgmlType::IQ4XS => 23,
             GgmlType::BF16 => 30,
+            GgmlType::MXFP4 => 39,
         }
     }
 
@@ -126,7 +142,7 @@ impl GgmlType {
         GgmlType::from_id(id).ok_or_else(|| Error::Dtype {
             operation: "gguf",
             dtype: format!("{} of tensor {name:?}", type_name(id)),
-            hint: "use a model in Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, F16, BF16 or F32",
+            hint: "use a model in Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, F16, BF16 or F32",
         })
     }
 
@@ -174,6 +190,16 @@ mod tests {
         for ty in GgmlType::SUPPORTED {
             assert_eq!(GgmlType::from_id(ty.id()), Some(ty));
             assert_eq!(ty.name().replace('_', ""), format!("{ty:?}").replace('_', ""));
+        }
+    }
+
+    #[test]
+    fn the_error_for_other_types_names_every_supported_one() {
+        let Err(Error::Dtype { hint, .. }) = GgmlType::supported(9, "t") else {
+            panic!("Q8_1 is not supported");
+        };
+        for ty in GgmlType::SUPPORTED {
+            assert!(hint.split([' ', ',']).any(|word| word == ty.name()), "{ty} is not in {hint:?}");
         }
     }
 }

@@ -143,7 +143,7 @@ pub enum Value {
 }
 
 impl Value {
-    fn parse(cursor: &mut Cursor<'_>, key: &str) -> Result<Value, Error> {
+    pub(super) fn parse(cursor: &mut Cursor<'_>, key: &str) -> Result<Value, Error> {
         match ValueType::parse(cursor, key)? {
             ValueType::String => Ok(Value::String(cursor.string("a string value")?.to_owned())),
             ValueType::Array => Value::parse_array(cursor, key),

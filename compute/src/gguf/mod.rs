@@ -1,12 +1,16 @@
 //! GGUF files, versions 2 and 3, little-endian: header, metadata and the table of tensors are checked when a file is
-//! opened, so that a view of a tensor is only a slice. Files are never written; models are in [`crate::model`].
+//! opened, so that a view of a tensor is only a slice. The parts of a split model are read as one file. Files are never
+//! written; models are in [`crate::model`].
 //!
 //! Source: the GGUF specification in ggml's `docs/gguf.md`.
 
+pub(crate) mod codebooks;
 mod cursor;
 mod dequantize;
 mod ggml_type;
 mod metadata;
+pub(crate) mod scales;
+mod split;
 mod tensor_table;
 
 pub use dequantize::dequantize;
@@ -16,7 +20,8 @@ pub use metadata::{Metadata, Strings, Value, ValueType};
 use crate::Error;
 use crate::mapping::Mapping;
 use cursor::{Cursor, bad};
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use tensor_table::{Entry, TensorTable};
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -26,18 +31,53 @@ const VERSIONS: std::ops::RangeInclusive<u32> = 2..=3;
 enum Source {
     Mapped(Mapping),
     Owned(Vec<u8>),
+    Joined(split::Joined),
 }
 
 impl Source {
-    fn bytes(&self) -> &[u8] {
+    /// The first bytes, with the whole header.
+    fn beginning(&self) -> &[u8] {
         match self {
             Source::Mapped(mapping) => mapping.bytes(),
             Source::Owned(bytes) => bytes,
+            Source::Joined(joined) => joined.header(),
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Source::Joined(joined) => joined.size(),
+            one => one.beginning().len(),
+        }
+    }
+
+    fn slice(&self, range: Range<usize>) -> Option<&[u8]> {
+        match self {
+            Source::Joined(joined) => joined.slice(range),
+            one => one.beginning().get(range),
+        }
+    }
+
+    fn release(&self, bytes: &[u8]) {
+        match self {
+            Source::Mapped(mapping) => mapping.release(bytes),
+            Source::Owned(_) => {}
+            Source::Joined(joined) => joined.release(bytes),
+        }
+    }
+
+    fn release_all(&self) {
+        match self {
+            Source::Joined(joined) => joined.release_all(),
+            one => one.release(one.beginning()),
         }
     }
 }
 
 /// A GGUF file, mapped or in memory, parsed and checked.
+///
+/// The parts of a split model are one `Gguf`: the file that they were cut from, with one header, offsets and a size of its own.
+/// That file need not exist anywhere.
 pub struct Gguf {
     source: Source,
     metadata: Metadata,
@@ -89,15 +129,27 @@ impl TensorView<'_> {
 }
 
 impl Gguf {
-    /// Maps the file and checks everything but the tensors' elements, which are not read.
+    /// Maps the file and checks everything but the tensors' elements, which are not read. The first part of a split model
+    /// opens all of them: the others lie beside it under their names, those of [`Gguf::part_paths`].
     ///
-    /// The file must not be truncated while it is in use: the system kills a process that reads a mapped page beyond
-    /// the file's end.
+    /// The files must not be truncated while they are in use: the system kills a process that reads a mapped page beyond
+    /// a file's end.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Invalid`] for what is not a regular file; otherwise as [`Gguf::from_bytes`].
+    /// [`Error::Io`]; [`Error::Invalid`] for what is not a regular file, for a part that is not the first, and where the parts
+    /// are missing, swapped or of different models; otherwise as [`Gguf::from_bytes`].
     pub fn open(path: impl AsRef<Path>) -> Result<Gguf, Error> {
-        let path = path.as_ref();
+        split::open(path.as_ref())
+    }
+
+    /// The files that [`Gguf::open`] reads for `path`, by names alone: all parts in order where it has the name of a split
+    /// model's first part (`NAME-00001-of-00003.gguf`), else itself.
+    pub fn part_paths(path: &Path) -> Vec<PathBuf> {
+        split::part_paths(path)
+    }
+
+    /// Maps one file, whole or a part.
+    fn open_one(path: &Path) -> Result<Gguf, Error> {
         let source = match Mapping::open(path, "gguf")? {
             Some(mapping) => Source::Mapped(mapping),
             None => Source::Owned(Vec::new()),
@@ -110,7 +162,7 @@ impl Gguf {
         })
     }
 
-    /// Parses a GGUF file in memory, with the same checks.
+    /// Parses a GGUF file in memory, with the same checks. The file must be whole, not a part of a split model.
     ///
     /// # Errors
     /// [`Error::Parse`], with the byte, for anything but a complete GGUF file: wrong magic, version or byte order,
@@ -118,11 +170,20 @@ impl Gguf {
     /// allocated for a length before its bytes are known to be there. A tensor of an unsupported type is an error only
     /// when it is used.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Gguf, Error> {
-        Gguf::parse(Source::Owned(bytes))
+        Gguf::from_parts(vec![bytes])
+    }
+
+    /// Parses all parts of a split model in memory, the first one first, or one whole file.
+    ///
+    /// # Errors
+    /// As [`Gguf::from_bytes`]; [`Error::Invalid`] as for [`Gguf::open`].
+    pub fn from_parts(parts: Vec<Vec<u8>>) -> Result<Gguf, Error> {
+        let parts = parts.into_iter().map(|bytes| Gguf::parse(Source::Owned(bytes))).collect::<Result<_, _>>()?;
+        split::join(parts, |number| format!("part {}", number + 1))
     }
 
     fn parse(source: Source) -> Result<Gguf, Error> {
-        let mut cursor = Cursor::new(source.bytes());
+        let mut cursor = Cursor::of_beginning(source.beginning(), source.size());
         let (tensors, pairs) = header(&mut cursor)?;
         let metadata = Metadata::parse(&mut cursor, pairs)?;
         let table = TensorTable::parse(&mut cursor, tensors, &metadata)?;
@@ -148,17 +209,9 @@ impl Gguf {
     /// As [`Gguf::tensor`]; [`Error::Invalid`] where the file has none.
     pub fn require(&self, name: &str) -> Result<TensorView<'_>, Error> {
         self.tensor(name)?.ok_or_else(|| {
-            let parts = self.metadata.get_u64("split.count").ok().flatten().unwrap_or(1);
             Error::invalid(
                 "gguf",
-                if parts > 1 {
-                    format!(
-                        "the file has no tensor {name:?}: the file is one of {parts} parts of a split model; \
-                         merge them first with `llama-gguf-split --merge`"
-                    )
-                } else {
-                    format!("the file has no tensor {name:?}: the file is incomplete or names the wrong architecture")
-                },
+                format!("the file has no tensor {name:?}: the file is incomplete or names the wrong architecture"),
             )
         })
     }
@@ -178,37 +231,37 @@ impl Gguf {
             name: &entry.name,
             ggml_type: GgmlType::supported(entry.type_id, &entry.name)?,
             shape: entry.shape.clone(),
-            bytes: &self.source.bytes()[entry.bytes.clone()],
+            // The table's ranges lie in the file, as was checked.
+            bytes: self.source.slice(entry.bytes.clone()).unwrap_or_default(),
         })
     }
 
-    /// The whole file.
-    pub fn as_bytes(&self) -> &[u8] {
-        self.source.bytes()
+    /// The bytes at `range` of the file; of a split model where the range lies before the first tensor or in one tensor, as
+    /// every piece of a [`Manifest`](crate::model::Manifest) does. `None` for other ranges.
+    pub fn slice(&self, range: Range<u64>) -> Option<&[u8]> {
+        self.source.slice(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
     }
 
     /// The bytes of a tensor in the file.
-    pub fn range_of(&self, tensor: &TensorView<'_>) -> std::ops::Range<u64> {
+    pub fn range_of(&self, tensor: &TensorView<'_>) -> Range<u64> {
         self.table.find(tensor.name).map_or(0..0, |entry| entry.bytes.start as u64..entry.bytes.end as u64)
     }
 
     /// The size of the whole file.
     pub fn size_bytes(&self) -> u64 {
-        self.source.bytes().len() as u64
+        self.source.size() as u64
     }
 
     /// [`Gguf::release`] for the whole file.
     pub fn release_all(&self) {
-        self.release(self.source.bytes());
+        self.source.release_all();
     }
 
     /// Tells the system that these bytes, part of a [`TensorView`], will not be read again soon: mapped pages that lie
     /// wholly inside stop counting as this process's memory. Reading them again is correct, only slower. Does nothing
     /// for bytes outside this file's mapping.
     pub fn release(&self, bytes: &[u8]) {
-        if let Source::Mapped(mapping) = &self.source {
-            mapping.release(bytes);
-        }
+        self.source.release(bytes);
     }
 }
 

@@ -76,7 +76,8 @@ impl TensorTable {
     }
 }
 
-fn alignment(metadata: &Metadata) -> Result<u64, Error> {
+/// The alignment of tensors, a power of two.
+pub(super) fn alignment(metadata: &Metadata) -> Result<u64, Error> {
     let alignment = metadata.get_u64("general.alignment")?.unwrap_or(DEFAULT_ALIGNMENT);
     if !alignment.is_power_of_two() || alignment > u64::from(u32::MAX) {
         return Err(Error::Parse {

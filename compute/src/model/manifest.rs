@@ -361,11 +361,11 @@ impl Manifest {
 
 /// Computes the hashes of all parts.
 fn hash(file: &Gguf, pieces: &mut [Piece], threads: usize) {
-    let bytes = file.as_bytes();
     let parts: Vec<Mutex<(&[u8], &mut Digest)>> = pieces
         .iter_mut()
         .flat_map(|piece| {
-            let piece_bytes = &bytes[piece.offset as usize..(piece.offset + piece.len) as usize];
+            // Pieces are the header and tensors of this file.
+            let piece_bytes = file.slice(piece.offset..piece.offset + piece.len).unwrap_or_default();
             piece_bytes.chunks(PART_BYTES as usize).zip(&mut piece.parts).map(Mutex::new)
         })
         .collect();

@@ -139,7 +139,7 @@ fn text(seed: u64, len: usize) -> Vec<u32> {
 }
 
 const ARCHITECTURES: [&str; 7] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "glm4moe", "gpt-oss"];
-const TYPES: [GgmlType; 12] = GgmlType::SUPPORTED;
+const TYPES: [GgmlType; GgmlType::SUPPORTED.len()] = GgmlType::SUPPORTED;
 
 fn tiny(architecture: &'static str, weights: GgmlType) -> ModelFile {
     ModelFile::from_bytes(tiny::gguf(Tiny { architecture, weights, seed: 7 })).unwrap()
@@ -620,6 +620,24 @@ fn damaged_weights_and_ranges_that_are_not_there_are_refused() {
         // Layers before and after it are none of its business.
         Model::load(&damaged, ModelPart { layers: 0..1, embedding: true, head: false }, &pool).unwrap();
         assert!(Model::load(&file, ModelPart { layers: 2..4, embedding: false, head: true }, &pool).is_err());
+    }
+}
+
+#[test]
+fn large_exponents_are_refused_only_where_an_element_overflows() {
+    let pool = pool(1, Isa::best());
+    let bytes = tiny::gguf(Tiny { architecture: "qwen2", weights: GgmlType::MXFP4, seed: 3 });
+    let file = ModelFile::from_bytes(bytes.clone()).unwrap();
+    let view = file.gguf().require("blk.1.ffn_up.weight").unwrap();
+    let at = bytes.windows(64).position(|window| window == &view.bytes[..64]).unwrap();
+    // 3, 4, 0.5 and 6 times powers of two; the largest float is a little less than 2¹²⁸.
+    for (exponent, codes, fits) in [(253, 0x55, true), (253, 0xe6, false), (254, 0x11, true), (254, 0x70, false)] {
+        let mut bytes = bytes.clone();
+        bytes[at] = exponent;
+        bytes[at + 1..at + 17].fill(codes);
+        let file = ModelFile::from_bytes(bytes).unwrap();
+        let loaded = Model::load(&file, ModelPart::whole(file.config()), &pool);
+        assert_eq!(loaded.is_ok(), fits, "exponent {exponent}, codes {codes:x}");
     }
 }
 

@@ -281,6 +281,14 @@ fn weights(random: &mut SplitMix64, ty: GgmlType, elements: usize) -> Vec<u8> {
                 put(0, scale(random, 16.0 * 32.0));
                 put(2, scale(random, 32.0));
             }
+            GgmlType::IQ4NL => put(0, scale(random, 127.0)),
+            GgmlType::IQ4XS => put(0, scale(random, 127.0 * 32.0)),
+            // 2⁻⁷ and 2⁻⁶; the largest value is 6.
+            GgmlType::MXFP4 => block[0] = 120 + random.index(2) as u8,
+            GgmlType::Q2K => {
+                put(80, scale(random, 1.5 * 8.0));
+                put(82, scale(random, 8.0));
+            }
             GgmlType::Q3K => put(108, scale(random, 4.0 * 32.0)),
             GgmlType::Q6K => put(208, scale(random, 32.0 * 64.0)),
             GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => {}

@@ -39,6 +39,35 @@ fn elements(ty: GgmlType, b: &[u8]) -> Vec<f64> {
         GgmlType::Q4_1 => (0..32).map(|i| half(b, 0) * nibble(4, i) + half(b, 2)).collect(),
         GgmlType::Q5_0 => (0..32).map(|i| half(b, 0) * (nibble(6, i) + fifth(2, i) - 16.0)).collect(),
         GgmlType::Q5_1 => (0..32).map(|i| half(b, 0) * (nibble(8, i) + fifth(4, i)) + half(b, 2)).collect(),
+        GgmlType::IQ4NL => (0..32).map(|i| half(b, 0) * iq4_value(nibble(2, i))).collect(),
+        GgmlType::IQ4XS => (0..256)
+            .map(|i| {
+                let group = i / 32;
+                let low = b[4 + group / 2] >> (4 * (group % 2)) & 15;
+                let high = u16::from_le_bytes([b[2], b[3]]) >> (2 * group) & 3;
+                let scale = f64::from(low) + 16.0 * f64::from(high) - 32.0;
+                half(b, 0) * scale * iq4_value(nibble(8 + 16 * group, i % 32))
+            })
+            .collect(),
+        GgmlType::MXFP4 => (0..32)
+            .map(|i| {
+                let code = nibble(1, i) as u8;
+                let sign = if code >> 3 == 1 { -1.0 } else { 1.0 };
+                let (exponent, fraction) = (i32::from(code >> 1 & 3), f64::from(code & 1));
+                let value = match exponent {
+                    0 => fraction / 2.0,
+                    _ => (1.0 + fraction / 2.0) * 2f64.powi(exponent - 1),
+                };
+                sign * value * 2f64.powi(i32::from(b[0]) - 127)
+            })
+            .collect(),
+        GgmlType::Q2K => (0..256)
+            .map(|i| {
+                let (part, run, at, group) = (i / 128, i % 128 / 32, i % 32, b[i / 16]);
+                let code = b[16 + part * 32 + at] >> (2 * run) & 3;
+                half(b, 80) * f64::from(group & 15) * f64::from(code) - half(b, 82) * f64::from(group >> 4)
+            })
+            .collect(),
         GgmlType::Q3K => (0..256)
             .map(|i| {
                 let (part, run, at, group) = (i / 128, i % 128 / 32, i % 32, i / 16);
@@ -77,6 +106,13 @@ fn elements(ty: GgmlType, b: &[u8]) -> Vec<f64> {
             })
             .collect(),
     }
+}
+
+/// What a code of IQ4_NL or IQ4_XS stands for.
+fn iq4_value(code: f64) -> f64 {
+    const NEGATIVE: [f64; 8] = [127.0, 104.0, 83.0, 65.0, 49.0, 35.0, 22.0, 10.0];
+    const POSITIVE: [f64; 8] = [1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
+    if code < 8.0 { -NEGATIVE[code as usize] } else { POSITIVE[code as usize - 8] }
 }
 
 /// Scale and minimum of a group of 32 in Q4_K and Q5_K: 6 bits each in the 12 bytes from byte 4 on.

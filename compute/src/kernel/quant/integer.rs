@@ -46,22 +46,28 @@ pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u3
                 if C::HALVES {
                     // The halves are computed in turn, so that registers hold the sums of one half at a time.
                     let (first, second) = C::halves::<S>(head, b);
-                    sums = dots::<S, BITS, N, true, false>(block, x.q);
+                    sums = dots::<S, C, BITS, SHIFT, N, true, false>(block, x.q);
                     for i in 0..N {
-                        let zero = S::shift_left::<SHIFT>(S::splat_i((*x.scale.add(i)).first));
-                        sums[i] = S::mul_i(S::sub_i(sums[i], zero), first);
+                        if SHIFT > 0 {
+                            let zero = S::shift_left::<SHIFT>(S::splat_i((*x.scale.add(i)).first));
+                            sums[i] = S::sub_i(sums[i], zero);
+                        }
+                        sums[i] = S::mul_i(sums[i], first);
                     }
-                    let others = dots::<S, BITS, N, false, true>(block, x.q);
+                    let mut others = dots::<S, C, BITS, SHIFT, N, false, true>(block, x.q);
                     for i in 0..N {
-                        let scale = &*x.scale.add(i);
-                        let zero = S::shift_left::<SHIFT>(S::sub_i(S::splat_i(scale.sum), S::splat_i(scale.first)));
-                        sums[i] = S::add_i(sums[i], S::mul_i(S::sub_i(others[i], zero), second));
+                        if SHIFT > 0 {
+                            let scale = &*x.scale.add(i);
+                            let zero = S::shift_left::<SHIFT>(S::sub_i(S::splat_i(scale.sum), S::splat_i(scale.first)));
+                            others[i] = S::sub_i(others[i], zero);
+                        }
+                        sums[i] = S::add_i(sums[i], S::mul_i(others[i], second));
                     }
                 } else {
-                    sums = dots::<S, BITS, N, true, true>(block, x.q);
+                    sums = dots::<S, C, BITS, SHIFT, N, true, true>(block, x.q);
                     for i in 0..N {
                         let sum = S::splat_i((*x.scale.add(i)).sum);
-                        if BITS == 8 && S::I8_BIAS != 0 {
+                        if signed::<C, BITS, SHIFT>() && S::I8_BIAS != 0 {
                             debug_assert!(S::I8_BIAS == 128);
                             sums[i] = S::sub_i(sums[i], S::shift_left::<7>(sum));
                         } else if SHIFT > 0 {
@@ -76,6 +82,12 @@ pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u3
                     match C::MIN {
                         Min::None => {}
                         Min::Added => acc[i] = S::fma(m, S::splat(scale.d_sum), acc[i]),
+                        Min::OfHalves => {
+                            let (first, second) = C::minima::<S>(head, b);
+                            let rest = S::sub_i(S::splat_i(scale.sum), S::splat_i(scale.first));
+                            let sum = S::add_i(S::mul_i(S::splat_i(scale.first), first), S::mul_i(rest, second));
+                            acc[i] = S::fnma(S::mul(m, S::splat(scale.d)), S::to_f32(sum), acc[i]);
+                        }
                         Min::Subtracted => acc[i] = S::fnma(m, S::splat(scale.d_sum), acc[i]),
                     }
                 }
@@ -89,12 +101,41 @@ pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u3
     }
 }
 
+/// Whether the codes become signed bytes, not unsigned ones with a zero point.
+const fn signed<C: Scales, const BITS: usize, const SHIFT: u32>() -> bool {
+    BITS == 8 || C::CODEBOOK.is_some() && SHIFT == 0
+}
+
+/// The values of a code book plus its zero point, for each quarter of a vector.
+const fn quarters<C: Scales, const SHIFT: u32>() -> [u8; 64] {
+    let zero = if SHIFT == 0 { 0 } else { 1 << SHIFT };
+    let mut bytes = [0; 64];
+    if let Some(values) = C::CODEBOOK {
+        let mut i = 0;
+        while i < 64 {
+            let value = values[i % 16] as i32 + zero;
+            assert!(SHIFT == 0 || value >= 0 && value < 32, "the dots are settled as those of 5 bits");
+            bytes[i] = value as u8;
+            i += 1;
+        }
+    }
+    bytes
+}
+
 /// The integer dots of one block with N rows, or of one of its halves alone.
 ///
 /// # Safety
 /// As for [`tile`].
 #[inline(always)]
-unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, const SECOND: bool>(
+unsafe fn dots<
+    S: Simd,
+    C: Scales,
+    const BITS: usize,
+    const SHIFT: u32,
+    const N: usize,
+    const FIRST: bool,
+    const SECOND: bool,
+>(
     block: *const u8,
     q: *const i8,
 ) -> [S::I; N] {
@@ -110,27 +151,47 @@ unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, co
             }
             return sums;
         }
+        let values = S::load_b(const { &quarters::<C, SHIFT>() }.as_ptr());
+        if signed::<C, BITS, SHIFT>() {
+            let values = S::prepare_i8(values);
+            for j in 0..4 {
+                let nibbles = S::load_b(block.add(64 * j));
+                let low = S::lookup(values, S::low_nibbles(nibbles));
+                let high = S::lookup(values, S::high_nibbles(nibbles));
+                for i in 0..N {
+                    let x = q.add(BLOCK * i + 4 * j);
+                    sums[i] = S::dot_i8(sums[i], low, S::splat_b(x));
+                    sums[i] = S::dot_i8(sums[i], high, S::splat_b(x.add(16)));
+                }
+            }
+            return sums;
+        }
         let mut dots = [S::no_dots(); N];
         // The bits above the nibbles, or above two bits: those of j = 0 are in bits 0 and 4; each step shifts the next ones there.
         let mut plane = S::load_b(block.add(match BITS {
             3 => 128,
-            4 => 0,
+            2 | 4 => 0,
             _ => 256,
         }));
         for j in 0..4 {
             let (mut low, mut high);
-            if BITS == 3 {
+            if BITS < 4 {
                 let mut pairs = S::load_b(block.add(64 * (j / 2)));
                 if j % 2 == 1 {
                     pairs = S::shift_right_2(pairs);
                 }
                 (low, high) = (S::masked(pairs, 0x03), S::masked(S::high_nibbles(pairs), 0x03));
-                low = S::or_masked(low, S::shift_right_2(S::shift_left_4(plane)), 0x04);
-                high = S::or_masked(high, S::shift_right_2(plane), 0x04);
-                plane = S::shift_right_1(plane);
+                if BITS == 3 {
+                    low = S::or_masked(low, S::shift_right_2(S::shift_left_4(plane)), 0x04);
+                    high = S::or_masked(high, S::shift_right_2(plane), 0x04);
+                    plane = S::shift_right_1(plane);
+                }
             } else {
                 let nibbles = S::load_b(block.add(64 * j));
                 (low, high) = (S::low_nibbles(nibbles), S::high_nibbles(nibbles));
+                if C::CODEBOOK.is_some() {
+                    (low, high) = (S::lookup(values, low), S::lookup(values, high));
+                }
             }
             if BITS > 4 {
                 if BITS == 6 && j == 2 {
@@ -150,7 +211,7 @@ unsafe fn dots<S: Simd, const BITS: usize, const N: usize, const FIRST: bool, co
                     dots[i] = S::add_dots(dots[i], high, S::splat_b(x.add(16)));
                 }
                 // Settled before 16 bits overflow: 8 products of 4 bits, 4 of 5 bits, 2 of 6 bits.
-                if j == 1 && BITS > 4 {
+                if j == 1 && (BITS > 4 || C::CODEBOOK.is_some()) {
                     dots[i] = S::settle_dots(dots[i]);
                 }
             }

@@ -1,7 +1,9 @@
 //! A packed weight matrix: a place in an arena that many matrices share, with type and shape.
 
-use super::layout::{BLOCK, Groups, Halves, Layout, TILE, block_bytes, packed_bytes, tile_bytes, tiles};
-use crate::gguf::GgmlType;
+use super::layout::{
+    BLOCK, Groups, GroupsOfIq4, Halves, HalvesMin, Layout, TILE, block_bytes, packed_bytes, tile_bytes, tiles,
+};
+use crate::gguf::{GgmlType, scales};
 use crate::{Buffer, Error};
 use half::{bf16, f16};
 use std::sync::Arc;
@@ -81,7 +83,7 @@ impl Matrix {
         let (tile, lane) = (row / TILE, row % TILE);
         let tile = &self.bytes()[tile * self.tile_bytes..][..self.tile_bytes];
         match (Layout::of(self.ty), self.ty) {
-            (Layout::Quantized { bits, offset, head, blocks }, ty) => {
+            (Layout::Quantized { bits, offset, codebook, head, blocks }, ty) => {
                 let records = tile.chunks_exact(head + blocks * block_bytes(bits));
                 for (record, out) in records.zip(out.chunks_exact_mut(BLOCK * blocks)) {
                     let (head, packed) = record.split_at(head);
@@ -90,7 +92,9 @@ impl Matrix {
                         let halves = block_scales(ty, head, block, lane);
                         for (j, out) in out.iter_mut().enumerate() {
                             let (d, m) = halves[j / 16];
-                            *out = d * (code(bits, packed, lane, j) - offset) as f32 + m;
+                            let code = code(bits, packed, lane, j);
+                            let value = codebook.map_or(code - offset, |values| i32::from(values[code as usize]));
+                            *out = d * value as f32 + m;
                         }
                     }
                 }
@@ -114,6 +118,9 @@ fn half_at(bytes: &[u8], at: usize) -> f32 {
 
 /// Scale and offset for the two halves of a block of one row. (Adding −0 changes nothing, not even a zero's sign.)
 fn block_scales(ty: GgmlType, head: &[u8], block: usize, lane: usize) -> [(f32, f32); 2] {
+    if ty == GgmlType::MXFP4 {
+        return [(scales::mxfp4(head[lane]), -0.0); 2];
+    }
     let d = half_at(head, 2 * lane);
     match ty {
         GgmlType::Q4_1 | GgmlType::Q5_1 => [(d, half_at(head, 2 * (TILE + lane))); 2],
@@ -122,6 +129,11 @@ fn block_scales(ty: GgmlType, head: &[u8], block: usize, lane: usize) -> [(f32, 
             let (scale, min) = (f32::from(head[at]), f32::from(head[at + TILE]));
             [(d * scale, -(half_at(head, 2 * (TILE + lane)) * min)); 2]
         }
+        GgmlType::IQ4XS => [(d * f32::from(head[GroupsOfIq4::integers(block) + lane] as i8), -0.0); 2],
+        GgmlType::Q2K => [0, 1].map(|half| {
+            let both = head[HalvesMin::integers(2 * block + half) + lane];
+            (d * f32::from(both & 15), -(half_at(head, 2 * (TILE + lane)) * f32::from(both >> 4)))
+        }),
         GgmlType::Q3K | GgmlType::Q6K => {
             let scale = |half: usize| d * f32::from(head[Halves::weights(2 * block + half) + lane] as i8);
             [(scale(0), -0.0), (scale(1), -0.0)]
@@ -137,9 +149,10 @@ fn code(bits: usize, packed: &[u8], lane: usize, j: usize) -> i32 {
         return i32::from(byte(j / 4) as i8);
     }
     let (high, vector) = (j / 16, j % 16 / 4);
-    if bits == 3 {
+    if bits < 4 {
         let low = (byte(vector / 2) >> (4 * high + vector % 2 * 2)) & 3;
-        return i32::from(low | ((byte(2) >> (4 * high + vector)) & 1) << 2);
+        let third = if bits == 3 { (byte(2) >> (4 * high + vector)) & 1 } else { 0 };
+        return i32::from(low | third << 2);
     }
     let low = (byte(vector) >> (4 * high)) & 15;
     let upper = match bits {

@@ -1,8 +1,8 @@
 //! Packs GGUF blocks into tiles: one unpacker per format, one packer per layout. Bits are moved exactly; nothing is
 //! computed.
 
-use super::layout::{BLOCK, Groups, Halves, Layout, TILE, block_bytes, tile_bytes};
-use crate::gguf::GgmlType;
+use super::layout::{BLOCK, Groups, GroupsOfIq4, Halves, HalvesMin, Layout, TILE, block_bytes, tile_bytes};
+use crate::gguf::{GgmlType, scales};
 use std::ops::Range;
 
 /// 32 codes of up to 8 bits, in order of k; four to a little-endian word.
@@ -36,6 +36,10 @@ pub(crate) fn pack(ty: GgmlType, rows: usize, k: usize, src: &[u8], tiles: Range
             GgmlType::Q5_0 => records::<Q5_0>(rows, row_bytes, dst),
             GgmlType::Q5_1 => records::<Q5_1>(rows, row_bytes, dst),
             GgmlType::Q8_0 => records::<Q8_0>(rows, row_bytes, dst),
+            GgmlType::IQ4NL => records::<Iq4Nl>(rows, row_bytes, dst),
+            GgmlType::IQ4XS => records::<Iq4Xs>(rows, row_bytes, dst),
+            GgmlType::MXFP4 => records::<Mxfp4>(rows, row_bytes, dst),
+            GgmlType::Q2K => records::<Q2K>(rows, row_bytes, dst),
             GgmlType::Q3K => records::<Q3K>(rows, row_bytes, dst),
             GgmlType::Q4K => records::<Q4K>(rows, row_bytes, dst),
             GgmlType::Q5K => records::<Q5K>(rows, row_bytes, dst),
@@ -93,14 +97,16 @@ fn interleave<T: Source>(codes: Codes, lane: usize, packed: &mut [[u8; 4]]) {
         }
         return;
     }
-    if T::BITS == 3 {
+    if T::BITS < 4 {
         let low = |word: u32| word & 0x0303_0303;
         for v in 0..2 {
             let pair = |t: usize| (low(codes[2 * v + t]) | low(codes[2 * v + t + 4]) << 4) << (2 * t);
             put(v, pair(0) | pair(1));
         }
-        let third = |word: u32| (word >> 2) & 0x0101_0101;
-        put(2, (0..4).fold(0, |bits, j| bits | third(codes[j]) << j | third(codes[j + 4]) << (4 + j)));
+        if T::BITS == 3 {
+            let third = |word: u32| (word >> 2) & 0x0101_0101;
+            put(2, (0..4).fold(0, |bits, j| bits | third(codes[j]) << j | third(codes[j + 4]) << (4 + j)));
+        }
         return;
     }
     for j in 0..4 {
@@ -169,19 +175,45 @@ simple!(Q4_1, GgmlType::Q4_1, 4, 2, |block| nibbles(&block[4..20]));
 simple!(Q5_0, GgmlType::Q5_0, 5, 1, |block| with_fifths(nibbles(&block[6..22]), word(&block[2..6], 0)));
 simple!(Q5_1, GgmlType::Q5_1, 5, 2, |block| with_fifths(nibbles(&block[8..24]), word(&block[4..8], 0)));
 simple!(Q8_0, GgmlType::Q8_0, 8, 1, |block| std::array::from_fn(|i| word(&block[2..34], i)));
+simple!(Iq4Nl, GgmlType::IQ4NL, 4, 1, |block| nibbles(&block[2..18]));
 
-/// The scales of Q4_K and Q5_K, unpacked from 6 bits each: four of each kind lie in the low bits of bytes 0…7; the
-/// other four have their low nibbles in bytes 8…11 and their upper two bits on top of bytes 0…7.
+/// An exponent of 8 bits, 16 bytes of nibbles.
+struct Mxfp4;
+impl Source for Mxfp4 {
+    const TYPE: GgmlType = GgmlType::MXFP4;
+    const BITS: usize = 4;
+    #[inline(always)]
+    fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
+        head[lane] = block[0];
+    }
+    #[inline(always)]
+    fn codes(block: &[u8], _group: usize) -> Codes {
+        nibbles(&block[1..17])
+    }
+}
+
+/// d f16, 6 bytes of scales, 128 bytes of nibbles: 16 bytes for each group.
+struct Iq4Xs;
+impl Source for Iq4Xs {
+    const TYPE: GgmlType = GgmlType::IQ4XS;
+    const BITS: usize = 4;
+    fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
+        put_half(block, 0, head, 0, lane);
+        for (group, scale) in scales::iq4_xs(&block[2..8]).into_iter().enumerate() {
+            head[GroupsOfIq4::integers(group) + lane] = scale as u8;
+        }
+    }
+    #[inline(always)]
+    fn codes(block: &[u8], group: usize) -> Codes {
+        nibbles(&block[8 + 16 * group..][..16])
+    }
+}
+
+/// The scales and minima of Q4_K and Q5_K.
 fn group_scales(block: &[u8], lane: usize, head: &mut [u8]) {
     put_half(block, 0, head, 0, lane);
     put_half(block, 2, head, 1, lane);
-    let s = &block[4..16];
-    for group in 0..8 {
-        let (scale, min) = if group < 4 {
-            (s[group] & 63, s[group + 4] & 63)
-        } else {
-            ((s[group + 4] & 15) | ((s[group - 4] >> 6) << 4), (s[group + 4] >> 4) | ((s[group] >> 6) << 4))
-        };
+    for (group, (scale, min)) in scales::q4_k(&block[4..16]).into_iter().enumerate() {
         let at = Groups::integers(group) + lane;
         head[at] = scale;
         head[at + TILE] = min;
@@ -220,6 +252,26 @@ impl Source for Q5K {
     }
 }
 
+/// 16 bytes of scales and minima, 64 bytes of codes, d f16, dmin f16. Of a half of 128 elements, quarter `t` has its codes in
+/// 32 bytes at `2·t`.
+struct Q2K;
+impl Source for Q2K {
+    const TYPE: GgmlType = GgmlType::Q2K;
+    const BITS: usize = 2;
+    fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
+        put_half(block, 80, head, 0, lane);
+        put_half(block, 82, head, 1, lane);
+        for (half, both) in block[..16].iter().enumerate() {
+            head[HalvesMin::integers(half) + lane] = *both;
+        }
+    }
+    #[inline(always)]
+    fn codes(block: &[u8], group: usize) -> Codes {
+        let qs = &block[16 + group / 4 * 32..][..32];
+        std::array::from_fn(|i| (word(qs, i) >> (group % 4 * 2)) & 0x0303_0303)
+    }
+}
+
 /// 32 bytes of third bits (bit `group` of byte `j`), 64 bytes of low two bits, 12 bytes of scales, d f16. Of a half of 128 elements,
 /// quarter `t` has its low bits in 32 bytes at `2·t`.
 struct Q3K;
@@ -228,11 +280,8 @@ impl Source for Q3K {
     const BITS: usize = 3;
     fn scales(block: &[u8], lane: usize, head: &mut [u8]) {
         put_half(block, 108, head, 0, lane);
-        let s = &block[96..108];
-        for half in 0..16 {
-            let low = (s[half % 8] >> (half / 8 * 4)) & 15;
-            let upper = (s[8 + half % 4] >> (half / 4 * 2)) & 3;
-            head[Halves::weights(half) + lane] = (low | upper << 4).wrapping_sub(32);
+        for (half, scale) in scales::q3_k(&block[96..108]).into_iter().enumerate() {
+            head[Halves::weights(half) + lane] = scale as u8;
         }
     }
     #[inline(always)]

@@ -4,7 +4,9 @@
 use super::super::simd::{Body, LANES, Simd, dispatch};
 use super::float::{self, FloatWeights};
 use super::integer;
-use super::layout::{BLOCK, Groups, Halves, Scale, ScaleMin, Scales, TILE};
+use super::layout::{
+    BLOCK, Exponents, Groups, GroupsOfIq4, Halves, HalvesMin, Scale, ScaleMin, ScaleOfIq4, Scales, TILE,
+};
 use super::quantized::GROUP;
 use super::{Matrix, Quantized};
 use crate::Isa;
@@ -70,6 +72,10 @@ pub(crate) unsafe fn product(
             (GgmlType::Q5_0, Input::Quantized(x)) => integers::<Scale, 5, 4>(isa, task, x),
             (GgmlType::Q5_1, Input::Quantized(x)) => integers::<ScaleMin, 5, 0>(isa, task, x),
             (GgmlType::Q8_0, Input::Quantized(x)) => integers::<Scale, 8, 0>(isa, task, x),
+            (GgmlType::IQ4NL, Input::Quantized(x)) => integers::<ScaleOfIq4, 4, 0>(isa, task, x),
+            (GgmlType::IQ4XS, Input::Quantized(x)) => integers::<GroupsOfIq4, 4, 0>(isa, task, x),
+            (GgmlType::MXFP4, Input::Quantized(x)) => integers::<Exponents, 4, 4>(isa, task, x),
+            (GgmlType::Q2K, Input::Quantized(x)) => integers::<HalvesMin, 2, 0>(isa, task, x),
             (GgmlType::Q3K, Input::Quantized(x)) => integers::<Halves, 3, 2>(isa, task, x),
             (GgmlType::Q4K, Input::Quantized(x)) => integers::<Groups, 4, 0>(isa, task, x),
             (GgmlType::Q5K, Input::Quantized(x)) => integers::<Groups, 5, 0>(isa, task, x),

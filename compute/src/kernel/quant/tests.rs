@@ -25,8 +25,9 @@ enum Kind {
 /// Where the f16 numbers of a block are.
 fn halves_of(ty: GgmlType) -> &'static [usize] {
     match ty {
-        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => &[0],
+        GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 | GgmlType::IQ4NL | GgmlType::IQ4XS => &[0],
         GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4K | GgmlType::Q5K => &[0, 2],
+        GgmlType::Q2K => &[80, 82],
         GgmlType::Q3K => &[108],
         GgmlType::Q6K => &[208],
         _ => &[],
@@ -49,6 +50,10 @@ fn weights(ty: GgmlType, rows: usize, k: usize, kind: Kind, random: &mut SplitMi
             (GgmlType::F16, _) => block.copy_from_slice(&f16::from_f32(random.signed_unit()).to_le_bytes()),
             (GgmlType::BF16, _) => block.copy_from_slice(&bf16::from_f32(random.signed_unit()).to_le_bytes()),
             _ => {
+                if ty == GgmlType::MXFP4 {
+                    let odd = [0, 1, 2, 127, 252, 254];
+                    block[0] = if kind == Kind::Extreme { odd[random.index(6)] } else { 110 + random.index(20) as u8 };
+                }
                 for at in halves_of(ty) {
                     let usual = f16::from_f32(random.signed_unit() * 0.02);
                     let odd = [f16::ZERO, f16::NEG_ZERO, f16::MAX, f16::MIN, f16::from_bits(1), f16::from_bits(0x8003)];
@@ -80,10 +85,12 @@ fn activations(rows: usize, k: usize, random: &mut SplitMix64) -> Vec<f32> {
 /// One row of a quantised matrix, as the numerics see it.
 struct Block {
     codes: Vec<f32>,
-    /// Of the two halves, for Q3_K and Q6_K; else 1.
+    /// Of the two halves, for Q2_K, Q3_K and Q6_K; else 1.
     halves: [i32; 2],
     scale: f32,
     min: Option<f32>,
+    /// Integers that the sums of the two halves are multiplied with, for Q2_K; the minimum is then their scale.
+    minima: Option<[i32; 2]>,
 }
 
 /// The blocks of 32 in one GGUF block.
@@ -105,12 +112,24 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
             set(bytes, 208, 1.0);
             bytes[192..208].fill(1);
         }
+        GgmlType::Q2K => {
+            set(bytes, 80, 1.0);
+            bytes[..16].fill(1);
+        }
         GgmlType::Q3K => {
             set(bytes, 108, 1.0);
             // 33 each, so 1 after 32 is taken off.
             bytes[96..104].fill(0x11);
             bytes[104..108].fill(0xaa);
         }
+        GgmlType::IQ4XS => {
+            set(bytes, 0, 1.0);
+            // 33 each, so 1 after 32 is taken off.
+            bytes[2..4].fill(0xaa);
+            bytes[4..8].fill(0x11);
+        }
+        // 2, of which half is the factor.
+        GgmlType::MXFP4 => bytes[0] = 128,
         GgmlType::Q4K | GgmlType::Q5K => {
             set(bytes, 0, 1.0);
             set(bytes, 2, 0.0);
@@ -146,6 +165,48 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
                 halves: one,
                 scale: get(0) * scales[32 * g],
                 min: Some(-(get(2) * -mins[32 * g])),
+                minima: None,
+            };
+            groups.enumerate().map(block).collect()
+        }
+        GgmlType::IQ4XS => {
+            // All codes 8, whose value is 1, give the scales.
+            let scales = values(&|bytes| {
+                set(bytes, 0, 1.0);
+                bytes[8..].fill(0x88);
+            });
+            let block = |(g, codes): (usize, _)| Block {
+                codes,
+                halves: one,
+                scale: get(0) * scales[32 * g],
+                min: None,
+                minima: None,
+            };
+            groups.enumerate().map(block).collect()
+        }
+        GgmlType::MXFP4 => {
+            // All codes 1, whose doubled value is 1, give the scale.
+            let scale = values(&|bytes| bytes[1..].fill(0x11))[0];
+            groups.map(|codes| Block { codes, halves: one, scale, min: None, minima: None }).collect()
+        }
+        GgmlType::Q2K => {
+            // All codes 1 give the scales; all codes 0 the minima.
+            let scales = values(&|bytes| {
+                set(bytes, 80, 1.0);
+                set(bytes, 82, 0.0);
+                bytes[16..80].fill(0x55);
+            });
+            let minima = values(&|bytes| {
+                set(bytes, 80, 0.0);
+                set(bytes, 82, 1.0);
+                bytes[16..80].fill(0);
+            });
+            let block = |(g, codes)| Block {
+                codes,
+                halves: [0, 1].map(|half: usize| scales[32 * g + 16 * half] as i32),
+                scale: get(80),
+                min: Some(get(82)),
+                minima: Some([0, 1].map(|half: usize| -(minima[32 * g + 16 * half] as i32))),
             };
             groups.enumerate().map(block).collect()
         }
@@ -157,19 +218,29 @@ fn blocks(ty: GgmlType, bytes: &[u8]) -> Vec<Block> {
                 bytes[32..96].fill(0x55);
             });
             let weight = |half: usize| scales[16 * half] as i32;
-            let block =
-                |(g, codes)| Block { codes, halves: [weight(2 * g), weight(2 * g + 1)], scale: get(108), min: None };
+            let block = |(g, codes)| Block {
+                codes,
+                halves: [weight(2 * g), weight(2 * g + 1)],
+                scale: get(108),
+                min: None,
+                minima: None,
+            };
             groups.enumerate().map(block).collect()
         }
         GgmlType::Q6K => {
             let weight = |half: usize| i32::from(bytes[192 + half] as i8);
-            let block =
-                |(g, codes)| Block { codes, halves: [weight(2 * g), weight(2 * g + 1)], scale: get(208), min: None };
+            let block = |(g, codes)| Block {
+                codes,
+                halves: [weight(2 * g), weight(2 * g + 1)],
+                scale: get(208),
+                min: None,
+                minima: None,
+            };
             groups.enumerate().map(block).collect()
         }
         _ => {
             let min = (halves_of(ty).len() == 2).then(|| get(2));
-            groups.map(|codes| Block { codes, halves: one, scale: get(0), min }).collect()
+            groups.map(|codes| Block { codes, halves: one, scale: get(0), min, minima: None }).collect()
         }
     }
 }
@@ -200,7 +271,10 @@ fn reference(ty: GgmlType, row: &[u8], x: &[f32]) -> f32 {
             dot += block.halves[j / 16] * *code as i32 * q;
         }
         acc = (block.scale * d).mul_add(dot as f32, acc);
-        if let Some(min) = block.min {
+        if let (Some(min), Some([first, second])) = (block.min, block.minima) {
+            let sum = first * q[..16].iter().sum::<i32>() + second * q[16..].iter().sum::<i32>();
+            acc = (-(min * d)).mul_add(sum as f32, acc);
+        } else if let Some(min) = block.min {
             acc = min.mul_add(d * q.iter().sum::<i32>() as f32, acc);
         }
     }
@@ -331,6 +405,30 @@ fn the_smallest_weights_do_not_saturate() {
 }
 
 #[test]
+fn no_sum_of_the_largest_codes_and_activations_overflows() {
+    for ty in GgmlType::SUPPORTED.into_iter().filter(|ty| ty.block_len() > 1) {
+        let k = depth(ty, 2);
+        for fill in [0x00u8, 0x77, 0x80, 0x88, 0xff] {
+            let mut src = vec![fill; 16 * k / ty.block_len() * ty.block_bytes()];
+            for block in src.chunks_exact_mut(ty.block_bytes()) {
+                halves_of(ty).iter().for_each(|at| block[*at..*at + 2].copy_from_slice(&f16::ONE.to_le_bytes()));
+                if ty == GgmlType::MXFP4 {
+                    block[0] = 127;
+                }
+            }
+            let w = packed(ty, 16, k, &src);
+            for x in [vec![127.0f32; k], vec![-127.0f32; k]] {
+                let expected = reference(ty, &src[..src.len() / 16], &x);
+                for isa in families() {
+                    let out = compute(isa, &w, &x, 1, 1, 1, Store::Set);
+                    assert_eq!(out[..16], [expected; 16], "{ty} of {fill:x} {isa:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_packed_row_is_the_dequantised_row() {
     for ty in GgmlType::SUPPORTED {
         for (kind, seed) in [(Kind::Usual, 1), (Kind::Extreme, 2), (Kind::Any, 3)] {
@@ -355,7 +453,7 @@ fn packing_does_not_grow_by_more_than_a_twentieth() {
         let bytes = packed_bytes(ty, 64, 512).unwrap();
         let file = 64 * 512 / ty.block_len() * ty.block_bytes();
         assert!(bytes >= file && bytes as f64 <= 1.05 * file as f64, "{ty}: {bytes} for {file}");
-        assert_eq!(bytes % 32, 0);
+        assert_eq!(bytes % 16, 0);
     }
     assert_eq!(packed_bytes(GgmlType::Q4K, 16, 128), None);
     assert_eq!(packed_bytes(GgmlType::F32, usize::MAX, 1 << 40), None);

@@ -206,6 +206,23 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let mask = _mm256_set1_epi32(15);
+            let both = Self::load_u8(from);
+            (_mm256_and_si256(both.0, mask), _mm256_and_si256(both.1, mask))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let both = Self::load_u8(from);
+            (_mm256_srli_epi32::<4>(both.0), _mm256_srli_epi32::<4>(both.1))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self::I {
         // SAFETY: see above.
         unsafe {
@@ -280,6 +297,11 @@ impl Simd for Avx2 {
     unsafe fn shift_right_2(x: Self::B) -> Self::B {
         // SAFETY: see above.
         unsafe { (_mm256_srli_epi16::<2>(x.0), _mm256_srli_epi16::<2>(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { halves!(_mm256_shuffle_epi8, table, index) }
     }
     #[inline(always)]
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
@@ -365,6 +387,17 @@ impl Simd for Avx2 {
             let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
             let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast()));
             (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_e8m0(from: *const u8) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let (low, high) = Self::load_u8(from);
+            // The exponent 0 is that of numbers below the normal ones; 2⁻¹²⁷ is among them.
+            let least = _mm256_set1_epi32(0x0040_0000);
+            let scale = |e| _mm256_castsi256_ps(_mm256_max_epi32(_mm256_slli_epi32::<23>(e), least));
+            (scale(low), scale(high))
         }
     }
     #[inline(always)]

@@ -164,6 +164,16 @@ impl Simd for Avx512 {
         unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_and_si512(Self::load_u8(from), _mm512_set1_epi32(15)) }
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe { _mm512_srli_epi32::<4>(Self::load_u8(from)) }
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self::I {
         // SAFETY: see above.
         unsafe { _mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast())) }
@@ -215,6 +225,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_srli_epi16::<2>(x) }
     }
     #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { _mm512_shuffle_epi8(table, index) }
+    }
+    #[inline(always)]
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
         // SAFETY: see above.
         unsafe { _mm512_and_si512(x, _mm512_set1_epi8(mask as i8)) }
@@ -261,6 +276,15 @@ impl Simd for Avx512 {
     unsafe fn load_bf16(from: *const u16) -> Self::F {
         // SAFETY: see above.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())))) }
+    }
+    #[inline(always)]
+    unsafe fn load_e8m0(from: *const u8) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            // The exponent 0 is that of numbers below the normal ones; 2⁻¹²⁷ is among them.
+            let least = _mm512_set1_epi32(0x0040_0000);
+            _mm512_castsi512_ps(_mm512_max_epi32(_mm512_slli_epi32::<23>(Self::load_u8(from)), least))
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {

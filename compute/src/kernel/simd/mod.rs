@@ -92,6 +92,10 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn mul_i(a: Self::I, b: Self::I) -> Self::I;
     /// Lane i is the unsigned byte `from[i]`.
     unsafe fn load_u8(from: *const u8) -> Self::I;
+    /// Lane i is the low four bits of byte `from[i]`.
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I;
+    /// Lane i is the high four bits of byte `from[i]`.
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I;
     /// Lane i is the signed byte `from[i]`.
     unsafe fn load_i8(from: *const i8) -> Self::I;
     /// The low byte of each lane.
@@ -114,6 +118,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn shift_right_1(x: Self::B) -> Self::B;
     /// Every byte shifted right by 2; the top two bits are unspecified.
     unsafe fn shift_right_2(x: Self::B) -> Self::B;
+    /// Within each 16 bytes, byte i is the byte of `table` at `index[i]`; every index is below 16.
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B;
     /// Byte by byte `x & mask`.
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B;
     /// Byte by byte `x | (bits & mask)`.
@@ -137,6 +143,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn shift_left<const N: u32>(a: Self::I) -> Self::I;
     /// Sixteen numbers of bfloat16, widened exactly.
     unsafe fn load_bf16(from: *const u16) -> Self::F;
+    /// Sixteen powers of two from their exponents: 2^(e − 127), exactly; infinity for 255.
+    unsafe fn load_e8m0(from: *const u8) -> Self::F;
     /// Prefetches the cache line of `at`, which may be any address.
     unsafe fn prefetch(at: *const u8);
     /// Signed weights in the form that [`Simd::dot_i8`] takes.

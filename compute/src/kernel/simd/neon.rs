@@ -225,6 +225,22 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let both = Self::load_u8(from);
+            quarters!(Q => vandq_s32(both[Q], vdupq_n_s32(15)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe {
+            let both = Self::load_u8(from);
+            quarters!(Q => vshrq_n_s32::<4>(both[Q]))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self::I {
         // SAFETY: see above.
         unsafe {
@@ -287,6 +303,11 @@ impl Simd for Neon {
         unsafe { quarters!(Q => vshrq_n_u8::<2>(x[Q])) }
     }
     #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { quarters!(Q => vqtbl1q_u8(table[Q], index[Q])) }
+    }
+    #[inline(always)]
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
         // SAFETY: see above.
         unsafe { quarters!(Q => vandq_u8(x[Q], vdupq_n_u8(mask))) }
@@ -345,6 +366,16 @@ impl Simd for Neon {
     unsafe fn load_bf16(from: *const u16) -> Self::F {
         // SAFETY: see above.
         unsafe { quarters!(Q => vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(from.add(4 * Q))))) }
+    }
+    #[inline(always)]
+    unsafe fn load_e8m0(from: *const u8) -> Self::F {
+        // SAFETY: see above.
+        unsafe {
+            let e = Self::load_u8(from);
+            // The exponent 0 is that of numbers below the normal ones; 2⁻¹²⁷ is among them.
+            let least = vdupq_n_s32(0x0040_0000);
+            quarters!(Q => vreinterpretq_f32_s32(vmaxq_s32(vshlq_n_s32::<23>(e[Q]), least)))
+        }
     }
     #[inline(always)]
     unsafe fn prefetch(at: *const u8) {

@@ -217,6 +217,16 @@ impl Simd for Plain {
         out
     }
     #[inline(always)]
+    unsafe fn load_low_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe { Self::load_u8(from) }.map(|both| both & 15)
+    }
+    #[inline(always)]
+    unsafe fn load_high_nibbles(from: *const u8) -> Self::I {
+        // SAFETY: see above.
+        unsafe { Self::load_u8(from) }.map(|both| both >> 4)
+    }
+    #[inline(always)]
     unsafe fn load_i8(from: *const i8) -> Self::I {
         // SAFETY: see above.
         let bytes = unsafe { from.cast::<[i8; LANES]>().read_unaligned() };
@@ -277,6 +287,14 @@ impl Simd for Plain {
         x.map(|byte| byte >> 2)
     }
     #[inline(always)]
+    unsafe fn lookup(table: Self::B, index: Self::B) -> Self::B {
+        let mut out = [0; 64];
+        for i in 0..64 {
+            out[i] = table[i / 16 * 16 + usize::from(index[i] % 16)];
+        }
+        out
+    }
+    #[inline(always)]
     unsafe fn masked(x: Self::B, mask: u8) -> Self::B {
         x.map(|byte| byte & mask)
     }
@@ -325,6 +343,12 @@ impl Simd for Plain {
         // SAFETY: see above.
         let bits = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
         bits.map(|bits| f32::from_bits(u32::from(bits) << 16))
+    }
+    #[inline(always)]
+    unsafe fn load_e8m0(from: *const u8) -> Self::F {
+        // SAFETY: see above.
+        let exponents = unsafe { from.cast::<[u8; LANES]>().read_unaligned() };
+        exponents.map(|e| if e == 0 { 2f32.powi(-127) } else { f32::from_bits(u32::from(e) << 23) })
     }
     #[inline(always)]
     unsafe fn prefetch(_at: *const u8) {}

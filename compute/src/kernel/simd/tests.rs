@@ -59,6 +59,7 @@ impl Body for All<'_> {
             float("to_f32", S::to_f32(i));
             float("load_f16", S::load_f16(lanes.halves.as_ptr()));
             float("load_bf16", S::load_bf16(lanes.halves.as_ptr()));
+            float("load_e8m0", S::load_e8m0(lanes.bytes[0].as_ptr()));
             let finite =
                 S::load(lanes.floats[1].iter().map(|x| if x.is_nan() { 0.0 } else { *x }).collect::<Vec<_>>().as_ptr());
             float("max_lanes", S::splat(S::max_lanes(S::abs(finite))));
@@ -73,6 +74,8 @@ impl Body for All<'_> {
             integer("mul_i", S::mul_i(i, i));
             integer("shift_left", S::shift_left::<7>(i));
             integer("load_u8", S::load_u8(lanes.bytes[0].as_ptr()));
+            integer("load_low_nibbles", S::load_low_nibbles(lanes.bytes[0].as_ptr()));
+            integer("load_high_nibbles", S::load_high_nibbles(lanes.bytes[0].as_ptr()));
             integer("load_i8", S::load_i8(lanes.bytes[0].as_ptr().cast()));
             integer("sum_lanes", S::splat_i(S::sum_lanes(i)));
             // Weights as the products have them: bytes from nibbles, bits above them, and activations without −128.
@@ -94,6 +97,8 @@ impl Body for All<'_> {
             let ones = S::load_b([1u8; 64].as_ptr());
             let bias = S::dot_i8(S::splat_i(0), S::prepare_i8(S::load_b([0u8; 64].as_ptr())), x);
             integer("dot_i8", S::sub_i(S::dot_i8(i, S::prepare_i8(w), x), bias));
+            let looked = S::lookup(plane, low);
+            integer("lookup", S::sub_i(S::dot_i8(i, S::prepare_i8(looked), x), bias));
             let sums = S::sum_dots(S::add_dots(S::no_dots(), ones, x));
             integer("bias", S::sub_i(bias, S::mul_i(sums, S::splat_i(S::I8_BIAS))));
             let mut bytes = [0i8; LANES];
