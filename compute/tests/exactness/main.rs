@@ -225,6 +225,42 @@ fn chunks_mixes_splits_truncations_replays_and_families_change_no_bit() {
 }
 
 #[test]
+fn a_long_context_whose_attention_threads_divide_by_positions_changes_no_bit() {
+    // Two key-value heads for three threads, beyond the position from which heads are divided; in one architecture some
+    // layers attend to a window alone.
+    let sizes = Sizes {
+        layers: 2,
+        hidden: WIDTH,
+        heads: 4,
+        kv_heads: 2,
+        head: 64,
+        intermediate: 256,
+        vocabulary: VOCABULARY,
+        context: 2_048,
+    };
+    for architecture in ["llama", "gemma3"] {
+        let of = Tiny { architecture, weights: GgmlType::Q8_0, seed: 7 };
+        let file = ModelFile::from_bytes(tiny::gguf_of(of, sizes, |_, _| {})).unwrap();
+        let tokens = text(6, 1_290);
+        let whole = reference(&file, &tokens);
+        for isa in families() {
+            let stages = Stages::load(&file, &[], |_| pool(3, isa));
+            let mut session = stages.session();
+            for part in [
+                &tokens[..1_278],
+                &tokens[1_278..1_279],
+                &tokens[1_279..1_282],
+                &tokens[1_282..1_283],
+                &tokens[1_283..],
+            ] {
+                stages.advance(&mut [(&mut session, part)]);
+            }
+            assert_eq!(session.digest(), whole, "{architecture} {isa:?}");
+        }
+    }
+}
+
+#[test]
 fn forks_go_their_own_ways_and_share_what_came_before() {
     for architecture in ["gemma3", "qwen3moe", "glm4moe", "gpt-oss"] {
         let file = tiny(architecture, GgmlType::Q8_0);

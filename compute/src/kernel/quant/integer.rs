@@ -7,9 +7,9 @@ use super::super::simd::Simd;
 use super::layout::{BLOCK, Min, Scales, block_bytes};
 use super::quantized::Scale;
 
-/// Distance of prefetches. The processor's own prefetching stops at page ends, and with few rows blocks are consumed
-/// faster than they arrive.
-const AHEAD_BYTES: usize = 1024;
+/// Distance of prefetches: what one core reads while memory answers, some 100 ns at 25 to 35 GB/s, and a part of the first
+/// cache. The processor's own prefetching stops at page ends, and with few rows blocks are consumed faster than they arrive.
+const AHEAD_BYTES: usize = 4096;
 
 /// N activation rows of one group.
 #[derive(Clone, Copy)]
@@ -35,13 +35,10 @@ pub(super) unsafe fn tile<S: Simd, C: Scales, const BITS: usize, const SHIFT: u3
         let mut acc = [S::splat(0.0); N];
         let mut head = w;
         for _ in 0..records {
+            prefetch::<S>(head, C::HEAD);
             let mut block = head.add(C::HEAD);
             for b in 0..C::BLOCKS {
-                let mut line = 0;
-                while line < block_bytes(BITS) {
-                    S::prefetch(block.wrapping_add(AHEAD_BYTES + line));
-                    line += 64;
-                }
+                prefetch::<S>(block, block_bytes(BITS));
                 let mut sums;
                 if C::HALVES {
                     // The halves are computed in turn, so that registers hold the sums of one half at a time.
@@ -120,6 +117,20 @@ const fn quarters<C: Scales, const SHIFT: u32>() -> [u8; 64] {
         }
     }
     bytes
+}
+
+/// Prefetches what comes [`AHEAD_BYTES`] behind the `len` bytes that are about to be read.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn prefetch<S: Simd>(from: *const u8, len: usize) {
+    let mut line = 0;
+    while line < len {
+        // SAFETY: the caller's promise; any address may be prefetched.
+        unsafe { S::prefetch(from.wrapping_add(AHEAD_BYTES + line)) };
+        line += 64;
+    }
 }
 
 /// The integer dots of one block with N rows, or of one of its halves alone.

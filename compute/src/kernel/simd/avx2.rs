@@ -35,7 +35,8 @@ impl Simd for Avx2 {
     type B = (__m256i, __m256i);
     /// Settled sums of 32 bits; sums of 16 bits, two to a lane.
     type D = ((__m256i, __m256i), (__m256i, __m256i));
-    const ROWS: usize = 4;
+    const ROWS: usize = 6;
+    const VECTORS: usize = 8;
     const I8_BIAS: i32 = 0;
 
     #[inline(always)]

@@ -28,6 +28,7 @@ impl Simd for Avx512 {
     type B = __m512i;
     type D = __m512i;
     const ROWS: usize = 8;
+    const VECTORS: usize = 32;
     const I8_BIAS: i32 = 128;
 
     #[inline(always)]

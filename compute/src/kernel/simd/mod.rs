@@ -35,6 +35,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     type D: Copy;
     /// Activation rows of a register tile: as many as keep their sums in registers, at most 8.
     const ROWS: usize;
+    /// Vectors that the registers hold.
+    const VECTORS: usize;
     /// Bias of [`Simd::dot_i8`]: each lane has this times the sum of the four `x` added to the dot product. (VNNI multiplies
     /// unsigned by signed, so weights are shifted by 128.) The caller subtracts the bias once per block.
     const I8_BIAS: i32;

@@ -75,6 +75,7 @@ impl Simd for Neon {
     type B = [uint8x16_t; 4];
     type D = [int32x4_t; 4];
     const ROWS: usize = 4;
+    const VECTORS: usize = 8;
     const I8_BIAS: i32 = 0;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

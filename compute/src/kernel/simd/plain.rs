@@ -59,6 +59,7 @@ impl Simd for Plain {
     type B = [u8; 64];
     type D = [i32; LANES];
     const ROWS: usize = 2;
+    const VECTORS: usize = 4;
     const I8_BIAS: i32 = 0;
 
     #[inline(always)]

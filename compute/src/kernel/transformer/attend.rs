@@ -6,8 +6,11 @@ use super::fault::{Fault, Step};
 use super::pass::Pass;
 use super::workspace::ThreadState;
 use super::{LayerWeights, ModelShape, SequenceChunk};
+use crate::Pool;
 use crate::kernel::float::activation::all_finite;
-use crate::kernel::float::attention::{self, KeysValues, MAX_ROWS, Row};
+use crate::kernel::float::attention::{
+    self, CHAIN, KeysValues, MAX_ROWS, Row, SPLIT_ROWS, SplitHead, SplitShape, SplitStep, Terms,
+};
 use crate::kernel::float::norm::{MAX_HEAD_DIM, rms_norm_head};
 use crate::kernel::float::rope;
 use crate::kernel::page::{PAGE_POSITIONS, PageShape};
@@ -15,13 +18,21 @@ use crate::kernel::shared::Shared;
 use crate::kernel::simd::{Body, LANES, Simd, dispatch};
 use crate::pool::Worker;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Magnitude below which no score overflows: keys are below 2¹⁶, and a head has at most 2⁹ elements.
 const MAX_QUERY: f32 = (1_u128 << 100) as f32;
 const _: () = assert!(MAX_HEAD_DIM <= 1 << 9);
 
-/// Attention of a few query rows of one chunk over one key-value head.
+/// How the attention of a layer is divided among threads. The bits are the same.
+pub(super) enum AttentionPlan {
+    /// By rows, in tasks that threads claim.
+    Rows(Vec<AttentionTask>),
+    /// The few rows of one sequence, by positions: heads do not come out even among the threads.
+    Positions(SplitShape),
+}
+
+/// Attention of some query rows of one chunk over one key-value head.
 pub(super) struct AttentionTask {
     chunk: usize,
     kv_head: usize,
@@ -29,20 +40,60 @@ pub(super) struct AttentionTask {
     rows: Range<usize>,
 }
 
-/// The attention of one layer, cut into tasks that threads claim.
-pub(super) fn tasks(chunks: &[SequenceChunk], shape: ModelShape, threads: usize) -> Vec<AttentionTask> {
-    let group = shape.heads / shape.kv_heads;
+/// Parts of a layer's attention that threads have claimed, of each step.
+#[derive(Default)]
+pub(super) struct ClaimedAttention([AtomicUsize; 3]);
+
+/// Tasks of each thread, at least, where rows suffice: the last ones that threads wait for are then a small share of all.
+const TASKS_PER_THREAD: usize = 6;
+
+/// The position from which a sequence is divided by positions: what threads gain by then is more than two barriers cost.
+const SPLIT_FROM: usize = 1024;
+
+impl AttentionPlan {
+    pub(super) fn new(chunks: &[SequenceChunk], shape: ModelShape, pool: &Pool) -> AttentionPlan {
+        if let [chunk] = chunks {
+            let (rows, last) = (chunk.rows.len() * shape.group(), chunk.last_position());
+            // More than a tenth of the time, threads would wait for the last head.
+            let is_uneven = 10 * shape.kv_heads < 9 * shape.kv_heads.next_multiple_of(pool.threads());
+            if rows <= SPLIT_ROWS && last >= SPLIT_FROM && is_uneven {
+                return AttentionPlan::Positions(SplitShape::new(rows, last, shape.head_dim));
+            }
+        }
+        AttentionPlan::Rows(tasks(chunks, shape, pool))
+    }
+
+    /// Floats of scratch memory that each thread needs, and of memory that threads share.
+    pub(super) fn floats(&self, chunks: &[SequenceChunk], shape: ModelShape) -> (usize, usize) {
+        match self {
+            AttentionPlan::Rows(tasks) => {
+                let of_task =
+                    |task: &AttentionTask| attention::scratch_len(task.rows.len(), chunks[task.chunk].last_position());
+                (tasks.iter().map(of_task).max().unwrap_or(0), 0)
+            }
+            AttentionPlan::Positions(split) => (0, shape.kv_heads * split.floats()),
+        }
+    }
+}
+
+fn tasks(chunks: &[SequenceChunk], shape: ModelShape, pool: &Pool) -> Vec<AttentionTask> {
+    let threads = pool.threads();
     // Rows of one head share what is read of the cache, so they stay together unless a thread would have no task.
     let shared_by = threads.div_ceil((chunks.len() * shape.kv_heads).max(1));
+    let rows: usize = chunks.iter().map(|chunk| chunk.rows.len() * shape.heads).sum();
+    let even = rows.div_ceil(TASKS_PER_THREAD * threads).next_multiple_of(attention::MIN_ROWS);
     let mut tasks = Vec::new();
     for (index, chunk) in chunks.iter().enumerate() {
-        for kv_head in 0..shape.kv_heads {
-            let all = chunk.rows.len() * group;
-            let tile = all.div_ceil(shared_by).clamp(1, MAX_ROWS);
-            tasks.extend((0..all).step_by(tile).map(|from| AttentionTask {
+        let all = chunk.rows.len() * shape.group();
+        let most = even.min(attention::rows_at_once(pool.isa(), chunk.last_position()));
+        let tile = all.div_ceil(shared_by).clamp(1, most);
+        // The last rows attend to the most keys. They come first, so that threads end together.
+        for from in (0..all).step_by(tile).rev() {
+            let rows = from..all.min(from + tile);
+            tasks.extend((0..shape.kv_heads).map(|kv_head| AttentionTask {
                 chunk: index,
                 kv_head,
-                rows: from..all.min(from + tile),
+                rows: rows.clone(),
             }));
         }
     }
@@ -176,51 +227,116 @@ impl Pass<'_> {
         self.check_below(TOO_LARGE, x, step);
     }
 
-    /// Computes attention tasks of a layer until all are claimed, or the pass is cancelled.
+    /// Computes parts of a layer's attention until all are claimed, or the pass is cancelled.
     ///
     /// # Safety
     /// As for [`Pass::run`]; [`Pass::rope_and_cache`] of the layer is complete on all threads.
-    pub(super) unsafe fn attend(&self, state: &mut ThreadState, index: usize, layer: &LayerWeights) {
-        let ModelShape { heads, kv_heads, head_dim, .. } = self.shape;
-        let group = heads / kv_heads;
-        while let Some(task) = self.tasks.get(self.claimed[index].fetch_add(1, Ordering::Relaxed)) {
-            if self.is_stopped() {
-                return;
-            }
-            let chunk = &self.chunks[task.chunk];
-            let mut rows = [Row::NONE; MAX_ROWS];
-            for (row, n) in rows.iter_mut().zip(task.rows.clone()) {
-                let (of_chunk, head) = (n / group, task.kv_head * group + n % group);
-                let at = ((chunk.rows.start + of_chunk) * heads + head) * head_dim;
-                // SAFETY: queries were rotated before the last barrier; the result belongs to the task.
-                *row = unsafe {
-                    Row {
-                        query: self.q.start().add(at),
-                        out: self.attended.start().add(at),
-                        position: chunk.position + of_chunk,
-                        sink: layer.sinks.as_ref().map_or(f32::NEG_INFINITY, |sinks| sinks[head]),
-                    }
-                };
-            }
-            let cache = KeysValues {
-                pages: &chunk.pages[layer.kind()],
-                key_offset: self.page_shape(layer).key_offset(layer.page_layer, task.kv_head),
-                value_offset: self.page_shape(layer).value_offset(layer.page_layer, task.kv_head),
-                head_dim,
-            };
-            let rows = &rows[..task.rows.len()];
-            // SAFETY: as above; keys and values of all these positions were written before the last barrier.
-            unsafe {
-                attention::attend(
-                    self.isa,
-                    rows,
-                    cache,
-                    layer.sliding_window,
-                    self.shape.attention_soft_cap,
-                    &mut state.scores,
-                );
+    pub(super) unsafe fn attend(
+        &self,
+        worker: Worker<'_>,
+        state: &mut ThreadState,
+        index: usize,
+        layer: &LayerWeights,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self.attention {
+                AttentionPlan::Rows(tasks) => self.attend_rows(tasks, state, index, layer),
+                AttentionPlan::Positions(shape) => self.attend_positions(worker, *shape, index, layer),
             }
         }
+    }
+
+    unsafe fn attend_rows(&self, tasks: &[AttentionTask], state: &mut ThreadState, index: usize, layer: &LayerWeights) {
+        while let Some(n) = self.claim(index, 0, tasks.len()) {
+            let AttentionTask { chunk, kv_head, ref rows } = tasks[n];
+            // SAFETY: the results belong to the task; keys and values of all positions were written before the last barrier.
+            unsafe {
+                let (of_rows, count) = self.attention_rows(chunk, kv_head, rows.clone(), layer);
+                let cache = self.keys_values(chunk, kv_head, layer);
+                attention::attend(self.isa, &of_rows[..count], cache, self.terms(layer), &mut state.scores);
+            }
+        }
+    }
+
+    unsafe fn attend_positions(&self, worker: Worker<'_>, shape: SplitShape, index: usize, layer: &LayerWeights) {
+        let (terms, kv_heads) = (self.terms(layer), self.shape.kv_heads);
+        let first = terms.first(self.chunks[0].position) / CHAIN;
+        let chains = shape.chains() - first;
+        for (step, parts) in [chains, chains, shape.rows()].into_iter().enumerate() {
+            if step > 0 {
+                worker.barrier();
+            }
+            while let Some(n) = self.claim(index, step, kv_heads * parts) {
+                let (kv_head, part) = (n / parts, n % parts);
+                // SAFETY: each part is one thread's, a barrier lies between the steps; the rest is as for `attend_rows`.
+                unsafe {
+                    let (rows, count) = self.attention_rows(0, kv_head, 0..shape.rows(), layer);
+                    let head = SplitHead {
+                        shape,
+                        rows: &rows[..count],
+                        cache: self.keys_values(0, kv_head, layer),
+                        terms,
+                        memory: self.split.start().add(kv_head * shape.floats()),
+                    };
+                    head.run(
+                        self.isa,
+                        match step {
+                            0 => SplitStep::Scores { chain: first + part },
+                            1 => SplitStep::Values { chain: first + part },
+                            _ => SplitStep::Sum { row: part },
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    /// The next of `total` parts of a layer's attention step; `None` once all are claimed, or where the pass is cancelled.
+    fn claim(&self, index: usize, step: usize, total: usize) -> Option<usize> {
+        let n = self.claimed[index].0[step].fetch_add(1, Ordering::Relaxed);
+        (n < total && !self.is_stopped()).then_some(n)
+    }
+
+    /// Rows of a chunk's key-value head, and their number. `rows` counts them as [`AttentionTask`] does.
+    unsafe fn attention_rows(
+        &self,
+        chunk: usize,
+        kv_head: usize,
+        rows: Range<usize>,
+        layer: &LayerWeights,
+    ) -> ([Row; MAX_ROWS], usize) {
+        let ModelShape { heads, head_dim, .. } = self.shape;
+        let (chunk, group) = (&self.chunks[chunk], self.shape.group());
+        let count = rows.len();
+        let mut of_rows = [Row::NONE; MAX_ROWS];
+        for (row, n) in of_rows.iter_mut().zip(rows) {
+            let (of_chunk, head) = (n / group, kv_head * group + n % group);
+            let at = ((chunk.rows.start + of_chunk) * heads + head) * head_dim;
+            // SAFETY: queries and results have all rows of the batch.
+            *row = unsafe {
+                Row {
+                    query: self.q.start().add(at),
+                    out: self.attended.start().add(at),
+                    position: chunk.position + of_chunk,
+                    sink: layer.sinks.as_ref().map_or(f32::NEG_INFINITY, |sinks| sinks[head]),
+                }
+            };
+        }
+        (of_rows, count)
+    }
+
+    fn keys_values(&self, chunk: usize, kv_head: usize, layer: &LayerWeights) -> KeysValues<'_> {
+        KeysValues {
+            pages: &self.chunks[chunk].pages[layer.kind()],
+            key_offset: self.page_shape(layer).key_offset(layer.page_layer, kv_head),
+            value_offset: self.page_shape(layer).value_offset(layer.page_layer, kv_head),
+            head_dim: self.shape.head_dim,
+        }
+    }
+
+    fn terms(&self, layer: &LayerWeights) -> Terms {
+        Terms { window: layer.sliding_window, soft_cap: self.shape.attention_soft_cap }
     }
 }
 

@@ -30,10 +30,11 @@ use super::page::PageShape;
 use super::quant::Matrix;
 use super::shared::Shared;
 use crate::{Cancel, Error, Pool};
+use attend::{AttentionPlan, ClaimedAttention};
 use fault::FirstFault;
 use pass::{LayerTiles, Pass};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicBool;
 use tiles::TakenTiles;
 
 /// Up to this many rows, every thread computes the norms of all rows.
@@ -135,6 +136,11 @@ pub(crate) struct ModelShape {
 }
 
 impl ModelShape {
+    /// Query heads per key-value head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
     /// Length of all query heads together.
     fn query_len(&self) -> usize {
         self.heads * self.head_dim
@@ -215,13 +221,14 @@ pub(crate) struct Results<'a> {
 /// first such step and its layer.
 pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, results: Results<'_>) -> Result<(), Error> {
     let replicated = batch.rows <= REPLICATED_ROWS || pool.threads() == 1;
-    workspace.reserve(&batch, pool.threads(), replicated)?;
-    let tasks = attend::tasks(batch.chunks, batch.shape, pool.threads());
-    let claimed: Vec<AtomicUsize> = batch.layers.iter().map(|_| AtomicUsize::new(0)).collect();
+    let attention = AttentionPlan::new(batch.chunks, batch.shape, pool);
+    workspace.reserve(&batch, pool.threads(), replicated, attention.floats(batch.chunks, batch.shape))?;
+    let claimed: Vec<ClaimedAttention> = batch.layers.iter().map(|_| ClaimedAttention::default()).collect();
     let taken: Vec<LayerTiles> = batch.layers.iter().map(|_| LayerTiles::default()).collect();
     let row_chunk: Vec<usize> =
         batch.chunks.iter().enumerate().flat_map(|(index, chunk)| chunk.rows.clone().map(move |_| index)).collect();
-    let Workspace { threads, normed, quantized, q, k, v, attended, gate, up, delta, cos, sin, experts } = workspace;
+    let Workspace { threads, normed, quantized, q, k, v, split, attended, gate, up, delta, cos, sin, experts } =
+        workspace;
     let pass = Pass {
         isa: pool.isa(),
         replicated,
@@ -237,7 +244,7 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         row_chunk: &row_chunk,
         rows: batch.rows,
         logit_rows: batch.logit_rows,
-        tasks: &tasks,
+        attention: &attention,
         claimed: &claimed,
         taken: &taken,
         taken_head: TakenTiles::default(),
@@ -247,6 +254,7 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         q: Shared::new(q),
         k: Shared::new(k),
         v: Shared::new(v),
+        split: Shared::new(split),
         attended: Shared::new(attended),
         gate: Shared::new(gate),
         up: Shared::new(up),

@@ -2,7 +2,7 @@
 //! phases on keys and values are in `attend`, those of a mixture of experts in `experts`.
 #![allow(unsafe_code)]
 
-use super::attend::AttentionTask;
+use super::attend::{AttentionPlan, ClaimedAttention};
 use super::experts::SharedExperts;
 use super::fault::{Fault, FirstFault, Step};
 use super::tiles::{PieceLimits, TakenTiles, split, tiles_of};
@@ -17,7 +17,7 @@ use crate::kernel::shared::Shared;
 use crate::pool::Worker;
 use crate::{Cancel, Error, Isa};
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// One batch on its way through the layers, shared by all threads.
 pub(super) struct Pass<'a> {
@@ -37,9 +37,9 @@ pub(super) struct Pass<'a> {
     pub(super) row_chunk: &'a [usize],
     pub(super) rows: usize,
     pub(super) logit_rows: &'a [usize],
-    pub(super) tasks: &'a [AttentionTask],
-    /// `[layers]`: tasks of each layer that threads have claimed.
-    pub(super) claimed: &'a [AtomicUsize],
+    pub(super) attention: &'a AttentionPlan,
+    /// `[layers]`
+    pub(super) claimed: &'a [ClaimedAttention],
     /// `[layers]`
     pub(super) taken: &'a [LayerTiles],
     /// Tiles of the head.
@@ -50,6 +50,8 @@ pub(super) struct Pass<'a> {
     pub(super) q: Shared<'a, f32>,
     pub(super) k: Shared<'a, f32>,
     pub(super) v: Shared<'a, f32>,
+    /// What threads share where attention is divided by positions: `[key-value heads]` of a head's memory.
+    pub(super) split: Shared<'a, f32>,
     pub(super) attended: Shared<'a, f32>,
     pub(super) gate: Shared<'a, f32>,
     pub(super) up: Shared<'a, f32>,
@@ -217,7 +219,7 @@ impl Pass<'_> {
             worker.barrier();
             self.rope_and_cache(worker, index, layer);
             worker.barrier();
-            self.attend(state, index, layer);
+            self.attend(worker, state, index, layer);
             worker.barrier();
             let (attended, step) = (&self.attended, (index, Step::Attention));
             let x = self.plain_rows(worker, state, own_rows.clone(), attended, query, ProductInput::Attended, step);

@@ -3,7 +3,6 @@
 use super::experts::ExpertWorkspace;
 use super::{Batch, FeedForward};
 use crate::Error;
-use crate::kernel::float::attention;
 use crate::kernel::quant::Quantized;
 
 /// The inputs of products, by the place of their quantised rows in a `[Quantized; INPUTS]`.
@@ -43,6 +42,8 @@ pub(crate) struct Workspace {
     pub(super) k: Vec<f32>,
     /// `[rows, kv]`
     pub(super) v: Vec<f32>,
+    /// What threads share where attention is divided by positions.
+    pub(super) split: Vec<f32>,
     /// `[rows, q]`
     pub(super) attended: Vec<f32>,
     /// `[rows, f]`
@@ -59,21 +60,27 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
-    /// Makes room for a batch. With `replicated` every thread prepares the inputs of all rows.
+    /// Makes room for a batch whose attention needs `scores` floats of scratch memory for each thread and `split` floats for all
+    /// of them. With `replicated` every thread prepares the inputs of all rows.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
-    pub(super) fn reserve(&mut self, batch: &Batch<'_>, threads: usize, replicated: bool) -> Result<(), Error> {
+    pub(super) fn reserve(
+        &mut self,
+        batch: &Batch<'_>,
+        threads: usize,
+        replicated: bool,
+        (scores, split): (usize, usize),
+    ) -> Result<(), Error> {
         let (shape, rows) = (batch.shape, batch.rows);
         let (hidden, intermediate) = (shape.hidden_size, shape.intermediate_size);
         let (query, kv) = (shape.query_len(), shape.kv_len());
-        let last = batch.chunks.iter().map(|chunk| chunk.last_position()).max().unwrap_or(0);
         // Rows and length of each product's input, in the order of `ProductInput`.
         let inputs = [(rows, hidden), (rows, query), (rows, intermediate), (batch.logit_rows.len(), hidden)];
         self.threads.resize_with(threads, ThreadState::default);
         for state in &mut self.threads {
             grow(&mut state.x, rows * hidden)?;
-            grow(&mut state.scores, attention::scratch_len(last))?;
+            grow(&mut state.scores, scores)?;
             if replicated {
                 grow(&mut state.input, rows * hidden.max(query).max(intermediate))?;
                 reshape(&mut state.quantized, inputs)?;
@@ -87,6 +94,7 @@ impl Workspace {
             (&mut self.q, rows * query),
             (&mut self.k, rows * kv),
             (&mut self.v, rows * kv),
+            (&mut self.split, split),
             (&mut self.attended, rows * query),
             (&mut self.gate, rows * intermediate),
             (&mut self.up, rows * intermediate),
