@@ -206,11 +206,11 @@ impl Cache {
     /// Drops the positions from `len` on. Where what a next row would see was evicted, drops all: a cache can always go back
     /// to where its last pass began, and [`Cache::KEPT_BEHIND`] positions further.
     pub fn truncate(&mut self, len: usize) {
-        if len >= self.len {
-            return;
-        }
         let reaches_back = self.tables.iter().all(|table| table.reaches_back_from(len));
-        self.len = if reaches_back { len } else { 0 };
+        if len < self.len {
+            self.len = if reaches_back { len } else { 0 };
+        }
+        // Pages that were reserved for a pass that failed go, too.
         let pages = self.len.div_ceil(PAGE_POSITIONS);
         self.tables.iter_mut().for_each(|table| table.pages.truncate(pages));
     }
