@@ -190,7 +190,8 @@ fn a_vote_goes_on_without_the_nodes_that_die_and_says_so() {
     let name = "a_vote_goes_on_without_the_nodes_that_die_and_says_so";
     let Some(nodes) = federation(&cluster, &["one", "two", "three"], name, |_, node| node) else { return };
     let [one, two, three] = &nodes[..] else { unreachable!() };
-    let asked = stories(128);
+    // Samples that take longer than it takes to hear that they are computed.
+    let asked = stories(256);
     let vote = std::thread::scope(|scope| {
         let (api, asked) = (one.api.as_str(), &asked);
         let voting = scope.spawn(move || post(api, VOTE, asked).json());
