@@ -131,11 +131,16 @@ fn stages(pangea: &Value) -> Vec<String> {
 
 /// Waits until answers through `asked` are computed by exactly these nodes, in any order.
 fn computed_by(asked: &Node, nodes: &[&Node]) {
+    request_computed_by(asked, CHAT, &question("Hello", 1), nodes);
+}
+
+/// The same for answers to this request.
+fn request_computed_by(asked: &Node, path: &str, body: &Value, nodes: &[&Node]) {
     let mut wanted: Vec<&str> = nodes.iter().map(|node| node.peer.as_str()).collect();
     wanted.sort_unstable();
     eventually(&format!("answers come from {wanted:?}"), || {
         // While a pool has just lost or found a node, a request may be refused.
-        let response = post(&asked.api, CHAT, &question("Hello", 1));
+        let response = post(&asked.api, path, body);
         if response.status != 200 {
             return false;
         }

@@ -47,19 +47,8 @@ fn three_nodes_give_the_text_of_one_whoever_dies_and_their_receipts_hold() {
     let one = stage.splitting("one").start();
     let two = stage.cluster.node("two").with("--peer", &one.address).start();
     let three = stage.cluster.node("three").with("--peer", &one.address).with("--audit", "1").start();
-    let on = |asked: &Node, nodes: &[&Node]| {
-        let mut wanted: Vec<&str> = nodes.iter().map(|node| node.peer.as_str()).collect();
-        wanted.sort_unstable();
-        eventually(&format!("answers come from {wanted:?}"), || {
-            let response = post(&asked.api, COMPLETIONS, &json!({"model": NAME, "prompt": "a", "max_tokens": 1}));
-            if response.status != 200 {
-                return false;
-            }
-            let mut peers = stages(&response.json()["pangea"]);
-            peers.sort_unstable();
-            peers == wanted
-        });
-    };
+    let short = json!({"model": NAME, "prompt": "a", "max_tokens": 1});
+    let on = |asked: &Node, nodes: &[&Node]| request_computed_by(asked, COMPLETIONS, &short, nodes);
     on(&one, &[&one, &two, &three]);
     for node in [&one, &two, &three] {
         eventually("the model is known here", || get(&node.api, "/v1/models").text().contains(NAME));
