@@ -189,8 +189,9 @@ impl Cache {
     /// An empty cache for sessions of this model.
     pub fn new(model: &Model, budget: &PageBudget) -> Cache {
         let (shapes, windows) = (model.page_shapes(), model.windows());
-        let table = |kind: usize| PageTable { shape: shapes[kind], window: windows[kind], pages: Vec::new() };
-        Cache { context: model.config().context, tables: [table(0), table(1)], len: 0, budget: budget.clone() }
+        let tables =
+            std::array::from_fn(|kind| PageTable { shape: shapes[kind], window: windows[kind], pages: Vec::new() });
+        Cache { context: model.config().context, tables, len: 0, budget: budget.clone() }
     }
 
     /// The number of positions held.
@@ -227,7 +228,7 @@ impl Cache {
     }
 
     pub(crate) fn shapes(&self) -> [PageShape; KINDS] {
-        [self.tables[0].shape, self.tables[1].shape]
+        self.tables.each_ref().map(|table| table.shape)
     }
 
     /// Makes room for `rows` more positions in pages that are not shared; the length does not change. Evicts what these rows do
@@ -258,8 +259,7 @@ impl Cache {
     /// Of each kind of layers, the start of every page, in order; pages with reserved positions may be written through these
     /// pointers. Null where the page was evicted.
     pub(crate) fn page_starts(&mut self) -> [Vec<*mut u16>; KINDS] {
-        let [everywhere, windowed] = &mut self.tables;
-        [everywhere.starts(self.len), windowed.starts(self.len)]
+        self.tables.each_mut().map(|table| table.starts(self.len))
     }
 
     /// Adds `rows` reserved positions, now written, to the length.

@@ -428,16 +428,12 @@ impl Keys<'_> {
         match kind {
             "none" => Ok(RopeScaling::Linear(1.0)),
             "linear" => Ok(RopeScaling::Linear(factor)),
-            "yarn" => Ok(RopeScaling::Yarn(Yarn {
-                // gpt-oss's own code does not round the ramp's ends.
-                whole_pairs: architecture != Architecture::GptOss,
-                ..self.yarn(factor, context)?
-            })),
+            "yarn" => Ok(RopeScaling::Yarn(self.yarn(factor, context, architecture)?)),
             other => Err(self.wrong(format!("rope scaling {other:?} is not supported; supported: none, linear, yarn"))),
         }
     }
     /// The parameters of YaRN; 0 in a key that cannot be 0 means "not set", as does a negative extrapolation factor.
-    fn yarn(&self, factor: f64, context: usize) -> Result<Yarn, Error> {
+    fn yarn(&self, factor: f64, context: usize, architecture: Architecture) -> Result<Yarn, Error> {
         let original = self.integer("rope.scaling.original_context_length", 1, MAX_CONTEXT)?.unwrap_or(context);
         let extrapolation_key = format!("{}.rope.scaling.yarn_ext_factor", self.prefix);
         let extrapolation = self.metadata.get_f64(&extrapolation_key)?.filter(|factor| *factor != -1.0);
@@ -449,7 +445,8 @@ impl Keys<'_> {
             extrapolation: extrapolation.unwrap_or(1.0),
             attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
             own_attention_factor: self.positive("rope.scaling.yarn_attn_factor")?,
-            whole_pairs: true,
+            // gpt-oss's own code does not round the ramp's ends.
+            whole_pairs: architecture != Architecture::GptOss,
             log_multiplier: self.positive("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0),
         };
         if yarn.factor < 1.0 {

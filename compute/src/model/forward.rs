@@ -256,7 +256,8 @@ impl Model {
         if rows == 0 || steps.iter().any(|step| step.rows == 0) {
             return wrong("a step needs at least one token".to_owned());
         }
-        if steps.iter().any(|step| step.cache.shapes() != self.page_shapes()) {
+        let shapes = self.page_shapes();
+        if steps.iter().any(|step| step.cache.shapes() != shapes) {
             return wrong("a session's cache belongs to another model or to other layers".to_owned());
         }
         let config = self.config();

@@ -212,17 +212,17 @@ impl Model {
 
     /// What pages hold of each kind of this part's layers.
     pub(crate) fn page_shapes(&self) -> [PageShape; KINDS] {
-        let windowed = self.layers.iter().filter(|layer| layer.kind() > 0).count();
         let ModelConfig { kv_heads, head_dim, .. } = self.config;
-        [self.layers.len() - windowed, windowed].map(|layers| PageShape { layers, kv_heads, head_dim })
+        std::array::from_fn(|kind| PageShape { layers: self.of_kind(kind).count(), kv_heads, head_dim })
     }
 
     /// Positions that rows of each kind of this part's layers see, at most.
     pub(crate) fn windows(&self) -> [usize; KINDS] {
-        [0, 1].map(|kind| {
-            let windows = self.layers.iter().filter(|layer| layer.kind() == kind).map(|layer| layer.sliding_window);
-            windows.max().unwrap_or(0)
-        })
+        std::array::from_fn(|kind| self.of_kind(kind).map(|layer| layer.sliding_window).max().unwrap_or(0))
+    }
+
+    fn of_kind(&self, kind: usize) -> impl Iterator<Item = &LayerWeights> {
+        self.layers.iter().filter(move |layer| layer.kind() == kind)
     }
 
     pub(crate) fn workspace(&self) -> Workspace {
