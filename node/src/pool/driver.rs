@@ -361,14 +361,15 @@ impl PoolDriver {
         let is_new = || published.as_ref().is_none_or(|published| has_new_values(published, &current));
         let has_news = || roster.is_unsettled(current.term) || is_new();
         if self.pace.speaks(now, has_news) {
-            self.publish().await;
+            self.publish(current).await;
         }
     }
 
-    async fn publish(&mut self) {
+    /// Publishes what this node says of itself now, under the next number.
+    async fn publish(&mut self, mut advert: Advert) {
         self.sequence += 1;
         self.view_changed = true;
-        let advert = self.refresh();
+        advert.sequence = self.sequence;
         self.published = Some(advert.clone());
         if !advert.works {
             // A lite client says nothing of itself: no node keeps anything of it but the connection.
