@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::Instant;
 
 use pangea_client::sse::EventReader;
 use serde_json::Value;
@@ -143,14 +144,21 @@ impl Response {
     /// Like [`Response::event`], for servers that may be gone.
     ///
     /// # Errors
-    /// What broke the connection.
+    /// What broke the connection; a stream without an event for [`TIMEOUT`], however many comments keep it alive.
     pub fn try_event(&mut self) -> std::io::Result<Option<String>> {
+        let began = Instant::now();
         while self.events.is_empty() {
             let mut bytes = Vec::new();
             if !self.chunk(&mut bytes)? {
                 return Ok(None);
             }
             self.events.extend(self.event_reader.read(&bytes).unwrap());
+            if self.events.is_empty() && began.elapsed() > TIMEOUT {
+                return Err(std::io::Error::new(
+                    std::io::ErrorKind::TimedOut,
+                    "the stream is kept alive without an event",
+                ));
+            }
         }
         Ok(self.events.pop_front())
     }
