@@ -224,12 +224,17 @@ impl Pipeline {
         *peer == self.0.local || self.0.links.get().is_some_and(|links| links.connected(peer))
     }
 
-    /// Starts the thread of a stage; an existing stage of the same chain is replaced.
+    /// Starts the thread of a stage. A broken stage of the same chain is replaced; one that works stays, with its sessions: two
+    /// threads may find at once that the stage is not there yet.
     ///
     /// # Errors
     /// `Internal` if a thread cannot be started.
     pub fn start(&self, setup: StageSetup) -> Result<()> {
         let chain = setup.chain;
+        let mut stages = self.stages();
+        if stages.get(&chain).is_some_and(|stage| !stage.broken) {
+            return Ok(());
+        }
         let model = Arc::clone(&setup.model);
         let (pool, budget, memory) = (Arc::clone(&setup.pool), setup.budget.clone(), Arc::clone(&setup.memory));
         let config = setup.model.config();
@@ -260,8 +265,7 @@ impl Pipeline {
             broke_elsewhere: false,
             _part: part,
         };
-        let replaced = self.stages().insert(chain, handle);
-        if let Some(replaced) = replaced {
+        if let Some(replaced) = stages.insert(chain, handle) {
             let _ = replaced.events.try_send(StageEvent::End);
         }
         Ok(())

@@ -134,10 +134,19 @@ impl Stage {
 
     /// Runs until an event ends the stage.
     pub(super) fn run(mut self, inbox: Receiver<StageEvent>) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.work(&inbox))) {
-            // Sessions fail over instead of waiting.
-            self.follow(Event::CannotGoOn { why: "the stage panicked" });
-            resume_unwind(panic);
+        // Sessions fail over instead of waiting, those of this node too, which expect no silence of its own stages.
+        match catch_unwind(AssertUnwindSafe(|| self.work(&inbox))) {
+            Ok(()) => self.follow(Event::End { why: "the layers have left this node's memory" }),
+            Err(panic) => {
+                self.follow(Event::CannotGoOn { why: "the stage panicked" });
+                // Openings that it had not read; since it is broken, no more are queued.
+                while let Ok(event) = inbox.try_recv() {
+                    if let StageEvent::Message { message: message @ Message::Open(_), payload, .. } = event {
+                        self.message(message, payload);
+                    }
+                }
+                resume_unwind(panic);
+            }
         }
     }
 

@@ -222,7 +222,7 @@ impl Engine {
             memory: Arc::new([weights, sessions]),
         })?;
         let kept: Option<Arc<dyn Any + Send + Sync>> = Some(Arc::new(KeptChain { chain, pipeline: pipeline.clone() }));
-        let routes = Arc::new(SoleRoute::new(Route { chain, stages, kept }));
+        let routes = Arc::new(SoleRoute::new(Route { chain, stages, kept }, pipeline.clone()));
         Ok(Engine { shared: Shared::new(facts, text, metrics, pipeline, routes, None, Jobs::default()) })
     }
 

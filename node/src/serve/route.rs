@@ -82,13 +82,18 @@ pub trait Routes: Send + Sync {
 /// The only chain of a model that this process computes alone.
 pub struct SoleRoute {
     route: Route,
+    pipeline: Pipeline,
     changed: watch::Sender<u64>,
 }
 
 impl SoleRoute {
-    /// A source with only this route.
-    pub fn new(route: Route) -> SoleRoute {
-        SoleRoute { route, changed: watch::Sender::new(0) }
+    /// A source with only this route, whose stage is in `pipeline`.
+    pub fn new(route: Route, pipeline: Pipeline) -> SoleRoute {
+        SoleRoute { route, pipeline, changed: watch::Sender::new(0) }
+    }
+
+    fn is_there(&self) -> bool {
+        self.pipeline.has(self.route.chain) && !self.pipeline.is_broken(self.route.chain)
     }
 }
 
@@ -98,7 +103,8 @@ impl Routes for SoleRoute {
     }
 
     fn best(&self, exclusions: &Exclusions, _: &Prefix) -> Option<Route> {
-        (!exclusions.peers.iter().any(|peer| self.route.uses(peer))).then(|| self.route.clone())
+        let is_excluded = exclusions.peers.iter().any(|peer| self.route.uses(peer));
+        (!is_excluded && self.is_there()).then(|| self.route.clone())
     }
 
     fn alone_at(&self, server: &PeerId, exclusions: &Exclusions, prompt: &Prefix) -> Option<Route> {
@@ -116,7 +122,7 @@ impl Routes for SoleRoute {
     fn missed(&self) {}
 
     fn unplaceable(&self) -> Option<String> {
-        None
+        (!self.is_there()).then(|| "the model's layers failed; start this program again".to_owned())
     }
 
     fn request_local(&self) {}

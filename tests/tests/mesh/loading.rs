@@ -87,6 +87,29 @@ fn a_dropped_model_is_cold_everywhere_at_once_until_it_is_loaded_and_its_node_st
     }
 }
 
+/// The node that computes the answer is the client's own: it expects no silence of itself.
+#[test]
+fn an_answer_that_outlasts_its_dropped_model_ends_and_says_why() {
+    let Some(file) = file_of(SMOLLM2, "an answer that outlasts its model") else { return };
+    let mesh = Mesh::new();
+    let one = mesh.cluster.node("one").with("--model", file.to_str().unwrap()).start();
+    // Without the tokens that end it, the answer goes on up to the context's end.
+    let body = json!({
+        "model": SMOLLM2, "prompt": "The sea is", "max_tokens": 8000, "temperature": 0, "stream": true,
+        "logit_bias": {"0": -100, "2": -100},
+    });
+    let mut running = post(&one.api, COMPLETIONS, &body);
+    assert!(running.event().is_some());
+    assert_eq!(mesh.cluster.run(&["drop", SMOLLM2, "--rpc", &one.rpc]).code, Some(0));
+    let mut last = String::new();
+    while let Some(event) = running.event() {
+        last = event;
+    }
+    assert!(last.contains("\"error\"") && last.contains("was dropped"), "{last}");
+    one.process.line("Unloaded model");
+    assert_eq!(one.status().memory.iter().filter(|held| held.bytes > 0 && held.purpose == "weights").count(), 0);
+}
+
 #[test]
 fn a_model_that_does_not_fit_is_refused_with_the_sizes_and_one_on_disk_is_served() {
     let mesh = Mesh::new();

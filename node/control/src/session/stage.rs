@@ -183,6 +183,11 @@ impl<D: Drafter> StageProtocol<D> {
                 self.break_off(ErrorKind::Unavailable, format!("cannot send to stage {to}: {why}"), now, actions);
             }
             Event::CannotGoOn { why } => self.break_off(ErrorKind::Unavailable, why.to_owned(), now, actions),
+            Event::End { why } => {
+                let sessions: Vec<SessionId> = self.sessions.keys().copied().collect();
+                self.end_sessions(ErrorKind::Unavailable, why.to_owned(), now, actions);
+                actions.extend(sessions.into_iter().map(Action::Forget));
+            }
             Event::Ready => self.ready(now, actions),
             Event::Tick => self.end_leases(now, actions),
             Event::Computed { rows, advances, failed } => self.computed(rows, advances, failed, now, actions),
@@ -353,9 +358,15 @@ impl<D: Drafter> StageProtocol<D> {
         }
     }
 
-    /// Ends all sessions, here and at the stages behind: a chain without one of its stages cannot compute; coordinators find
-    /// another chain. They learn from the kind whether a stage is gone, silent, or reports nonsense.
+    /// Ends all sessions: a chain without one of its stages cannot compute.
     fn break_off(&mut self, kind: ErrorKind, why: String, now: Time, actions: &mut Vec<Action>) {
+        self.end_sessions(kind, why.clone(), now, actions);
+        actions.push(Action::Break { why });
+    }
+
+    /// Ends all sessions, here and at the stages behind, and takes no more; coordinators find another chain. They learn from the
+    /// kind whether a stage is gone, silent, or reports nonsense.
+    fn end_sessions(&mut self, kind: ErrorKind, why: String, now: Time, actions: &mut Vec<Action>) {
         let error = Error::new(kind, why.clone());
         let tell = |(session, to)| Action::Send { to, session, notice: Notice::Failed(error.clone()) };
         match &self.first {
@@ -376,8 +387,7 @@ impl<D: Drafter> StageProtocol<D> {
         self.joining = None;
         self.first = self.settings.limits.map(|limits| FirstStage::new(limits, self.settings.drafts));
         self.computing = (now, None);
-        self.broken = Some(why.clone());
-        actions.push(Action::Break { why });
+        self.broken = Some(why);
     }
 
     // Frames.

@@ -188,6 +188,7 @@ impl Run<'_> {
                 self.handle(Event::PeerGone { peer, why: "the run says so" });
             }
             11 if self.bytes.is_rare(20) => self.handle(Event::CannotGoOn { why: "the run says so" }),
+            12 if self.bytes.is_rare(20) => self.handle(Event::End { why: "the run says so" }),
             _ => {
                 self.now += Duration::from_millis(u64::from(self.bytes.byte()) * 50);
                 self.handle(Event::Ready);

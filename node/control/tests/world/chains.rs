@@ -39,10 +39,7 @@ impl World {
             broken: stages.get(chain).is_some_and(|stage| stage.broken),
             sessions: stages.get(chain).map_or(0, |stage| stage.protocol.sessions()),
         };
-        for ended in run.chains.sweep(time, state) {
-            run.stages.remove(&ended);
-        }
-        Ok(())
+        run.chains.sweep(time, state).into_iter().try_for_each(|ended| self.end_stage(at, ended))
     }
 
     /// Starts the stage of a chain that is asked for before this node has followed the view that names it.
@@ -93,14 +90,17 @@ impl World {
     }
 
     /// Layers are gone: what computed with them ends.
-    pub(crate) fn end_chains_of(&mut self, at: usize, key: StageKey) {
-        let Some(run) = &mut self.nodes[at].run else { return };
+    pub(crate) fn end_chains_of(&mut self, at: usize, key: StageKey) -> Result<(), Broken> {
+        let Some(run) = &self.nodes[at].run else { return Ok(()) };
         let ended: Vec<ChainId> =
             run.stages.iter().filter(|(_, stage)| stage.key == key).map(|(chain, _)| *chain).collect();
         for chain in ended {
-            run.stages.remove(&chain);
-            run.chains.remove(&chain);
+            self.end_stage(at, chain)?;
+            if let Some(run) = &mut self.nodes[at].run {
+                run.chains.remove(&chain);
+            }
         }
+        Ok(())
     }
 
     /// Tells the placer how many sessions this node's layers have, where that changed; ends the look at the pool.

@@ -131,7 +131,7 @@ impl World {
                 run.pace.changed();
             }
             Action::Load(order) => return self.load(at, order),
-            Action::Cancel { model, layers } | Action::Unload { model, layers } => self.unload(at, model, &layers),
+            Action::Cancel { model, layers } | Action::Unload { model, layers } => self.unload(at, model, &layers)?,
             Action::Note(_) => {}
         }
         self.soon_look(at);
@@ -182,7 +182,7 @@ impl World {
                 match self.lease(at, Kind::Weights, both)? {
                     Ok(lease) => self.load_leased(at, key, epoch, Ok(lease)),
                     Err(_) => {
-                        self.end_idle_whole(at, key.0);
+                        self.end_idle_whole(at, key.0)?;
                         self.lease_soon(at, Kind::Weights, both, MEMORY_PATIENCE, Waiter::Load { key, epoch })
                     }
                 }
@@ -244,26 +244,27 @@ impl World {
         self.place(at, Event::Stage(StageReport { model, layers: start..end, epoch, state }))
     }
 
-    fn unload(&mut self, at: usize, model: Digest, layers: &Range<u32>) {
+    fn unload(&mut self, at: usize, model: Digest, layers: &Range<u32>) -> Result<(), Broken> {
         let key = (model, layers.start, layers.end);
         self.stop_waiting(at, |waiter| matches!(waiter, Waiter::Load { key: of, .. } if *of == key));
-        let Some(run) = &mut self.nodes[at].run else { return };
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         run.layers.loading.remove(&key);
         // The chain of this node alone has them, too, and stays.
         if run.stages.contains_key(&ChainId { model, epoch: 0 }) && key == World::whole(model) {
-            return;
+            return Ok(());
         }
         run.layers.loaded.remove(&key);
-        self.end_chains_of(at, key);
+        self.end_chains_of(at, key)
     }
 
     /// Gives up the chain of this node alone where no session uses it: both it and another chain's layers do not fit.
-    fn end_idle_whole(&mut self, at: usize, model: Digest) {
+    fn end_idle_whole(&mut self, at: usize, model: Digest) -> Result<(), Broken> {
         let alone = ChainId { model, epoch: 0 };
-        let Some(run) = &mut self.nodes[at].run else { return };
+        let Some(run) = &mut self.nodes[at].run else { return Ok(()) };
         if run.stages.get(&alone).is_some_and(|stage| stage.protocol.sessions() == 0) {
-            run.stages.remove(&alone);
             run.layers.loaded.remove(&World::whole(model));
+            self.end_stage(at, alone)?;
         }
+        Ok(())
     }
 }

@@ -248,6 +248,20 @@ impl World {
         Ok(())
     }
 
+    /// A stage ends: its sessions hear of it, and those whose opening it has not read.
+    pub(crate) fn end_stage(&mut self, at: usize, chain: ChainId) -> Result<(), Broken> {
+        self.follow_stage(at, chain, Event::End { why: "its layers leave memory" })?;
+        while let Some(event) = self.stage(at, chain).and_then(|stage| stage.inbox.pop_front()) {
+            if let StageEvent::Message(_, message @ SessionMessage::Open(_)) = event {
+                self.stage_hears(at, chain, message)?;
+            }
+        }
+        if let Some(run) = &mut self.nodes[at].run {
+            run.stages.remove(&chain);
+        }
+        Ok(())
+    }
+
     /// The peers of all stages of a chain.
     pub(crate) fn peers_of(&self, at: usize, chain: ChainId) -> Vec<PeerId> {
         let stage = self.nodes[at].run.as_ref().and_then(|run| run.stages.get(&chain));

@@ -154,6 +154,10 @@ impl Pipeline {
         let bytes = MESSAGE_BYTES + (payload.len() + tokens) as u64;
         let mut stages = self.stages();
         let Some(stage) = stages.get_mut(&chain) else { return StageDelivery::Not };
+        // Its thread may have ended, and nobody would read the opening.
+        if stage.broken && matches!(ask, Ask::Open { .. }) {
+            return StageDelivery::Not;
+        }
         match stage.gate.admits(&from, ask, bytes) {
             Admission::Admitted => {}
             Admission::Forbidden => {

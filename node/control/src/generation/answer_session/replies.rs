@@ -35,7 +35,9 @@ impl AnswerSession {
                 }
                 Outcome::Nothing
             }
-            Reply::Refused { kind: ErrorKind::Unavailable | ErrorKind::Internal, message, .. } if !self.is_alone() => {
+            // Layers of this node, too, may have left its memory just now.
+            Reply::Refused { kind: ErrorKind::Unavailable, message, .. } => self.lost_chain(&message, now),
+            Reply::Refused { kind: ErrorKind::Internal, message, .. } if !self.is_alone() => {
                 self.lost_chain(&message, now)
             }
             Reply::Refused { kind: ErrorKind::Overloaded, message, retry_after } if self.begun => {
@@ -61,8 +63,8 @@ impl AnswerSession {
                 self.back_off(Duration::ZERO, &message, now)
             }
             Reply::Failed { kind, message } => match kind {
-                // A chain that lost a stage accepts no more sessions.
-                ErrorKind::Unavailable if !self.is_alone() => self.lost_chain(&message, now),
+                // A chain that lost a stage, or whose layers leave memory, accepts no more sessions.
+                ErrorKind::Unavailable => self.lost_chain(&message, now),
                 // The first stage knows which frames are due, and what may come back of them.
                 ErrorKind::DeadlineExceeded if is_first && !self.is_alone() => self.stalled(&message, now),
                 ErrorKind::VerificationFailed if is_first && !self.is_alone() => self.misreported(from, &message, now),

@@ -133,6 +133,11 @@ pub enum Event<'a> {
         /// Reason, a clause.
         why: &'a str,
     },
+    /// The stage ends, because its layers leave memory or another chain takes its place; openings may still follow.
+    End {
+        /// Reason, a clause.
+        why: &'a str,
+    },
     /// On the first stage: no other event is queued, so the next frame may start. Also sent to every stage as time passes, whether or not
     /// other events are queued.
     Ready,

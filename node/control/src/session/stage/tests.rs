@@ -350,6 +350,29 @@ fn a_stage_that_loses_the_one_before_it_closes_the_sessions_of_those_behind() {
     assert_eq!(last.protocol.sessions(), 0);
 }
 
+/// The session of a coordinator on the same node would wait for ever otherwise: it expects no silence of its own stages.
+#[test]
+fn a_stage_that_ends_tells_its_sessions_and_takes_no_others() {
+    let mut alone = Stage::new(1, 0);
+    alone.open(1);
+    let actions = alone.handle(Event::End { why: "its layers leave memory" });
+    let told = sent(&actions, COORDINATOR);
+    assert!(matches!(told[..], [(of, Notice::Failed(_))] if of == session(1)), "{actions:?}");
+    assert!(actions.iter().any(|action| matches!(action, Action::Forget(of) if *of == session(1))), "{actions:?}");
+    assert!(
+        !actions.iter().any(|action| matches!(action, Action::Break { .. })),
+        "the chain did not fail: {actions:?}"
+    );
+    assert_eq!(alone.protocol.sessions(), 0);
+    let actions = alone.open(2);
+    assert!(matches!(sent(&actions, COORDINATOR)[..], [(_, Notice::Refused { .. })]), "{actions:?}");
+    let mut middle = Stage::new(3, 1);
+    middle.open(1);
+    let actions = middle.handle(Event::End { why: "its layers leave memory" });
+    assert!(matches!(sent(&actions, COORDINATOR)[..], [(_, Notice::Failed(_))]), "{actions:?}");
+    assert!(matches!(sent(&actions, 2)[..], [(_, Notice::Close)]), "{actions:?}");
+}
+
 #[test]
 fn an_opening_on_a_failed_chain_is_reported_to_coordinator_and_first_stage() {
     let mut last = Stage::new(3, 2);
