@@ -6,7 +6,7 @@
 #[allow(dead_code, reason = "the other tests' own")]
 mod tiny;
 
-use pangea_compute::gguf::{GgmlType, Gguf};
+use pangea_compute::gguf::{GgmlType, Gguf, Located, PartName};
 use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, Wanted};
 use pangea_compute::{ErrorKind, Pool};
 use pangea_units::SplitMix64;
@@ -148,6 +148,57 @@ fn the_first_part_opens_all_and_loads_as_the_whole_model() {
     let before = file.gguf().require("blk.1.ffn_up.weight").unwrap().bytes.to_vec();
     file.gguf().release_all();
     assert!(file.gguf().require("blk.1.ffn_up.weight").unwrap().bytes == before);
+}
+
+/// What reads pieces without mapping anything finds them in the files.
+#[test]
+fn every_piece_is_located_in_memory_or_in_one_of_the_files() {
+    let whole = model(GgmlType::Q4_0, 2);
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "m", &cut(&whole, &[3, 11], |_| {}));
+    let paths = Gguf::part_paths(&path);
+    // The names are those of parts that are not finished yet.
+    let unfinished: Vec<PathBuf> = paths.iter().map(|path| path.with_extension("partial")).collect();
+    paths.iter().zip(&unfinished).for_each(|(from, to)| std::fs::rename(from, to).unwrap());
+    let joined = Gguf::open_parts(&unfinished).unwrap();
+    let files: Vec<Vec<u8>> = unfinished.iter().map(|path| std::fs::read(path).unwrap()).collect();
+    for piece in Manifest::of(&joined, 1).unwrap().pieces() {
+        let range = piece.offset()..piece.offset() + piece.len_bytes();
+        let bytes = match joined.located(range.clone()).unwrap() {
+            Located::Bytes(bytes) => {
+                assert_eq!(piece.name(), "", "only the header is in no file");
+                bytes
+            }
+            Located::File { part, start } => &files[part][start as usize..][..piece.len_bytes() as usize],
+        };
+        assert!(bytes == &whole[range.start as usize..range.end as usize], "{:?}", piece.name());
+    }
+    assert_eq!(joined.located(0..whole.len() as u64), None);
+    std::fs::write(folder.path().join("whole"), &whole).unwrap();
+    let one = Gguf::open_parts(&[folder.path().join("whole")]).unwrap();
+    assert_eq!(one.located(5..9), Some(Located::File { part: 0, start: 5 }));
+    assert_eq!(one.located(5..whole.len() as u64 + 1), None);
+    assert!(Gguf::open_parts(&[]).is_err());
+}
+
+#[test]
+fn the_name_of_a_part_says_which_one_it_is() {
+    let name = PartName::parse("My-Model-Q4_K_M-00002-of-00010.gguf").unwrap();
+    assert_eq!((name.stem(), name.number()), ("My-Model-Q4_K_M", 1));
+    assert_eq!(name.file_names().last().unwrap(), "My-Model-Q4_K_M-00010-of-00010.gguf");
+    for other in [
+        "m.gguf",
+        "m-00001-of-00001.gguf",
+        "m-00003-of-00002.gguf",
+        "m-00000-of-00002.gguf",
+        "m-0001-of-0002.gguf",
+        "m-+0001-of-00002.gguf",
+        "m-00001-of-00002.bin",
+        "-00001-of-00002.gguf",
+        "00001-of-00002.gguf",
+    ] {
+        assert_eq!(PartName::parse(other), None, "{other}");
+    }
 }
 
 /// A stage fetches the pieces of its layers from whoever has the model, in parts or whole: what arrives is one sparse file.

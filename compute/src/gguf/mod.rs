@@ -16,6 +16,7 @@ mod tensor_table;
 pub use dequantize::dequantize;
 pub use ggml_type::GgmlType;
 pub use metadata::{Metadata, Strings, Value, ValueType};
+pub use split::PartName;
 
 use crate::Error;
 use crate::mapping::Mapping;
@@ -58,6 +59,16 @@ impl Source {
         }
     }
 
+    fn located(&self, range: Range<usize>) -> Option<Located<'_>> {
+        match self {
+            Source::Mapped(mapping) => {
+                mapping.bytes().get(range.clone()).map(|_| Located::File { part: 0, start: range.start as u64 })
+            }
+            Source::Owned(bytes) => bytes.get(range).map(Located::Bytes),
+            Source::Joined(joined) => joined.located(range),
+        }
+    }
+
     fn release(&self, bytes: &[u8]) {
         match self {
             Source::Mapped(mapping) => mapping.release(bytes),
@@ -72,6 +83,20 @@ impl Source {
             one => one.release(one.beginning()),
         }
     }
+}
+
+/// Where a range of a model's bytes is stored; see [`Gguf::located`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Located<'a> {
+    /// In memory: a model that was read from memory, and the header of a split model, which no file has.
+    Bytes(&'a [u8]),
+    /// In a file.
+    File {
+        /// Which one of [`Gguf::part_paths`], from 0.
+        part: usize,
+        /// Offset of the range's first byte in it.
+        start: u64,
+    },
 }
 
 /// A GGUF file, mapped or in memory, parsed and checked.
@@ -146,6 +171,14 @@ impl Gguf {
     /// model's first part (`NAME-00001-of-00003.gguf`), else itself.
     pub fn part_paths(path: &Path) -> Vec<PathBuf> {
         split::part_paths(path)
+    }
+
+    /// Opens the files of one model in order, whatever their names: all parts of a split model, or one whole file.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`].
+    pub fn open_parts(paths: &[PathBuf]) -> Result<Gguf, Error> {
+        split::open_parts(paths)
     }
 
     /// Maps one file, whole or a part.
@@ -240,6 +273,12 @@ impl Gguf {
     /// every piece of a [`Manifest`](crate::model::Manifest) does. `None` for other ranges.
     pub fn slice(&self, range: Range<u64>) -> Option<&[u8]> {
         self.source.slice(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
+    }
+
+    /// Where the bytes of such a range, as of [`Gguf::slice`], are stored: for readers that map nothing, which a file that is
+    /// truncated meanwhile does not kill.
+    pub fn located(&self, range: Range<u64>) -> Option<Located<'_>> {
+        self.source.located(usize::try_from(range.start).ok()?..usize::try_from(range.end).ok()?)
     }
 
     /// The bytes of a tensor in the file.

@@ -11,7 +11,7 @@
 use super::cursor::Cursor;
 use super::metadata::{Metadata, Value};
 use super::tensor_table::{Entry, alignment};
-use super::{Gguf, Source, header};
+use super::{Gguf, Located, Source, header};
 use crate::Error;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -82,11 +82,29 @@ impl Joined {
         if range.end <= self.header.len() {
             return self.header.get(range);
         }
+        let (extent, inside) = self.extent(range)?;
+        self.parts[extent.part].beginning()[extent.start..][..extent.bytes.len()].get(inside)
+    }
+
+    /// The tensor that a range of the joined file lies in, and where in it.
+    fn extent(&self, range: Range<usize>) -> Option<(&Extent, Range<usize>)> {
         let after = self.extents.partition_point(|extent| extent.bytes.start <= range.start);
         let extent = &self.extents[after.checked_sub(1)?];
-        let from = range.start - extent.bytes.start;
-        let tensor = &self.parts[extent.part].beginning()[extent.start..][..extent.bytes.len()];
-        tensor.get(from..from.checked_add(range.end.checked_sub(range.start)?)?)
+        let is_inside = range.start <= range.end && range.end <= extent.bytes.end;
+        let from = extent.bytes.start;
+        is_inside.then(|| (extent, range.start - from..range.end - from))
+    }
+
+    /// See [`Gguf::located`].
+    pub(super) fn located(&self, range: Range<usize>) -> Option<Located<'_>> {
+        if range.end <= self.header.len() {
+            return self.header.get(range).map(Located::Bytes);
+        }
+        let (extent, inside) = self.extent(range)?;
+        match self.parts[extent.part].located(extent.start + inside.start..extent.start + inside.end)? {
+            Located::File { start, .. } => Some(Located::File { part: extent.part, start }),
+            bytes => Some(bytes),
+        }
     }
 
     pub(super) fn release(&self, bytes: &[u8]) {
@@ -98,11 +116,47 @@ impl Joined {
     }
 }
 
+/// What a file's name says of its place in a split model: `STEM-00002-of-00003.gguf`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartName {
+    stem: String,
+    number: u64,
+    parts: u64,
+}
+
+impl PartName {
+    /// `None` for a name that no part of a split model has.
+    pub fn parse(file_name: &str) -> Option<PartName> {
+        let (rest, parts) = file_name.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        let count = |digits: &str| -> Option<u64> {
+            let is_number = digits.len() == 5 && digits.bytes().all(|byte| byte.is_ascii_digit());
+            digits.parse().ok().filter(|_| is_number)
+        };
+        let (number, parts) = (count(number)?.checked_sub(1)?, count(parts)?);
+        (parts > 1 && number < parts && !stem.is_empty()).then(|| PartName { stem: stem.to_owned(), number, parts })
+    }
+
+    /// The name of the model, which all parts share: `STEM`.
+    pub fn stem(&self) -> &str {
+        &self.stem
+    }
+
+    /// The part's number, from 0.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The file names of all parts, in order.
+    pub fn file_names(&self) -> impl Iterator<Item = String> {
+        (0..self.parts).map(|number| format!("{}{}", self.stem, suffix(number, self.parts)))
+    }
+}
+
 /// Opens a file, and with the first part of a split model all others.
 pub(super) fn open(path: &Path) -> Result<Gguf, Error> {
     let first = Gguf::open_one(path)?;
     let Some(place) = Place::of(&first.metadata)? else { return Ok(first) };
-    let file_name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let paths = part_paths(path);
     if place.number != 0 {
         return Err(wrong(format!(
@@ -122,6 +176,18 @@ pub(super) fn open(path: &Path) -> Result<Gguf, Error> {
             suffix(0, place.parts)
         )));
     }
+    open_rest(first, &paths)
+}
+
+/// See [`Gguf::open_parts`].
+pub(super) fn open_parts(paths: &[PathBuf]) -> Result<Gguf, Error> {
+    let first = paths.first().ok_or_else(|| wrong("there are no parts".to_owned()))?;
+    open_rest(Gguf::open_one(first)?, paths)
+}
+
+/// Opens the parts after the first one, and joins all.
+fn open_rest(first: Gguf, paths: &[PathBuf]) -> Result<Gguf, Error> {
+    let file_name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut parts = vec![first];
     for path in &paths[1..] {
         parts.push(Gguf::open_one(path).map_err(|error| match error {
@@ -145,16 +211,9 @@ fn suffix(number: u64, parts: u64) -> String {
 
 /// See [`Gguf::part_paths`].
 pub(super) fn part_paths(path: &Path) -> Vec<PathBuf> {
-    let count = |name: &str| -> Option<(String, u64)> {
-        let rest = name.strip_suffix(".gguf")?;
-        let parts = rest.get(rest.len().checked_sub(5)?..)?.parse::<u16>().ok().filter(|parts| *parts > 1)?;
-        let stem = name.strip_suffix(&suffix(0, u64::from(parts)))?;
-        Some((stem.to_owned(), u64::from(parts)))
-    };
-    match path.file_name().and_then(|name| count(name.to_str()?)) {
-        Some((stem, parts)) => {
-            (0..parts).map(|number| path.with_file_name(stem.clone() + &suffix(number, parts))).collect()
-        }
+    let name = path.file_name().and_then(|name| PartName::parse(name.to_str()?));
+    match name.filter(|name| name.number == 0) {
+        Some(name) => name.file_names().map(|name| path.with_file_name(name)).collect(),
         None => vec![path.to_owned()],
     }
 }

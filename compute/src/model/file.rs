@@ -25,6 +25,14 @@ impl ModelFile {
         ModelFile::new(path.to_owned(), Gguf::open(path)?)
     }
 
+    /// Opens and checks the files of one model in order, whatever their names; the first one's path is the model's.
+    ///
+    /// # Errors
+    /// As [`Gguf::open_parts`] and [`ModelConfig::from_metadata`].
+    pub fn open_parts(paths: &[PathBuf]) -> Result<ModelFile, Error> {
+        ModelFile::new(paths.first().cloned().unwrap_or_default(), Gguf::open_parts(paths)?)
+    }
+
     /// Opens and checks a GGUF file in memory.
     ///
     /// # Errors
