@@ -153,7 +153,10 @@ fn serve(mut stream: TcpStream, answer: &Answer, asked: &Mutex<Vec<Asked>>) -> s
             let start = range.and_then(|start| start.parse().ok()).filter(|_| same).unwrap_or(0);
             let total = bytes.len();
             if start >= total {
-                return write!(stream, "HTTP/1.1 416 Said\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                return write!(
+                    stream,
+                    "HTTP/1.1 416 Said\r\nContent-Range: bytes */{total}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                );
             }
             let status = if start > 0 { "206 Partial Content" } else { "200 OK" };
             write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: {quoted}\r\n", total - start)?;

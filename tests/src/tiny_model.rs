@@ -2,6 +2,7 @@
 //! pseudo-random weights and a tokenizer of single bytes. Its answers make no sense, but everything that runs a model runs it.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use pangea_units::SplitMix64;
 
@@ -60,34 +61,39 @@ impl TinyModel {
 
     /// The bytes of the file.
     pub fn gguf(&self) -> Vec<u8> {
-        let (metadata, tensors) = (self.metadata(), self.tensors());
-        let mut out = b"GGUF".to_vec();
-        out.extend(3u32.to_le_bytes());
-        out.extend((tensors.len() as u64).to_le_bytes());
-        out.extend((metadata.len() as u64).to_le_bytes());
-        for (key, value) in &metadata {
-            text(&mut out, key);
-            value.write(&mut out);
-        }
-        let mut offset = 0;
-        for (name, shape) in &tensors {
-            text(&mut out, name);
-            out.extend((shape.len() as u32).to_le_bytes());
-            shape.iter().for_each(|side| out.extend((*side as u64).to_le_bytes()));
-            out.extend(0u32.to_le_bytes()); // F32
-            out.extend((offset as u64).to_le_bytes());
-            offset += (shape.iter().product::<usize>() * 4).next_multiple_of(ALIGNMENT);
-        }
         let mut random = SplitMix64::new(self.seed);
-        for (name, shape) in &tensors {
-            out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
-            for _ in 0..shape.iter().product() {
-                let weight = if name.contains("norm") { 1.0 } else { random.signed_unit() * 0.2 };
-                out.extend(weight.to_le_bytes());
-            }
-        }
-        out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
-        out
+        file(&self.metadata(), &self.tensors(), &mut random)
+    }
+
+    /// The same model as a split one: files of so many tensors each, the last one of the rest.
+    pub fn parts(&self, tensors_of_parts: &[usize]) -> Vec<Vec<u8>> {
+        let (mut metadata, all) = (self.metadata(), self.tensors());
+        let (mut rest, mut random) = (&all[..], SplitMix64::new(self.seed));
+        let count = tensors_of_parts.len() + 1;
+        let sizes = tensors_of_parts.iter().copied().chain([usize::MAX]);
+        let parts = sizes.enumerate().map(|(number, size)| {
+            let (tensors, others) = rest.split_at(size.min(rest.len()));
+            rest = others;
+            metadata.insert("split.no".to_owned(), Value::U32(number as u32));
+            metadata.insert("split.count".to_owned(), Value::U32(count as u32));
+            metadata.insert("split.tensors.count".to_owned(), Value::U32(all.len() as u32));
+            let part = file(&metadata, tensors, &mut random);
+            // Only the first part describes the model.
+            metadata.clear();
+            part
+        });
+        parts.collect()
+    }
+
+    /// Writes [`TinyModel::parts`] under the names of a split model; returns the first path.
+    ///
+    /// # Panics
+    /// Where the folder cannot be written.
+    pub fn write_parts(&self, folder: &Path, stem: &str, tensors_of_parts: &[usize]) -> PathBuf {
+        let parts = self.parts(tensors_of_parts);
+        let path = |number: usize| folder.join(format!("{stem}-{:05}-of-{:05}.gguf", number + 1, parts.len()));
+        parts.iter().enumerate().for_each(|(number, bytes)| std::fs::write(path(number), bytes).unwrap());
+        path(0)
     }
 
     fn metadata(&self) -> BTreeMap<String, Value> {
@@ -147,6 +153,36 @@ impl TinyModel {
         tensors.push(("output_norm.weight".to_owned(), vec![width]));
         tensors
     }
+}
+
+/// The bytes of a file with these tensors, whose weights are the next of `random`.
+fn file(metadata: &BTreeMap<String, Value>, tensors: &[(String, Vec<usize>)], random: &mut SplitMix64) -> Vec<u8> {
+    let mut out = b"GGUF".to_vec();
+    out.extend(3u32.to_le_bytes());
+    out.extend((tensors.len() as u64).to_le_bytes());
+    out.extend((metadata.len() as u64).to_le_bytes());
+    for (key, value) in metadata {
+        text(&mut out, key);
+        value.write(&mut out);
+    }
+    let mut offset = 0;
+    for (name, shape) in tensors {
+        text(&mut out, name);
+        out.extend((shape.len() as u32).to_le_bytes());
+        shape.iter().for_each(|side| out.extend((*side as u64).to_le_bytes()));
+        out.extend(0u32.to_le_bytes()); // F32
+        out.extend((offset as u64).to_le_bytes());
+        offset += (shape.iter().product::<usize>() * 4).next_multiple_of(ALIGNMENT);
+    }
+    for (name, shape) in tensors {
+        out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+        for _ in 0..shape.iter().product() {
+            let weight = if name.contains("norm") { 1.0 } else { random.signed_unit() * 0.2 };
+            out.extend(weight.to_le_bytes());
+        }
+    }
+    out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
+    out
 }
 
 impl TinyModel {

@@ -195,6 +195,78 @@ fn a_partial_file_is_resumed_only_if_the_file_is_unchanged() {
     assert_eq!(fs::read(path.join(PLACE).join("tiny-F32.gguf")).unwrap(), bytes);
 }
 
+#[test]
+fn a_split_model_is_pulled_listed_run_and_removed_as_one() {
+    const FIRST: &str = "hf:owner/repo/Q4/Big-00001-of-00003.gguf";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    let model = TinyModel { layers: 3, ..TinyModel::default() };
+    let parts = model.parts(&[5, 14]);
+    let answers: Vec<Answer> = parts.iter().enumerate().map(|(n, part)| Answer::file(part, &n.to_string())).collect();
+    let [one, two, three] = &answers[..] else { panic!("{} parts", answers.len()) };
+    // The sizes are asked for first. The second part breaks off and then is gone for a while; the second time, the first part is
+    // whole already.
+    let first_time = [one, two, three, one]
+        .map(Clone::clone)
+        .into_iter()
+        .chain([two.clone().broken_after(100), Answer::Status(404)]);
+    let second_time = [one, two, three, one, two, three].map(Clone::clone);
+    let host = FileHost::start(first_time.chain(second_time).collect());
+    let pull = |reference: &str| {
+        let mut command = command(path, &["models", "pull", reference, "--json"]);
+        command.env("HF_ENDPOINT", host.address()).env("NO_PROXY", "127.0.0.1").output().unwrap()
+    };
+    let refused = pull("hf:owner/repo/Q4/Big-00002-of-00003.gguf");
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(stderr(&refused).contains("name its first part, Big-00001-of-00003.gguf"), "{}", stderr(&refused));
+    assert_eq!(pull(FIRST).status.code(), Some(2), "a part is missing there");
+    assert_eq!(json(&pangea(path, &["models", "list", "--json"])), Value::Array(Vec::new()));
+    assert_eq!(json(&pull(FIRST))["name"], "Big");
+    let asked = host.asked();
+    let requests: Vec<(&str, Option<&str>)> =
+        asked.iter().map(|asked| (asked.path.rsplit('-').nth(2).unwrap(), asked.header("range"))).collect();
+    let whole = format!("bytes={}-", parts[0].len());
+    let expected = [
+        ("00001", None),
+        ("00002", None),
+        ("00003", None),
+        ("00001", None),
+        ("00002", None),
+        ("00002", Some("bytes=100-")),
+        ("00001", None),
+        ("00002", None),
+        ("00003", None),
+        ("00001", Some(&*whole)),
+        ("00002", Some("bytes=100-")),
+        ("00003", None),
+    ];
+    assert_eq!(requests, expected);
+    let names = ["Big-00001-of-00003.gguf", "Big-00002-of-00003.gguf", "Big-00003-of-00003.gguf"];
+    let place = path.join(PLACE).join("Q4");
+    assert_eq!(names_in(&place), names);
+    let listed = json(&pangea(path, &["models", "list", "--json"]));
+    assert_eq!(listed.as_array().map(Vec::len), Some(1), "{listed}");
+    assert_eq!(
+        (&listed[0]["name"], &listed[0]["size_bytes"]),
+        (&"Big".into(), &parts.iter().map(Vec::len).sum::<usize>().into())
+    );
+    // It runs, a missing part is named, and one that was lost is fetched alone.
+    let run = || pangea(path, &["bench", "llm", "-m", "Big", "-p", "4", "-n", "2", "-r", "1", "--json"]);
+    assert_eq!(json(&run())[1]["test"], "tg2");
+    fs::remove_file(place.join(names[1])).unwrap();
+    let output = run();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains(names[1]) && stderr(&output).contains("missing"), "{}", stderr(&output));
+    let host = FileHost::start(vec![two.clone()]);
+    let mut command = command(path, &["models", "pull", FIRST, "--json"]);
+    json(&command.env("HF_ENDPOINT", host.address()).env("NO_PROXY", "127.0.0.1").output().unwrap());
+    assert!(host.asked().iter().all(|asked| asked.path.ends_with(names[1])));
+    assert_eq!(json(&run())[1]["test"], "tg2");
+    let removed = json(&pangea(path, &["models", "rm", "Big", "--json"]));
+    assert!(removed.to_string().contains("Big"), "{removed}");
+    assert_eq!(names_in(&path.join(".pangea/models")), [".lock"]);
+}
+
 /// Origin of a partial file: this host has another port than the one before.
 fn origin(host: &FileHost, etag: &str) -> String {
     serde_json::json!({"address": format!("{}{PATH}", host.address()), "etag": format!("\"{etag}\"")}).to_string()

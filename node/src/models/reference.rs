@@ -3,6 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::gguf::PartName;
 
 use super::catalogue::{self, KnownModel};
 
@@ -33,8 +34,8 @@ impl Reference {
     /// Parses `text`.
     ///
     /// # Errors
-    /// `InvalidInput` for an empty text, an address that is not https or does not end in `.gguf`, and
-    /// names that lead out of a folder.
+    /// `InvalidInput` for an empty text, an address that is not https or does not end in `.gguf`, names that lead out of a
+    /// folder, and a part of a split model that is not its first one.
     pub fn parse(text: &str) -> Result<Reference> {
         let wrong =
             |what: &str| Err(Error::new(ErrorKind::InvalidInput, format!("{text:?} does not name a model: {what}")));
@@ -44,6 +45,7 @@ impl Reference {
         if let Some(rest) = text.strip_prefix("hf:") {
             return match rest.splitn(3, '/').collect::<Vec<_>>()[..] {
                 [owner, repository, file] if is_safe(owner) && is_safe(repository) && is_file(file) => {
+                    is_first(text, file)?;
                     Ok(Reference::HuggingFace { repository: format!("{owner}/{repository}"), file: file.to_owned() })
                 }
                 _ => wrong("a file on Hugging Face is written hf:OWNER/REPO/FILE.gguf"),
@@ -53,6 +55,7 @@ impl Reference {
             let path = rest.split(['?', '#']).next().unwrap_or_default();
             return match (scheme, path.split_once('/')) {
                 ("https", Some((host, path))) if !host.is_empty() && path.rsplit('/').next().is_some_and(is_file) => {
+                    is_first(text, path)?;
                     Ok(Reference::Address(text.to_owned()))
                 }
                 ("https", _) => wrong("the address must end with the name of a .gguf file"),
@@ -87,10 +90,19 @@ pub fn is_path(model: &str) -> bool {
     !fetched && (model.contains(std::path::MAIN_SEPARATOR) || has_extension(Path::new(model)))
 }
 
-/// Name under which a model is served: its short name if it has one, otherwise its file's name without extension.
+/// Name of a file without its extension, and without the number of a split model's first part.
+pub(super) fn stem_of(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?;
+    match PartName::parse(name).filter(|part| part.number() == 0) {
+        Some(part) => name.get(..part.stem().len()),
+        None => path.file_stem()?.to_str(),
+    }
+}
+
+/// Name under which a model is served: its short name if it has one, otherwise [`stem_of`] its file.
 pub fn name_of(model: &str) -> &str {
     if model.starts_with("hf:") || model.contains("://") || is_path(model) {
-        return Path::new(model).file_stem().and_then(|stem| stem.to_str()).unwrap_or(model);
+        return stem_of(Path::new(model)).unwrap_or(model);
     }
     let means =
         |known: &&KnownModel| known.aliases.iter().chain([&known.name]).any(|name| name.eq_ignore_ascii_case(model));
@@ -99,6 +111,15 @@ pub fn name_of(model: &str) -> &str {
 
 pub(super) fn has_extension(path: &Path) -> bool {
     path.extension().is_some_and(|end| end.eq_ignore_ascii_case(EXTENSION))
+}
+
+/// A model is downloaded by the name of its first part, where it has several.
+fn is_first(text: &str, file: &str) -> Result<()> {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    let Some(part) = PartName::parse(name).filter(|part| part.number() > 0) else { return Ok(()) };
+    let first = part.file_names().next().unwrap_or_default();
+    let what = format!("{text} is part {} of a split model; name its first part, {first}", part.number() + 1);
+    Err(Error::new(ErrorKind::InvalidInput, what))
 }
 
 /// Whether `name` is safe as a component of a path and of an address.
@@ -153,6 +174,8 @@ mod tests {
             "https:///m.gguf",
             "https://example.org/m.zip",
             "https://example.org/..gguf",
+            "hf:owner/repo/m-00002-of-00003.gguf",
+            "https://example.org/m-00003-of-00003.gguf?download=true",
         ] {
             let error = Reference::parse(text).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}: {error}");
@@ -170,6 +193,9 @@ mod tests {
             ("Small-1B.Q4_0", "Small-1B.Q4_0"),
             ("hf:o/r/f.gguf", "f"),
             ("https://example.org/f.gguf", "f"),
+            ("hf:o/r/Big-Q4_K_M/Big-Q4_K_M-00001-of-00003.gguf", "Big-Q4_K_M"),
+            ("/x/Big-00001-of-00003.gguf", "Big"),
+            ("/x/Big-00002-of-00003.gguf", "Big-00002-of-00003"),
         ] {
             assert_eq!(name_of(model), name, "{model}");
         }

@@ -1,14 +1,16 @@
 //! The models folder: which file a name means, listing, removing. Only complete models have their final
 //! name in it; nothing here writes one.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::gguf::{Gguf, PartName};
 use pangea_compute::model::ModelFile;
 
 use super::catalogue::{KNOWN, known};
 use super::description::Description;
-use super::reference::{EXTENSION, Reference, has_extension, is_path};
+use super::reference::{EXTENSION, Reference, has_extension, is_path, stem_of};
 
 /// Depth of folders that are searched: `hf/OWNER/REPO` and one more.
 const MAX_DEPTH: usize = 5;
@@ -21,9 +23,9 @@ const NAMES_SHOWN: usize = 8;
 pub struct Entry {
     /// The shortest name that identifies it.
     pub name: String,
-    /// Path of its file.
+    /// Path of its file, or of its first part.
     pub path: PathBuf,
-    /// Size of its file in bytes.
+    /// Size of its file in bytes, or of all its parts that are there.
     pub size_bytes: u64,
 }
 
@@ -53,6 +55,7 @@ pub enum Found {
 pub fn list(folder: &Path) -> Result<Vec<Entry>> {
     let mut files = Vec::new();
     collect(folder, MAX_DEPTH, &mut files).map_err(|error| cannot_read(folder, &error))?;
+    let files = join(files);
     let mut entries: Vec<Entry> = files
         .iter()
         .map(|(path, size_bytes)| Entry {
@@ -87,10 +90,34 @@ fn collect(folder: &Path, depth: usize, files: &mut Vec<(PathBuf, u64)>) -> std:
     Ok(())
 }
 
-/// Name of a model: its short name, otherwise the stem of its file name if unique, otherwise its path in the folder.
+/// Makes one model of the parts of each split one: its first part, with the size of all. Parts without a first one stay, so that
+/// they are seen and can be removed.
+fn join(files: Vec<(PathBuf, u64)>) -> Vec<(PathBuf, u64)> {
+    let sizes: BTreeMap<PathBuf, u64> = files.into_iter().collect();
+    let is_later_part = |path: &Path| first_part(path).is_some_and(|first| first != path && sizes.contains_key(&first));
+    let models = sizes.keys().filter(|path| !is_later_part(path));
+    let size = |path: &PathBuf| Gguf::part_paths(path).iter().filter_map(|part| sizes.get(part)).sum();
+    models.map(|path| (path.clone(), size(path))).collect()
+}
+
+/// The path of the first part, for a part of a split model.
+fn first_part(path: &Path) -> Option<PathBuf> {
+    let name = PartName::parse(path.file_name()?.to_str()?)?;
+    Some(path.with_file_name(name.file_names().next()?))
+}
+
+/// Whether a model's file is there, with all its parts where it has several.
+pub(super) fn is_whole(path: &Path) -> bool {
+    Gguf::part_paths(path).iter().all(|part| part.is_file())
+}
+
+/// Name of a model: its short name, otherwise [`stem_of`] its file if unique, otherwise its path in the folder.
 fn name(folder: &Path, path: &Path, files: &[(PathBuf, u64)]) -> String {
     let inside = path.strip_prefix(folder).unwrap_or(path);
-    let stem = |path: &Path| path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let stem = |path: &Path| match stem_of(path) {
+        Some(stem) => stem.to_owned(),
+        None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+    };
     if let Some(known) = KNOWN.iter().find(|known| inside == Path::new(known.file)) {
         return known.name.to_owned();
     }
@@ -124,7 +151,7 @@ pub fn names_of(folder: &Path, model: &str) -> Vec<String> {
         let same = |entry: &Entry| entry.path.canonicalize().is_ok_and(|entry| entry == *path);
         entries.filter(same).map(|entry| entry.name).next()
     });
-    let of_file = path.as_deref().and_then(Path::file_stem).map(|stem| stem.to_string_lossy().into_owned());
+    let of_file = path.as_deref().and_then(stem_of).map(str::to_owned);
     let known = [Some(names[0].as_str()), of_file.as_deref()].into_iter().flatten().find_map(known);
     let known_names = known.map(|known| [known.name.to_owned(), known.file.trim_end_matches(".gguf").to_owned()]);
     names.extend(in_folder.into_iter().chain(of_file.clone()).chain(known_names.into_iter().flatten()));
@@ -160,7 +187,7 @@ pub fn locate(folder: &Path, model: &str) -> Result<Found> {
         Reference::Path(_) | Reference::Name(_) => {}
         fetched => {
             let file = fetched.file().map(|file| folder.join(file));
-            return Ok(match file.filter(|file| file.is_file()) {
+            return Ok(match file.filter(|file| is_whole(file)) {
                 Some(file) => Found::Local(file),
                 None => Found::Fetchable(reference),
             });
@@ -169,9 +196,10 @@ pub fn locate(folder: &Path, model: &str) -> Result<Found> {
     // The name of a file in the folder, with or without its extension.
     let entries = list(folder)?;
     let wanted = model.strip_suffix(&format!(".{EXTENSION}")).unwrap_or(model);
-    let stem = |entry: &Entry| entry.path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+    let is = |name: Option<&str>| name.is_some_and(|name| name.eq_ignore_ascii_case(wanted));
     let named = |entry: &&Entry| {
-        entry.name.eq_ignore_ascii_case(wanted) || stem(entry).is_some_and(|stem| stem.eq_ignore_ascii_case(wanted))
+        let file_stem = entry.path.file_stem().and_then(|stem| stem.to_str());
+        is(Some(&entry.name)) || is(stem_of(&entry.path)) || is(file_stem)
     };
     match entries.iter().filter(named).collect::<Vec<_>>()[..] {
         [only] => Ok(Found::Local(only.path.clone())),
@@ -235,7 +263,7 @@ fn distance(one: &str, other: &str) -> usize {
     row[other.len()]
 }
 
-/// Removes a model from `folder`, with folders that become empty; returns what was removed.
+/// Removes a model from `folder`, with all its parts and with folders that become empty; returns what was removed.
 ///
 /// # Errors
 /// Those of [`resolve`]; `InvalidInput` for a file outside the folder, which only its owner removes.
@@ -252,8 +280,15 @@ pub fn remove(folder: &Path, model: &str) -> Result<Entry> {
             format!("{} is not in {}; only models in that folder can be removed", path.display(), folder.display());
         return Err(Error::new(ErrorKind::InvalidInput, message));
     };
-    std::fs::remove_file(&entry.path)
-        .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot remove {}: {error}", entry.path.display())))?;
+    // The first part goes last: what is left after an error is still the model.
+    for part in Gguf::part_paths(&entry.path).iter().rev() {
+        match std::fs::remove_file(part) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && *part != entry.path => {}
+            removed => removed.map_err(|error| {
+                Error::new(ErrorKind::Internal, format!("cannot remove {}: {error}", part.display()))
+            })?,
+        }
+    }
     remove_empty(folder, entry.path.parent().unwrap_or(folder));
     Ok(entry)
 }
@@ -333,6 +368,33 @@ mod tests {
         let error = resolve(folder.path(), "model").unwrap_err();
         assert!(error.message().contains("hf:a/r/model, hf:b/r/model"), "{error}");
         assert_eq!(resolve(folder.path(), "hf:b/r/model.gguf").unwrap(), folder.path().join("hf/b/r/model.gguf"));
+    }
+
+    #[test]
+    fn a_split_model_is_one_model() {
+        let folder = folder_with(&[
+            "hf/o/r/Big-00001-of-00003.gguf",
+            "hf/o/r/Big-00002-of-00003.gguf",
+            "hf/o/r/Big-00003-of-00003.gguf",
+            "Lost-00002-of-00002.gguf",
+        ]);
+        let folder = folder.path();
+        let found: Vec<(String, u64)> =
+            list(folder).unwrap().into_iter().map(|entry| (entry.name, entry.size_bytes)).collect();
+        assert_eq!(found, [("Big".to_owned(), 3), ("Lost-00002-of-00002".to_owned(), 1)]);
+        let first = folder.join("hf/o/r/Big-00001-of-00003.gguf");
+        let reference = "hf:o/r/Big-00001-of-00003.gguf";
+        for name in ["Big", "big", "Big-00001-of-00003", "Big-00001-of-00003.gguf", reference, first.to_str().unwrap()]
+        {
+            assert_eq!(resolve(folder, name).unwrap(), first, "{name}");
+        }
+        assert_eq!(names_of(folder, "Big")[0], "Big");
+        std::fs::remove_file(folder.join("hf/o/r/Big-00002-of-00003.gguf")).unwrap();
+        assert!(matches!(locate(folder, reference).unwrap(), Found::Fetchable(_)), "a part is missing");
+        assert_eq!(remove(folder, "Big").unwrap().size_bytes, 2);
+        assert!(!folder.join("hf").exists());
+        remove(folder, "Lost-00002-of-00002").unwrap();
+        assert!(list(folder).unwrap().is_empty());
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use pangea_tests::cluster::Node;
 use pangea_tests::process::eventually;
+use pangea_tests::tiny_model::TinyModel;
+use serde_json::Value;
 
 use crate::{Mesh, ask, ask_at, computed_by, listed, served_by};
 
@@ -102,4 +104,30 @@ fn a_joiners_own_copy_of_a_file_is_used_and_neither_fetched_nor_stored_again() {
     let stored: Vec<_> = stored.map(|entry| entry.unwrap().file_name()).filter(|name| name != "manifests").collect();
     assert!(stored.is_empty(), "{stored:?}");
     assert!(listed(&one).iter().all(|model| model["id"] != "private"));
+}
+
+#[test]
+fn a_model_in_several_files_is_one_model_whose_layers_other_nodes_fetch() {
+    let mesh = Mesh::new();
+    let model = TinyModel { name: "Big".to_owned(), layers: 4, width: 128, ..TinyModel::default() };
+    let whole = mesh.cluster.folder().join("Big.gguf");
+    std::fs::write(&whole, model.gguf()).unwrap();
+    let alone = mesh.cluster.node("alone").with("--model", whole.to_str().unwrap()).start();
+    let text = ask(&alone, "Big", "Hello", 8)["choices"][0]["text"].clone();
+    assert_eq!(alone.terminate(), Some(0));
+    // The second part begins in the middle of a layer.
+    let first = model.write_parts(mesh.cluster.folder(), "Big", &[6, 15]);
+    let one = mesh.cluster.node("one").with("--model", first.to_str().unwrap()).flag("--split").start();
+    let two = mesh.cluster.node("two").with("--peer", &one.address).start();
+    let mut answer = Value::Null;
+    eventually("both nodes compute", || {
+        answer = ask(&one, "Big", "Hello", 8);
+        computed_by(&answer).len() == 2 && computed_by(&answer).contains(&two.peer)
+    });
+    assert_eq!(answer["choices"][0]["text"], text);
+    // The same model in one file is the same model.
+    let three =
+        mesh.cluster.node("three").with("--model", whole.to_str().unwrap()).with("--peer", &one.address).start();
+    served_by(&three, "Big", &["one", "three"]);
+    assert_eq!(ask(&three, "Big", "Hello", 8)["choices"][0]["text"], text);
 }
