@@ -36,7 +36,7 @@ pub(super) struct BenchLlmArgs {
     #[arg(short, long, value_name = "NAME|PATH")]
     model: String,
 
-    /// Compute threads [default: all cores]
+    /// Compute threads [default: fast physical cores]
     #[arg(short, long, value_name = "N", value_delimiter = ',', value_parser = config::thread_count)]
     threads: Vec<usize>,
 

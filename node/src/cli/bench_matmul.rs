@@ -37,7 +37,7 @@ pub(super) struct BenchMatmulArgs {
     #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     place: PlaceArg,
 
-    /// Compute threads where no node runs [default: all cores]
+    /// Compute threads where no node runs [default: fast physical cores]
     #[arg(long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 

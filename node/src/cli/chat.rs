@@ -70,7 +70,7 @@ pub(super) struct ChatArgs {
     #[command(flatten)]
     data_dir: DataDirArgs,
 
-    /// Compute threads where no node runs [default: all cores]
+    /// Compute threads where no node runs [default: fast physical cores]
     #[arg(long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 

@@ -111,7 +111,7 @@ pub(super) struct MatmulArgs {
     #[arg(long, value_name = "SIZE", value_parser = config::memory_limit)]
     max_memory: Option<ByteSize>,
 
-    /// Compute threads where no node runs [default: all cores]
+    /// Compute threads where no node runs [default: fast physical cores]
     #[arg(long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 

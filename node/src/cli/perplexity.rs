@@ -44,7 +44,7 @@ pub(super) struct PerplexityArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     chunks: Option<u32>,
 
-    /// Compute threads [default: all cores]
+    /// Compute threads [default: fast physical cores]
     #[arg(short, long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 

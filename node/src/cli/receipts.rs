@@ -80,7 +80,7 @@ pub(super) struct ReceiptsVerifyArgs {
     /// Name of the model, or a .gguf file [default: the model that the receipt names]
     #[arg(short, long, value_name = "NAME|PATH")]
     model: Option<String>,
-    /// Compute threads [default: all cores]
+    /// Compute threads [default: fast physical cores]
     #[arg(short, long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
     /// Where receipts and models are.

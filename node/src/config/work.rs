@@ -55,7 +55,7 @@ pub struct WorkFlags {
     #[arg(long, value_name = "TIME", env = "PANGEA_KEEP_LOADED", hide_env_values = true, value_parser = keep_loaded)]
     pub keep_loaded: Option<KeepLoaded>,
 
-    /// Compute threads [default: all cores]
+    /// Compute threads [default: fast physical cores]
     #[arg(long, value_name = "N", env = "PANGEA_THREADS", hide_env_values = true, value_parser = thread_count)]
     pub threads: Option<usize>,
 
