@@ -28,7 +28,7 @@ use crate::membership::{Membership, PoolKey, Stored, handle};
 use crate::net::identity as keys;
 use crate::net::{self, NetConfig, addresses};
 use crate::observe::Observer;
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Draft, Pipeline};
 use crate::placement;
 use crate::pool::Members;
 use crate::prompt;
@@ -84,6 +84,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let devices = Devices::new(work.max_memory, work.threads);
     let sessions =
         EngineSettings { keep: work.keep_loaded, ..EngineSettings::new(roomy_sessions_bytes(work.max_memory)) };
+    let models = identity.data_dir.join("models");
+    let draft = work.draft.as_deref().map(|model| Draft::load(model, &models, &devices)).transpose()?.map(Arc::new);
     let receipts = ReceiptStore::new(&identity.data_dir);
     let keys = ApiKeys::of(&identity.data_dir);
     let peer = keypair.public().to_peer_id();
@@ -97,7 +99,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let jobs = Jobs::new(&observer);
     devices.observe(&observer);
     observe_build(&observer);
-    let served = Served::new(&work.models, &identity.data_dir.join("models"))?;
+    let served = Served::new(&work.models, &models)?;
     let peers = [network.peers, known].concat();
     if !peers.is_empty() || network.peers_file.is_file() {
         served.expect_peers();
@@ -119,7 +121,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         works,
         force_master: work.force_master,
         state,
-        pipeline: Some((pipeline, sessions.limits())),
+        pipeline: Some((pipeline, sessions.limits(), draft)),
         pinned: work.layers.clone(),
         rpc: rpc_addr.clone(),
         fault: work.fault,

@@ -22,7 +22,7 @@ use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, N
 use crate::observe::Observer;
 use crate::peers::Peers;
 use crate::pipeline::links::{self, LinksDriver};
-use crate::pipeline::{ChainLimits, Loader, Pipeline};
+use crate::pipeline::{ChainLimits, Draft, Loader, Pipeline};
 use crate::placement;
 use crate::pool::memory::Memory;
 use crate::pool::revocations::RevocationsDriver;
@@ -55,8 +55,8 @@ pub struct Parts {
     pub force_master: bool,
     /// State that survives the process; `None` for an ephemeral node.
     pub state: Option<State>,
-    /// The node's stages and sessions, which get their links here, and the limits of a chain.
-    pub pipeline: Option<(Pipeline, ChainLimits)>,
+    /// The node's stages and sessions, which get their links here, the limits of a chain, and the small model that drafts.
+    pub pipeline: Option<(Pipeline, ChainLimits, Option<Arc<Draft>>)>,
     /// Layers that `--layers` pins for models that others serve.
     pub pinned: Option<Range<u32>>,
     /// Address of the Cap'n Proto service, for the status.
@@ -288,6 +288,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         tracing::warn!(event = "term_unread", %error, "cannot read the last master's term: {error}");
         None
     });
+    let draft = parts.pipeline.as_ref().and_then(|(.., draft)| draft.as_ref());
+    let drafting_bytes = draft.map_or(0, |draft| draft.memory_bytes());
     let own = Advert {
         incarnation: memory.next_incarnation(),
         name: parts.name.clone(),
@@ -297,7 +299,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         software: env!("CARGO_PKG_VERSION").to_owned(),
         device: format!("cpu/{}", executor.isa()),
         threads: u16::try_from(parts.devices.threads(Purpose::Products)).unwrap_or(u16::MAX),
-        memory_bytes: parts.devices.limit(),
+        memory_bytes: parts.devices.limit().saturating_sub(drafting_bytes),
         f32_flops_per_s: speeds.f32_flops_per_s,
         ..Advert::new(peer)
     };
@@ -369,7 +371,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         None => None,
     };
     let staged = match (parts.pipeline, folder) {
-        (Some((pipeline, limits)), Some(folder)) => {
+        (Some((pipeline, limits, draft)), Some(folder)) => {
             let blobs = blob::start(&folder.join("blobs"), &parts.devices, Some(&network), &peers, &parts.supervisor)?;
             let (links, driver) = links::links(
                 network.clone(),
@@ -378,7 +380,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
                 peers.clone(),
             );
             pipeline.attach(links);
-            let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.devices, limits);
+            let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.devices, limits, draft);
             let pending = loader.clone();
             pipeline.on_unknown(move |chain| pending.start_pending(chain));
             let (placing, sessions) =

@@ -189,7 +189,7 @@ async fn model(args: &ChatArgs, output: OutputArgs) -> Result<ChatModel, Failure
     let threads = config::threads(args.threads);
     let devices = Devices::new(config::max_memory(None), threads);
     let settings = EngineSettings::new(roomy_sessions_bytes(devices.limit()));
-    Ok(ChatModel::Local(Engine::load(&name, &path, &devices, settings)?))
+    Ok(ChatModel::Local(Engine::load(&name, &path, &devices, settings, None)?))
 }
 
 fn the_only_model(folder: &std::path::Path) -> Result<(String, PathBuf), Failure> {

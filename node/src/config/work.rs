@@ -55,6 +55,11 @@ pub struct WorkFlags {
     #[arg(long, value_name = "TIME", env = "PANGEA_KEEP_LOADED", hide_env_values = true, value_parser = keep_loaded)]
     pub keep_loaded: Option<KeepLoaded>,
 
+    /// Small model of the same vocabulary that drafts answers of larger ones, a name or a path: the texts are the same, and come
+    /// sooner where it guesses well
+    #[arg(long, value_name = "MODEL", env = "PANGEA_DRAFT", hide_env_values = true)]
+    pub draft: Option<String>,
+
     /// Compute threads [default: fast physical cores]
     #[arg(long, value_name = "N", env = "PANGEA_THREADS", hide_env_values = true, value_parser = thread_count)]
     pub threads: Option<usize>,
@@ -90,6 +95,8 @@ pub struct WorkConfig {
     pub max_memory: u64,
     /// Time for which a model that nobody uses stays in memory; `None`: for ever.
     pub keep_loaded: Option<Duration>,
+    /// The small model that drafts: a name or a path.
+    pub draft: Option<String>,
     /// Compute threads, at least 1.
     pub threads: usize,
     /// Which of the sessions are audited that this node coordinates.
@@ -123,6 +130,7 @@ impl WorkFlags {
             layers: self.layers.map(LayerRange::range),
             max_memory: max_memory(self.max_memory),
             keep_loaded: self.keep_loaded.and_then(|keep| keep.0),
+            draft: self.draft,
             threads: threads(self.threads),
             audit: self.audit.unwrap_or_default(),
             works: !self.client,

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::draft::DraftModel;
 use pangea_compute::model::{Model, PageBudget};
 use pangea_compute::{Digest, Pool};
 use tokio::sync::{mpsc, watch};
@@ -59,8 +60,10 @@ pub struct StageSetup {
     pub budget: PageBudget,
     /// On the first stage, the limits of its batch.
     pub limits: Option<BatchLimits>,
-    /// On the first stage, when tokens are drafted.
+    /// On the first stage, when tokens are drafted,
     pub drafts: Drafts,
+    /// and the small model that drafts beside the text itself, if there is one.
+    pub draft: Option<DraftModel>,
     /// On the last stage, the text side of the model.
     pub text: Option<Arc<ModelText>>,
     /// Name of the model, for the log.

@@ -18,6 +18,7 @@ use pangea_compute::model::{Cache, Model, ModelFile, ModelPart, PageBudget};
 use pangea_compute::{Cancel, Digest};
 use tokio::sync::watch;
 
+use super::draft::Draft;
 use super::host::{Pipeline, StageSetup};
 use super::wire::{ChainId, StageAt};
 use crate::blob::{Blobs, model_size};
@@ -101,6 +102,8 @@ pub struct LoadedLayers {
     pub text: Option<Arc<ModelText>>,
     /// Metrics of the model's engine.
     pub metrics: Arc<EngineMetrics>,
+    /// Bytes of the whole model, if the node's small model can draft for it.
+    drafted_bytes: Option<u64>,
     /// Leases of the weights and of the sessions.
     memory: Arc<[Lease; 2]>,
 }
@@ -123,6 +126,8 @@ struct Inner {
     devices: Devices,
     limits: ChainLimits,
     drafts: Drafts,
+    /// What drafts beside the texts themselves.
+    draft: Option<Arc<Draft>>,
     loaded: Mutex<HashMap<Key, LoadedLayers>>,
     /// Metrics by model; for models that this node serves, those of its engine.
     metrics: Mutex<HashMap<Digest, Arc<EngineMetrics>>>,
@@ -149,8 +154,15 @@ impl std::fmt::Debug for Loader {
 }
 
 impl Loader {
-    /// A loader without layers.
-    pub fn new(pipeline: Pipeline, blobs: Blobs, pool: Pool, devices: Devices, limits: ChainLimits) -> Loader {
+    /// A loader without layers. `draft`: the small model that drafts on this node.
+    pub fn new(
+        pipeline: Pipeline,
+        blobs: Blobs,
+        pool: Pool,
+        devices: Devices,
+        limits: ChainLimits,
+        draft: Option<Arc<Draft>>,
+    ) -> Loader {
         Loader(Arc::new(Inner {
             pipeline,
             blobs,
@@ -160,6 +172,7 @@ impl Loader {
             devices,
             limits,
             drafts: Drafts::Paying,
+            draft,
             loaded: Mutex::default(),
             metrics: Mutex::default(),
             loading: Mutex::default(),
@@ -245,6 +258,7 @@ impl Loader {
             budget: PageBudget::new(sessions.bytes()),
             text: text.map(Arc::new),
             metrics,
+            drafted_bytes: self.drafted_bytes(name, file),
             memory: Arc::new([weights, sessions]),
         };
         let mut all = self.loaded();
@@ -254,6 +268,22 @@ impl Loader {
         }
         all.insert(key, loaded.clone());
         Ok(loaded)
+    }
+
+    /// Bytes of the whole model of `file`, if this node's small model can draft for it.
+    fn drafted_bytes(&self, name: &str, file: &ModelFile) -> Option<u64> {
+        let draft = self.0.draft.as_ref()?;
+        let by = draft.name();
+        match draft.check(file) {
+            Ok(()) => {
+                tracing::info!(event = "drafting", model = name, by, "Model {name}: drafted by {by}");
+                Some(file.gguf().size_bytes())
+            }
+            Err(error) => {
+                tracing::warn!(event = "not_drafted", model = name, by, %error, "Model {name}: {by} cannot draft for it: {error}");
+                None
+            }
+        }
     }
 
     /// Leases memory for the weights and the sessions of these layers.
@@ -313,14 +343,17 @@ impl Loader {
         let inner = &self.0;
         let count = stages.len();
         let first = index == 0;
+        let pool = Arc::new(inner.devices.pool(Purpose::Stage)?);
+        let drafting = inner.draft.as_ref().zip(loaded.drafted_bytes).filter(|_| first);
         inner.pipeline.start(StageSetup {
             chain,
             index,
             limits: first.then(|| inner.limits.batch(&loaded.model, session_bytes, count, inner.drafts)),
             drafts: inner.drafts,
+            draft: drafting.map(|(draft, of_bytes)| draft.on(&pool, of_bytes)).transpose()?,
             text: (index + 1 == count).then(|| loaded.text.clone()).flatten(),
             model: Arc::clone(&loaded.model),
-            pool: Arc::new(inner.devices.pool(Purpose::Stage)?),
+            pool,
             budget: loaded.budget.clone(),
             name: loaded.name.to_string(),
             metrics: Arc::clone(&loaded.metrics),

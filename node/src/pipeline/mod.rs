@@ -16,6 +16,7 @@
 //! | `pass_faults` | injected faults of passes, for tests |
 //! | `request_log` | the log lines of a stage about other nodes' requests |
 //! | `history` | a stage's state of one sequence |
+//! | `draft` | the small model of a node that drafts for larger ones |
 //! | [`wire`], [`payload`], [`limits`] | the messages of `/pangea/session/1`, their raw bytes, their limits |
 //! | [`links`] | the streams of those messages |
 //!
@@ -24,6 +25,7 @@
 //! A model that one node computes alone is a chain of one stage; nothing else differs. This room knows tokens and
 //! activations, no text and no HTTP.
 
+mod draft;
 mod history;
 pub mod host;
 mod layers;
@@ -38,6 +40,7 @@ mod sampler;
 mod stage;
 pub mod wire;
 
+pub use draft::Draft;
 pub use host::{Pipeline, SessionEvent, StageSetup};
 pub use loader::{ChainLimits, Loader};
 pub use pangea_control::session::ChainId;

@@ -10,8 +10,8 @@ use libp2p::PeerId;
 use pangea_client::{Error, Result};
 use pangea_compute::draft;
 use pangea_compute::model::{Input, NUMERICS};
-use pangea_control::session::Drafter;
 use pangea_control::session::stage::{Action, Count, Event, Incoming, Notice, Opening, StageProtocol, StageSettings};
+use pangea_control::session::{Drafter, Drafts};
 
 use super::host::{Pipeline, StageLoad, StageSetup};
 use super::layers::{Layers, Passed, SignedStage};
@@ -49,14 +49,14 @@ pub(super) enum StageEvent {
     End,
 }
 
-/// The protocol of a stage that drafts from earlier text.
-pub(super) type Protocol = StageProtocol<PromptDrafter>;
+/// The protocol of a stage that drafts from earlier text, and by a small model where there is one.
+pub(super) type Protocol = StageProtocol<TextDrafter>;
 
-/// Drafts from earlier occurrences of the last tokens.
-#[derive(Debug, Default)]
-pub(super) struct PromptDrafter(draft::Drafter);
+/// Drafts for one text.
+#[derive(Clone, Debug)]
+pub(super) struct TextDrafter(draft::Drafter);
 
-impl Drafter for PromptDrafter {
+impl Drafter for TextDrafter {
     fn propose(&mut self, tokens: &[u32], limit: usize) -> Vec<u32> {
         self.0.propose(tokens, limit).to_vec()
     }
@@ -98,7 +98,9 @@ impl Stage {
     /// `running`: present on the first stage.
     pub(super) fn new(setup: StageSetup, pipeline: Pipeline, running: Option<RunningPass>) -> Stage {
         let config = setup.model.config();
-        let protocol = Protocol::new(StageSettings {
+        let drafter = setup.draft.map_or_else(draft::Drafter::new, draft::Drafter::with_model);
+        let drafter = if setup.drafts == Drafts::Eager { drafter.eager() } else { drafter };
+        let settings = StageSettings {
             chain: setup.chain,
             stages: setup.stages.clone(),
             index: setup.index,
@@ -107,7 +109,8 @@ impl Stage {
             context: config.context,
             limits: setup.limits,
             drafts: setup.drafts,
-        });
+        };
+        let protocol = Protocol::new(settings, TextDrafter(drafter));
         let faults = PassFaults::new(pipeline.clone(), setup.index, setup.stages.len());
         let log = RequestLog::new(pipeline.local(), setup.name, &setup.stages[setup.index]);
         let sampler = setup.text.map(Sampler::new);

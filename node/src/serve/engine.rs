@@ -30,7 +30,7 @@ use crate::jobs::Jobs;
 use crate::model_text::{ModelText, Prompt};
 use crate::models::{LoadedPart, catalogue};
 use crate::pipeline::wire::StageAt;
-use crate::pipeline::{ChainId, ChainLimits, Drafts, Pipeline, StageSetup};
+use crate::pipeline::{ChainId, ChainLimits, Draft, Drafts, Pipeline, StageSetup};
 use crate::pool::ServingAdvert;
 use crate::supervise::Supervisor;
 use crate::trust::Auditor;
@@ -165,12 +165,18 @@ impl Shared {
 }
 
 impl Engine {
-    /// Loads a model into this process and returns when it is ready. Blocks.
+    /// Loads a model into this process and returns when it is ready; `draft` drafts for it. Blocks.
     ///
     /// # Errors
-    /// `NotFound` for a missing file, `InvalidInput` for an unsupported one, `Overloaded` if
+    /// `NotFound` for a missing file, `InvalidInput` for an unsupported one and for a draft of another vocabulary, `Overloaded` if
     /// memory does not suffice.
-    pub fn load(name: &str, path: &Path, devices: &Devices, settings: EngineSettings) -> Result<Engine> {
+    pub fn load(
+        name: &str,
+        path: &Path,
+        devices: &Devices,
+        settings: EngineSettings,
+        draft: Option<&Draft>,
+    ) -> Result<Engine> {
         let pipeline = Pipeline::new(Keypair::generate_ed25519(), Supervisor::default());
         let metrics = Arc::<EngineMetrics>::default();
         let about =
@@ -207,15 +213,19 @@ impl Engine {
         // Two models of one process are distinguished by their paths; no other node sees this digest.
         let chain = ChainId::alone(Digest(*blake3::hash(path.as_os_str().as_encoded_bytes()).as_bytes()));
         let stages = vec![StageAt { peer: pipeline.local(), layers: 0..config.layers as u32 }];
+        let pool = Arc::new(pool);
+        draft.map(|draft| draft.check(&file)).transpose()?;
+        let draft = draft.map(|draft| draft.on(&pool, file.gguf().size_bytes())).transpose()?;
         pipeline.start(StageSetup {
             chain,
             stages: stages.clone(),
             index: 0,
             model: Arc::new(model),
-            pool: Arc::new(pool),
+            pool,
             budget: PageBudget::new(settings.session_bytes),
             limits: Some(limits),
             drafts: settings.drafts,
+            draft,
             text: Some(Arc::clone(&text)),
             name: name.to_owned(),
             metrics: Arc::clone(&metrics),

@@ -30,7 +30,7 @@ pub mod route;
 mod signed_answer;
 
 pub use crate::model_text::{ModelText, Prompt, TokenText, WrongField, role};
-pub use crate::pipeline::Drafts;
+pub use crate::pipeline::{Draft, Drafts};
 pub use audit_host::NodeAuditHost;
 pub use catalogue::{Served, ServedModel};
 pub use embedding::Embedding;

@@ -111,6 +111,31 @@ fn an_answer_that_outlasts_its_dropped_model_ends_and_says_why() {
 }
 
 #[test]
+fn a_small_model_drafts_for_those_of_its_vocabulary_and_no_others() {
+    let mesh = Mesh::new();
+    let (red, small) = (mesh.large_file("red"), mesh.file("small"));
+    let alone = mesh.cluster.node("alone").with("--model", red.to_str().unwrap()).start();
+    let text = ask(&alone, "red", "Hello", 40)["choices"][0]["text"].clone();
+    assert_eq!(alone.terminate(), Some(0));
+    let one = mesh
+        .cluster
+        .node("one")
+        .with("--model", red.to_str().unwrap())
+        .with("--draft", small.to_str().unwrap())
+        .start();
+    one.process.line("Model red: drafted by small");
+    assert_eq!(ask(&one, "red", "Hello", 40)["choices"][0]["text"], text);
+    if let Some(other) = file_of(SMOLLM2, "a model of another vocabulary") {
+        let two =
+            mesh.cluster.node("two").with("--model", red.to_str().unwrap()).with("--draft", other.to_str().unwrap());
+        let two = two.start();
+        let line = two.process.line(&format!("Model red: {SMOLLM2} cannot draft for it: ")).text;
+        assert!(line.contains("the vocabularies differ"), "{line}");
+        assert_eq!(ask(&two, "red", "Hello", 40)["choices"][0]["text"], text);
+    }
+}
+
+#[test]
 fn a_model_that_does_not_fit_is_refused_with_the_sizes_and_one_on_disk_is_served() {
     let mesh = Mesh::new();
     let Some(large) = file_of(SMOLLM2, "a model that does not fit") else { return };

@@ -5,9 +5,10 @@ use std::time::Duration;
 use pangea_client::ErrorKind;
 use pangea_compute::sample::Sampling;
 use pangea_node::devices::{Devices, Kind};
-use pangea_node::serve::{Drafts, Engine, EngineSettings, Event, Prompt, Request, Summary};
+use pangea_node::serve::{Draft, Drafts, Engine, EngineSettings, Event, Prompt, Request, Summary};
 
 use pangea_tests::process::TIMEOUT;
+use pangea_tests::test_model::GEMMA3;
 use pangea_tests::tiny_model::TinyModel;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -21,7 +22,7 @@ const SESSION_BYTES: u64 = 512 << 20;
 fn engine(test: &str, drafts: Drafts) -> Option<Engine> {
     let file = file_of(SMOLLM2, test)?;
     let settings = EngineSettings { drafts, ..EngineSettings::new(SESSION_BYTES) };
-    Some(Engine::load("model", &file, &Devices::new(1 << 30, 2), settings).unwrap())
+    Some(Engine::load("model", &file, &Devices::new(1 << 30, 2), settings, None).unwrap())
 }
 
 fn generate(engine: &Engine, request: Request) -> (String, Vec<u32>, Summary) {
@@ -69,11 +70,47 @@ fn drafts_change_when_tokens_arrive_but_not_which() {
     assert!(accepted > 20, "only {accepted} drafted tokens were right: the test shows little");
 }
 
+/// The model drafts for itself: greedily, everything that it guesses is right.
+#[test]
+fn a_model_that_drafts_changes_when_tokens_arrive_but_not_which() {
+    let Some(file) = file_of(SMOLLM2, "a_model_that_drafts") else { return };
+    let Some(without) = engine("a_model_that_drafts", Drafts::Off) else { return };
+    let devices = Devices::new(2 << 30, 2);
+    let folder = file.parent().unwrap();
+    let draft = Draft::load(file.to_str().unwrap(), folder, &devices).unwrap();
+    let settings = EngineSettings { drafts: Drafts::Eager, ..EngineSettings::new(SESSION_BYTES) };
+    let with = Engine::load("model", &file, &devices, settings, Some(&draft)).unwrap();
+    let request = |sampling: Sampling| Request {
+        sampling,
+        max_tokens: Some(100),
+        ..Request::new(Prompt::Text("The lighthouse keeper wrote in his diary that".to_owned()))
+    };
+    for (sampling, share) in [
+        (Sampling::greedy(), 0.9),
+        (Sampling { temperature: 0.8, seed: 3, ..Sampling::default() }, 0.02),
+        (Sampling { temperature: 1.5, seed: 4, repetition_penalty: 1.1, ..Sampling::default() }, 0.0),
+    ] {
+        let (text, tokens, summary) = generate(&with, request(sampling.clone()));
+        let (plain_text, plain_tokens, _) = generate(&without, request(sampling));
+        assert_eq!((text, tokens), (plain_text, plain_tokens));
+        let (drafted, accepted) = (summary.drafted_tokens, summary.accepted_tokens);
+        assert!(drafted > 10 && accepted as f64 >= share * drafted as f64, "{accepted} of {drafted}");
+    }
+    let other = file_of(GEMMA3, "a_model_of_another_vocabulary");
+    if let Some(other) = other {
+        let other = Draft::load(other.to_str().unwrap(), folder, &devices).unwrap();
+        let refused = Engine::load("model", &file, &devices, settings, Some(&other)).map(drop).unwrap_err();
+        assert!(refused.kind() == ErrorKind::InvalidInput && refused.message().contains("vocabularies"), "{refused}");
+    }
+    let missing = Draft::load("nonesuch", folder, &devices).map(drop).unwrap_err();
+    assert!(missing.kind() == ErrorKind::NotFound && missing.message().contains("which is to draft"), "{missing}");
+}
+
 #[test]
 fn an_answer_ends_at_the_end_of_the_context() {
     let Some(file) = file_of(SMOLLM2, "an_answer_ends_where") else { return };
     // Memory for about a hundred tokens, fewer than the model's context.
-    let engine = Engine::load("model", &file, &Devices::new(1 << 30, 2), EngineSettings::new(4 << 20)).unwrap();
+    let engine = Engine::load("model", &file, &Devices::new(1 << 30, 2), EngineSettings::new(4 << 20), None).unwrap();
     let context = engine.model().context;
     assert!(context < 8192);
     let sampling = Sampling { logit_bias: vec![(2, -100.0)], ..Sampling::greedy() };
@@ -113,7 +150,7 @@ fn a_request_that_fails_at_a_stage_of_its_own_node_is_counted_once() {
     std::fs::write(&file, TinyModel::default().gguf()).unwrap();
     // No request may wait at all, so that the stage fails each one.
     let settings = EngineSettings { wait: Duration::ZERO, ..EngineSettings::new(8 << 20) };
-    let engine = Engine::load("tiny", &file, &Devices::new(1 << 30, 1), settings).unwrap();
+    let engine = Engine::load("tiny", &file, &Devices::new(1 << 30, 1), settings, None).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     runtime.block_on(async {
         let request = Request { choices: 2, ..Request::new(Prompt::Text("once".to_owned())) };
@@ -134,13 +171,13 @@ fn a_load_without_memory_for_reordering_rows_is_refused_with_the_numbers() {
     std::fs::write(&file, TinyModel::default().gguf()).unwrap();
     let settings = EngineSettings::new(4 << 20);
     let devices = Devices::new(LIMIT, 1);
-    let engine = Engine::load("tiny", &file, &devices, settings).unwrap();
+    let engine = Engine::load("tiny", &file, &devices, settings, None).unwrap();
     // A loaded model holds its weights and the memory for its sessions.
     let loaded = engine.model().memory_bytes + (4 << 20);
     assert_eq!(devices.held(), loaded);
     let devices = Devices::new(LIMIT, 1);
     let products = devices.lease(Kind::Tensors, LIMIT - loaded).unwrap();
-    let refused = Engine::load("tiny", &file, &devices, settings).map(drop).unwrap_err();
+    let refused = Engine::load("tiny", &file, &devices, settings, None).map(drop).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Overloaded);
     assert!(refused.message().contains("needs 4.00 KiB; 0 B free of 16.0 MiB"), "{refused}");
     assert_eq!(devices.held(), products.bytes(), "a refused load keeps nothing");

@@ -37,8 +37,9 @@ pub enum Drafts {
     Eager,
 }
 
-/// Predicts the next tokens of one sequence, and learns from the results.
-pub trait Drafter: Default {
+/// Predicts the next tokens of one sequence, and learns from the results. A clone of one that has predicted nothing is for another
+/// sequence.
+pub trait Drafter: Clone {
     /// At most `limit` tokens that may follow `tokens` (the prompt and the chosen tokens).
     fn propose(&mut self, tokens: &[u32], limit: usize) -> Vec<u32>;
 
@@ -65,6 +66,8 @@ pub(super) struct FirstStage<D> {
     noticed: Time,
     grouping: Grouping,
     drafts: Drafts,
+    /// What every sequence gets a clone of.
+    drafter: D,
     /// Positions of the sessions that have ended and are not closed, at most: what the memory for sessions holds. Their tokens
     /// and commitments take a small part of what their caches took.
     ended_positions: usize,
@@ -136,7 +139,7 @@ pub(super) struct FailedSession {
 }
 
 impl<D: Drafter> FirstStage<D> {
-    pub(super) fn new(limits: BatchLimits, drafts: Drafts) -> FirstStage<D> {
+    pub(super) fn new(limits: BatchLimits, drafts: Drafts, drafter: D) -> FirstStage<D> {
         FirstStage {
             grouping: Grouping::new(limits.groups),
             ended_positions: limits.pages.saturating_mul(limits.page_tokens),
@@ -150,6 +153,7 @@ impl<D: Drafter> FirstStage<D> {
             watch: FrameWatch::default(),
             noticed: Time::ZERO,
             drafts,
+            drafter,
         }
     }
 
@@ -346,7 +350,7 @@ impl<D: Drafter> FirstStage<D> {
         for rows in rows {
             let Some(member) = self.members.get_mut(&rows.sequence) else { continue };
             planned.tokens.extend_from_slice(&member.tokens[rows.start..][..rows.rows]);
-            let draft = member.draft(rows.draft);
+            let draft = member.draft(rows.draft, &self.drafter);
             planned.tokens.extend_from_slice(&draft);
             planned.rows.push(FrameRows {
                 sequence: rows.sequence.0,
@@ -466,14 +470,14 @@ fn can_give(rows: &FrameRows, stepped: &SteppedSequence) -> bool {
 }
 
 impl<D: Drafter> Member<D> {
-    /// Predicts at most `limit` next tokens.
-    fn draft(&mut self, limit: usize) -> Vec<u32> {
+    /// Predicts at most `limit` next tokens, with a clone of `drafter`.
+    fn draft(&mut self, limit: usize, drafter: &D) -> Vec<u32> {
         // The last token of an answer needs no row of its own.
         let limit = limit.min(self.max_tokens.saturating_sub(self.tokens.len() + 1));
         if limit == 0 {
             return Vec::new();
         }
-        let drafter = self.drafter.get_or_insert_with(Box::default);
+        let drafter = self.drafter.get_or_insert_with(|| Box::new(drafter.clone()));
         drafter.propose(&self.tokens, limit)
     }
 }

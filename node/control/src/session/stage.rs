@@ -63,6 +63,8 @@ pub struct StageProtocol<D> {
     /// stage starts sequences with a cache until it hears that the cache is gone.
     lost: BTreeMap<u64, Error>,
     first: Option<FirstStage<D>>,
+    /// What every sequence of a first stage gets a clone of.
+    drafter: D,
     joining: Option<Joining>,
     /// The frame being computed: its start, and the sequence that has it to itself, if any.
     computing: (Time, Option<SoleSequence>),
@@ -79,10 +81,11 @@ pub struct StageProtocol<D> {
 }
 
 impl<D: Drafter> StageProtocol<D> {
-    /// A stage without sessions.
-    pub fn new(settings: StageSettings) -> StageProtocol<D> {
+    /// A stage without sessions, whose sequences are drafted by clones of `drafter`.
+    pub fn new(settings: StageSettings, drafter: D) -> StageProtocol<D> {
         StageProtocol {
-            first: settings.limits.map(|limits| FirstStage::new(limits, settings.drafts)),
+            first: settings.limits.map(|limits| FirstStage::new(limits, settings.drafts, drafter.clone())),
+            drafter,
             pace: PaceMeter::new(settings.chain.epoch),
             settings,
             sessions: BTreeMap::new(),
@@ -385,7 +388,8 @@ impl<D: Drafter> StageProtocol<D> {
         self.unsent.clear();
         self.closing.clear();
         self.joining = None;
-        self.first = self.settings.limits.map(|limits| FirstStage::new(limits, self.settings.drafts));
+        self.first =
+            self.settings.limits.map(|limits| FirstStage::new(limits, self.settings.drafts, self.drafter.clone()));
         self.computing = (now, None);
         self.broken = Some(why);
     }

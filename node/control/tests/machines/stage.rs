@@ -43,7 +43,7 @@ const CHOICES: u16 = 3;
 const FOLLOWING_MAX: usize = 64;
 
 /// Drafts the same two tokens always.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug)]
 struct Two;
 
 impl Drafter for Two {
@@ -80,7 +80,7 @@ pub(crate) fn run(bytes: &[u8]) {
         limits: (index == 0).then_some(LIMITS),
         drafts: if bytes.is_rare(128) { Drafts::Off } else { Drafts::Eager },
     };
-    let stage = StageProtocol::new(settings);
+    let stage = StageProtocol::new(settings, Two);
     let mut run = Run { bytes, stage, stages, index, now: Time::from_secs(1), is_broken: false };
     while !run.bytes.is_empty() {
         run.event();

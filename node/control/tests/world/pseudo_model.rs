@@ -85,7 +85,7 @@ fn guess(last: u32) -> u32 {
 }
 
 /// Guesses what follows half of the time.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Guesser;
 
 impl Drafter for Guesser {

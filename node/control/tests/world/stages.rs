@@ -102,7 +102,7 @@ impl World {
         };
         let gate = Gate::new(&stages, index, MessageBytes { frame: 1 << 20, opening: 1 << 16 });
         let stage = Stage {
-            protocol: StageProtocol::new(settings),
+            protocol: StageProtocol::new(settings, Guesser),
             gate,
             stages,
             index,

@@ -8,7 +8,7 @@ use crate::test_peers::peer;
 use pangea_units::Digest;
 
 /// A drafter that drafts nothing.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug)]
 struct NoDrafts;
 
 impl Drafter for NoDrafts {
@@ -65,7 +65,7 @@ impl Stage {
             limits: (index == 0).then_some(limits),
             drafts: Drafts::Off,
         };
-        Stage { protocol: StageProtocol::new(settings), stages: stages(count), now: Time::from_secs(1) }
+        Stage { protocol: StageProtocol::new(settings, NoDrafts), stages: stages(count), now: Time::from_secs(1) }
     }
 
     fn handle(&mut self, event: Event<'_>) -> Vec<Action> {
