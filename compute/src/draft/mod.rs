@@ -91,12 +91,16 @@ impl Drafter {
         }
         let place = self.lookup.guess(text).filter(|_| !self.by_lookup.is_paused(text.len()));
         let (length, gain) = place.map_or((0, LEAST_GAIN), |(_, hit_rate)| self.by_lookup.best_length(hit_rate));
-        if let Some(model) = self.model.as_mut().filter(|_| !self.by_model.is_paused(text.len())) {
+        let may = |model: &ModelDrafts| !self.by_model.is_paused(text.len()) && model.may_lose(self.by_model.row());
+        if let Some(model) = self.model.as_mut().filter(|model| may(model)) {
             let (length, gain_by_model) = self.by_model.best_length(model.hit_rate());
             if length > 0 && gain_by_model > gain {
                 match model.draft(text, length.min(limit), &self.by_model, &mut self.draft) {
                     Drafted::Tokens => self.last = Some(Source::Model),
-                    Drafted::Read => self.reads = true,
+                    Drafted::Read(passes) => {
+                        self.reads = true;
+                        model.lose(passes);
+                    }
                     Drafted::Nothing => {}
                 }
                 if self.last.is_some() || self.reads {
@@ -125,6 +129,7 @@ impl Drafter {
             self.single.observe(seconds);
             self.by_lookup.rest();
             self.by_model.rest();
+            self.model.iter_mut().for_each(ModelDrafts::rest);
             return;
         }
         let drafted = rows - 1;
@@ -132,10 +137,13 @@ impl Drafter {
         let Some(single) = self.single.before_drafted() else { return };
         let drafting = match (self.last.take(), &mut self.model) {
             (Some(Source::Model), Some(model)) => {
-                model.observe(drafted, accepted);
+                model.observe(drafted, accepted, seconds / single);
                 &mut self.by_model
             }
-            _ => &mut self.by_lookup,
+            (_, model) => {
+                model.iter_mut().for_each(ModelDrafts::rest);
+                &mut self.by_lookup
+            }
         };
         drafting.observe(drafted, accepted, seconds / single, self.text);
     }

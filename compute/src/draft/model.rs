@@ -1,6 +1,6 @@
 //! Drafts of a small model: the tokens that it would choose, as far as it is likely enough to be right.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cost::Drafting;
 use crate::gguf::Metadata;
@@ -11,12 +11,22 @@ use crate::{Error, Pool};
 const GUESS_WEIGHT: f64 = 0.05;
 /// Share of the drafted tokens that are right, until it is measured.
 const ASSUMED_HIT_RATE: f64 = 0.7;
+/// Share by which what was measured moves towards that with every pass without a draft: the text may have become easier.
+const FORGETTING: f64 = 1.0 / 512.0;
 /// Tokens of the text that are computed before one draft, at most: the answer waits for them.
 const CATCH_UP: usize = 64;
 /// Time of a token of the text that is only read, in passes of one row of the same model.
 const READING: f64 = 0.15;
 /// Share of an answer's time that may go into reading its text before anything was drafted.
 const ADVANCE: f64 = 0.02;
+/// What drafts may cost in vain, in passes of one row: this share of all passes,
+const CREDIT: f64 = 0.01;
+/// saved up to so much.
+const CREDIT_MAX: f64 = 1.0;
+/// What was gained by drafts and may be lost again.
+const GAIN_MAX: f64 = 4.0;
+/// Tokens of a draft in vain, as a rule.
+const VAIN: f64 = 2.0;
 /// Tokens by which two vocabularies may differ in length: some are padded.
 const PADDING: usize = 512;
 
@@ -28,6 +38,17 @@ pub struct DraftModel {
     budget: PageBudget,
     /// Weights of this model for each one of the large model.
     share: f64,
+    /// What its drafts were worth, in all answers together: one answer is too short to learn it in, and to pay for it.
+    worth: Arc<Mutex<Worth>>,
+}
+
+/// What drafts of a model were worth.
+#[derive(Clone, Copy, Debug)]
+struct Worth {
+    /// Share of the drafted tokens that are right.
+    hit_rate: f64,
+    /// What drafts may cost in vain now, in passes of one row of the large model.
+    credit: f64,
 }
 
 impl DraftModel {
@@ -41,7 +62,12 @@ impl DraftModel {
             return Err(Error::invalid("draft", "a model that drafts must be whole".to_owned()));
         }
         let share = model.memory_bytes() as f64 / of_bytes.max(1) as f64;
-        Ok(DraftModel { model, pool, budget, share })
+        let worth = Arc::new(Mutex::new(Worth { hit_rate: ASSUMED_HIT_RATE, credit: 0.0 }));
+        Ok(DraftModel { model, pool, budget, share, worth })
+    }
+
+    fn worth(&self) -> MutexGuard<'_, Worth> {
+        self.worth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether tokens of one model mean the same in the other one; of a longer vocabulary, those that both have.
@@ -90,7 +116,6 @@ pub(super) struct ModelDrafts {
     held: Vec<u32>,
     /// Length of the text when it was seen first: the prompt.
     prompt: Option<usize>,
-    hit_rate: f64,
     failed: bool,
 }
 
@@ -102,19 +127,19 @@ impl Clone for ModelDrafts {
 }
 
 /// What a draft has led to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Drafted {
     /// Nothing was computed.
     Nothing,
-    /// The text was read for later drafts, which took time.
-    Read,
+    /// The text was read without a draft, which took this time in passes of one row of the large model.
+    Read(f64),
     /// Tokens were drafted.
     Tokens,
 }
 
 impl ModelDrafts {
     pub(super) fn new(of: DraftModel) -> ModelDrafts {
-        ModelDrafts { of, cache: None, held: Vec::new(), prompt: None, hit_rate: ASSUMED_HIT_RATE, failed: false }
+        ModelDrafts { of, cache: None, held: Vec::new(), prompt: None, failed: false }
     }
 
     /// The cost of one more row of the large model and of one pass of this one, until it is measured.
@@ -128,9 +153,32 @@ impl ModelDrafts {
         self.failed = false;
     }
 
+    /// Tokens of the text after those that it began with.
+    pub(super) fn answer_len(&self, text: &[u32]) -> usize {
+        text.len().saturating_sub(self.prompt.unwrap_or(0))
+    }
+
+    /// A pass of the large model without a draft of this one: what was measured long ago is worth less, and a little more may be
+    /// lost.
+    pub(super) fn rest(&mut self) {
+        let mut worth = self.of.worth();
+        worth.hit_rate += FORGETTING * (ASSUMED_HIT_RATE - worth.hit_rate);
+        worth.credit += if worth.credit < CREDIT_MAX { CREDIT } else { 0.0 };
+    }
+
     /// Probability that the next token of a draft is right.
     pub(super) fn hit_rate(&self) -> f64 {
-        self.hit_rate
+        self.of.worth().hit_rate
+    }
+
+    /// Whether a draft may be in vain, each of whose tokens costs `row`.
+    pub(super) fn may_lose(&self, row: f64) -> bool {
+        self.of.worth().credit >= VAIN * row
+    }
+
+    /// Time was spent without a draft, in passes of one row of the large model.
+    pub(super) fn lose(&mut self, passes: f64) {
+        self.of.worth().credit -= passes;
     }
 
     /// Notes the text before anything is drafted for it.
@@ -150,14 +198,14 @@ impl ModelDrafts {
             draft.clear();
             self.held.clear();
             (self.cache, self.failed) = (None, true);
-            Drafted::Read
+            Drafted::Read(0.0)
         })
     }
 
     /// Whether reading the rest of `text` takes a small part of the time that the answer has taken.
     fn may_read(&self, text: &[u32]) -> bool {
         let behind = text.len().saturating_sub(self.held.len()) as f64;
-        let answer = text.len().saturating_sub(self.prompt.unwrap_or(0)) as f64;
+        let answer = self.answer_len(text) as f64;
         // Read already, but for the last tokens: no advance.
         behind <= super::MAX_DRAFT as f64 + 1.0 || behind * READING * self.of.share <= ADVANCE * answer
     }
@@ -182,7 +230,8 @@ impl ModelDrafts {
         if behind.len() > CATCH_UP {
             self.pass(&mut cache, &behind[..CATCH_UP], Logits::None)?;
             self.cache = Some(cache);
-            return Ok(Drafted::Read);
+            // Paid for by what the answer took before.
+            return Ok(Drafted::Read(0.0));
         }
         let mut next = self.pass(&mut cache, behind, Logits::Last)?;
         let (row, mut tokens, mut cost, mut chance) = (drafting.row(), 1.0, 1.0, 1.0);
@@ -195,13 +244,13 @@ impl ModelDrafts {
             draft.push(token);
             (tokens, cost) = (tokens + chance, cost + row);
             // What is right mostly so far goes on.
-            if draft.len() == length || chance * self.hit_rate * cost <= row * tokens {
+            if draft.len() == length || chance * self.hit_rate() * cost <= row * tokens {
                 break;
             }
             next = self.pass(&mut cache, &[token], Logits::Last)?;
         }
         self.cache = Some(cache);
-        Ok(if draft.is_empty() { Drafted::Read } else { Drafted::Tokens })
+        Ok(if draft.is_empty() { Drafted::Read(self.of.share) } else { Drafted::Tokens })
     }
 
     /// Computes tokens; with logits, returns the likeliest next one and its probability.
@@ -218,9 +267,11 @@ impl ModelDrafts {
         }))
     }
 
-    /// Records how many tokens of a draft were right.
-    pub(super) fn observe(&mut self, drafted: usize, accepted: usize) {
+    /// Records how many tokens of a draft were right, in a pass that took as long as `took` passes of one row.
+    pub(super) fn observe(&mut self, drafted: usize, accepted: usize, took: f64) {
+        let mut worth = self.of.worth();
         let guesses = (0..accepted).map(|_| 1.0).chain((accepted < drafted).then_some(0.0));
-        guesses.for_each(|right| self.hit_rate += GUESS_WEIGHT * (right - self.hit_rate));
+        guesses.for_each(|right| worth.hit_rate += GUESS_WEIGHT * (right - worth.hit_rate));
+        worth.credit = (worth.credit + accepted as f64 + 1.0 - took).min(GAIN_MAX);
     }
 }
