@@ -4,6 +4,7 @@
 //! # Numerics
 //!
 //! These rules are part of the engine's `numerics` version: a change that alters any result must increase that number.
+//! A second version was measured and not adopted: `compute/NUMERICS.md`.
 //!
 //! **Activations** of quantised weights, per row and block of 32 consecutive k (k padded with zeros): `a = max |x|`, `d
 //! = a / 127`, `q = round(x · (127 / a))`, ties to even, every operation rounded to f32. Where `127 / a` is not finite
