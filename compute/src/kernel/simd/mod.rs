@@ -1,6 +1,6 @@
 //! Sixteen lanes of SIMD, the same on every processor: kernels of the layer engine are written once over [`Simd`] and
-//! run with AVX-512 VNNI, AVX2, NEON or portable code, with the same bits (DESIGN §5). An operation here is exact
-//! (integers, comparisons, conversions that fit) or rounded once as IEEE 754 says; nothing approximates.
+//! run with AVX-512 VNNI, AVX2 without or with VNNI, NEON or portable code, with the same bits (DESIGN §5). An operation
+//! here is exact (integers, comparisons, conversions that fit) or rounded once as IEEE 754 says; nothing approximates.
 #![allow(unsafe_code)]
 
 use crate::Isa;
@@ -159,6 +159,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 pub(crate) trait Body {
     /// The result.
     type Out;
+    /// Whether it multiplies quantised weights; what does not is compiled once for families that differ in that alone.
+    const DOTS: bool = false;
     /// Runs the computation.
     ///
     /// # Safety
@@ -166,7 +168,8 @@ pub(crate) trait Body {
     unsafe fn run<S: Simd>(self) -> Self::Out;
 }
 
-/// Runs `body` with the family for `isa`. The AVX-512 family needs VNNI; without VNNI, AVX2 is used.
+/// Runs `body` with the family for `isa`. The AVX-512 family needs VNNI; without VNNI, AVX2 is used. Bodies without
+/// [`Body::DOTS`] run with the family of [`Isa::base`].
 ///
 /// # Safety
 /// The conditions of the body. `isa` is available on this processor.
@@ -179,7 +182,11 @@ pub(crate) unsafe fn dispatch<T: Body>(isa: Isa, body: T) -> T::Out {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if crate::isa::has_vnni() => avx512::enter(body),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx2 => avx2::enter(body),
+            Isa::AvxVnni if T::DOTS && crate::isa::has_avx_vnni() => avx2::enter_vex(body),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni if T::DOTS => avx2::enter_evex(body),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::AvxVnni | Isa::Avx2 => avx2::enter(body),
             #[cfg(target_arch = "aarch64")]
             Isa::Neon => neon::enter(body),
             _ => plain::enter(body),

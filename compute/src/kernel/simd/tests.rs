@@ -21,6 +21,7 @@ type Results = Vec<(&'static str, Vec<u32>)>;
 
 impl Body for All<'_> {
     type Out = Results;
+    const DOTS: bool = true;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Results {
