@@ -10,6 +10,9 @@ pub enum Isa {
     Plain,
     /// AArch64 with NEON and dot products (SDOT). Used by the layer engine; tensor products run as [`Isa::Plain`].
     Neon,
+    /// [`Isa::Neon`] with products of 8-bit matrices (SMMLA; Apple since M2, Arm's cores since ARMv8.6): for quantised weights;
+    /// all else is computed as by [`Isa::Neon`].
+    I8mm,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// [`Isa::Avx2`] with VNNI on 256 bits (Intel since Alder Lake, AMD since Zen 5, and every AVX-512 with VNNI and VL): for
@@ -21,7 +24,7 @@ pub enum Isa {
 
 impl Isa {
     /// Every family, slowest first.
-    pub const ALL: [Isa; 5] = [Isa::Plain, Isa::Neon, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
+    pub const ALL: [Isa; 6] = [Isa::Plain, Isa::Neon, Isa::I8mm, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
 
     /// Whether this processor can run it.
     pub fn is_available(self) -> bool {
@@ -31,7 +34,7 @@ impl Isa {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             match self {
                 Isa::Plain => true,
-                Isa::Neon => false,
+                Isa::Neon | Isa::I8mm => false,
                 Isa::Avx2 => avx2,
                 Isa::AvxVnni => {
                     avx2 && (has_avx_vnni()
@@ -47,7 +50,13 @@ impl Isa {
         }
         #[cfg(target_arch = "aarch64")]
         {
-            self == Isa::Plain || self == Isa::Neon && std::arch::is_aarch64_feature_detected!("dotprod")
+            let dotprod = std::arch::is_aarch64_feature_detected!("dotprod");
+            match self {
+                Isa::Plain => true,
+                Isa::Neon => dotprod,
+                Isa::I8mm => dotprod && std::arch::is_aarch64_feature_detected!("i8mm"),
+                Isa::Avx2 | Isa::AvxVnni | Isa::Avx512 => false,
+            }
         }
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
@@ -63,16 +72,18 @@ impl Isa {
     /// The family without the instructions for quantised products: what computes everything else.
     pub(crate) fn base(self) -> Isa {
         match self {
+            Isa::I8mm => Isa::Neon,
             Isa::AvxVnni => Isa::Avx2,
             other => other,
         }
     }
 
-    /// The name: `plain`, `neon`, `avx2`, `avxvnni`, `avx512`.
+    /// The name: `plain`, `neon`, `i8mm`, `avx2`, `avxvnni`, `avx512`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Plain => "plain",
             Isa::Neon => "neon",
+            Isa::I8mm => "i8mm",
             Isa::Avx2 => "avx2",
             Isa::AvxVnni => "avxvnni",
             Isa::Avx512 => "avx512",
@@ -123,7 +134,7 @@ mod tests {
 
     #[test]
     fn families_keep_the_names_that_people_set() {
-        assert_eq!(Isa::ALL.map(Isa::name), ["plain", "neon", "avx2", "avxvnni", "avx512"]);
+        assert_eq!(Isa::ALL.map(Isa::name), ["plain", "neon", "i8mm", "avx2", "avxvnni", "avx512"]);
     }
 
     #[test]
