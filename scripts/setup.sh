@@ -167,7 +167,8 @@ mutants() {
   CARGO_TARGET_DIR="$TARGET/mutants" CARGO_PROFILE_DEV_DEBUG=false CARGO_INCREMENTAL=1 "$CARGO_MUTANTS" "$@"
 }
 
-# The other processor must compute the same bits; an emulator computes them like the processor, only slower.
+# The other processor must compute the same bits; an emulator computes them like the processor, only slower. It has every
+# extension that it knows, so that both families run, without and with i8mm.
 aarch64() {
   local triple=aarch64-unknown-linux-gnu
   [ "$(uname -s)" = Linux ] || { fail "aarch64 needs Linux, for qemu's user mode"; exit 2; }
@@ -177,7 +178,7 @@ aarch64() {
   rustup target list --installed | grep -qx "$triple" || rustup target add "$triple"
   cd "$REPOSITORY"
   export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
-  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER='qemu-aarch64 -L /usr/aarch64-linux-gnu'
+  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER='qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu'
   set -- --release --locked --target "$triple" --target-dir "$TARGET/aarch64" -p pangea-compute
   heading 'Kernels'
   cargo test "$@" --lib kernel::

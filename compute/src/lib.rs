@@ -14,7 +14,6 @@
 //! | 1 | [`buffer`] | aligned memory |
 //! | 1 | `mapping` | files mapped into memory |
 //! | 1 | [`chat`] | chat templates: conversations to prompt text |
-//! | 1 | [`draft`] | guesses of the next tokens from the text so far |
 //! | 2 | [`tensor`] | immutable rank-2 tensors; a tensor being written |
 //! | 2 | [`pool`] | the compute threads, [`Cancel`] |
 //! | 2 | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
@@ -26,6 +25,7 @@
 //! | 4 | [`sample`] | logits to tokens, grammars, stop strings |
 //! | 4 | [`model`] | language models: configuration, weights of a layer range, caches, the forward pass |
 //! | 5 | [`check`] | is this product right? (DESIGN §6) |
+//! | 5 | [`draft`] | guesses of the next tokens, from the text so far or by a small model |
 //! | 5 | [`commit`] | what a stage of a model commits to, and its replay (DESIGN §6) |
 //! | 5 | [`probe`] | measured speed of this machine |
 //! | 6 | [`operation`] | what a node computes from two tensors: needs, result, cost, check |

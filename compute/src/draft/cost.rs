@@ -2,6 +2,7 @@
 
 /// Tokens of a draft, at most: on the processors measured, further rows of a pass cost more than they gain.
 pub const MAX_DRAFT: usize = 15;
+
 /// Predicted speed-up, at least, for which a draft is made.
 pub(super) const LEAST_GAIN: f64 = 1.05;
 /// Weight of a new observation of time: an average over about 8 passes.

@@ -82,7 +82,7 @@ macro_rules! for_kernel {
                 $body
             }};
         }
-        match ($compute, $isa) {
+        match ($compute, $isa.base()) {
             #[cfg(target_arch = "x86_64")]
             (Compute::F32, $crate::Isa::Avx512) => with!(avx512::F32),
             #[cfg(target_arch = "x86_64")]

@@ -49,7 +49,7 @@ pub(crate) fn skinny(
     }
     for_dtype!(t.dtype(), T => if let Some(source) = t.elements::<T>() {
         let job = Pass { source, strides: t.strides(), v, reading };
-        match isa {
+        match isa.base() {
             // SAFETY: a pool's instruction set is available.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { pass_avx512(&job, rows, sums, squares) },
@@ -236,7 +236,7 @@ pub(crate) fn column_squares(isa: Isa, t: &Tensor, cols: Range<usize>, squares: 
         return;
     }
     for_dtype!(t.dtype(), T => if let Some(source) = t.elements::<T>() {
-        match isa {
+        match isa.base() {
             // SAFETY: a pool's instruction set is available.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { columns_avx512(source, t.rows(), t.strides(), cols, squares) },
@@ -410,7 +410,7 @@ fn exact<T: Element>(
 macro_rules! dots {
     ($name:ident, $avx512:ident, $avx2:ident, $plain:ident, $t:ty, $part:ty, $sum:ty, $l:expr) => {
         fn $name(isa: Isa, line: &[$t], parts: &[&[$part]; $l]) -> [$sum; $l] {
-            match isa {
+            match isa.base() {
                 // SAFETY: a pool's instruction set is available.
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx512 => unsafe { $avx512(line, parts) },

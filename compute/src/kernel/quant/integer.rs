@@ -152,6 +152,14 @@ unsafe fn dots<
 ) -> [S::I; N] {
     // SAFETY: the caller's promise: `block_bytes(BITS)` bytes at `block`, `N` times 32 at `q`.
     unsafe {
+        if S::DOTS_OF_ROWS && N > 1 {
+            let w = weights::<S, C, BITS, SHIFT>(block);
+            return match (FIRST, SECOND) {
+                (true, true) => S::dots_of_rows(w, q, BLOCK),
+                (true, false) => S::dots_of_rows([w[0], w[1], w[2], w[3]], q, BLOCK),
+                _ => S::dots_of_rows([w[4], w[5], w[6], w[7]], q.add(BLOCK / 2), BLOCK),
+            };
+        }
         let mut sums = [S::splat_i(0); N];
         if BITS == 8 {
             for j in 0..8 {
@@ -162,13 +170,10 @@ unsafe fn dots<
             }
             return sums;
         }
-        let values = S::load_b(const { &quarters::<C, SHIFT>() }.as_ptr());
+        let mut codes = Codes::<S>::new::<C, BITS, SHIFT>(block);
         if signed::<C, BITS, SHIFT>() {
-            let values = S::prepare_i8(values);
             for j in 0..4 {
-                let nibbles = S::load_b(block.add(64 * j));
-                let low = S::lookup(values, S::low_nibbles(nibbles));
-                let high = S::lookup(values, S::high_nibbles(nibbles));
+                let (low, high) = codes.next::<C, BITS>(j);
                 for i in 0..N {
                     let x = q.add(BLOCK * i + 4 * j);
                     sums[i] = S::dot_i8(sums[i], low, S::splat_b(x));
@@ -178,41 +183,8 @@ unsafe fn dots<
             return sums;
         }
         let mut dots = [S::no_dots(); N];
-        // The bits above the nibbles, or above two bits: those of j = 0 are in bits 0 and 4; each step shifts the next ones there.
-        let mut plane = S::load_b(block.add(match BITS {
-            3 => 128,
-            2 | 4 => 0,
-            _ => 256,
-        }));
         for j in 0..4 {
-            let (mut low, mut high);
-            if BITS < 4 {
-                let mut pairs = S::load_b(block.add(64 * (j / 2)));
-                if j % 2 == 1 {
-                    pairs = S::shift_right_2(pairs);
-                }
-                (low, high) = (S::masked(pairs, 0x03), S::masked(S::high_nibbles(pairs), 0x03));
-                if BITS == 3 {
-                    low = S::or_masked(low, S::shift_right_2(S::shift_left_4(plane)), 0x04);
-                    high = S::or_masked(high, S::shift_right_2(plane), 0x04);
-                    plane = S::shift_right_1(plane);
-                }
-            } else {
-                let nibbles = S::load_b(block.add(64 * j));
-                (low, high) = (S::low_nibbles(nibbles), S::high_nibbles(nibbles));
-                if C::CODEBOOK.is_some() {
-                    (low, high) = (S::lookup(values, low), S::lookup(values, high));
-                }
-            }
-            if BITS > 4 {
-                if BITS == 6 && j == 2 {
-                    plane = S::load_b(block.add(320));
-                }
-                let mask = if BITS == 5 { 0x10 } else { 0x30 };
-                low = S::or_masked(low, S::shift_left_4(plane), mask);
-                high = S::or_masked(high, plane, mask);
-                plane = if BITS == 5 { S::shift_right_1(plane) } else { S::shift_right_2(plane) };
-            }
+            let (low, high) = codes.next::<C, BITS>(j);
             for i in 0..N {
                 let x = q.add(BLOCK * i + 4 * j);
                 if FIRST {
@@ -231,5 +203,99 @@ unsafe fn dots<
             sums[i] = S::sum_dots(dots[i]);
         }
         sums
+    }
+}
+
+/// The weights of one block in order of k, four of each row in a vector; signed ones as [`Simd::dot_i8`] takes them.
+///
+/// # Safety
+/// As for [`Simd`]; `block_bytes(BITS)` bytes at `block`.
+#[inline(always)]
+unsafe fn weights<S: Simd, C: Scales, const BITS: usize, const SHIFT: u32>(block: *const u8) -> [S::B; 8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut w = [S::load_b(block); 8];
+        if BITS == 8 {
+            for j in 0..8 {
+                w[j] = S::prepare_i8(S::load_b(block.add(64 * j)));
+            }
+        } else {
+            let mut codes = Codes::<S>::new::<C, BITS, SHIFT>(block);
+            for j in 0..4 {
+                (w[j], w[j + 4]) = codes.next::<C, BITS>(j);
+            }
+        }
+        w
+    }
+}
+
+/// The codes of a block of less than 8 bits, unpacked step by step.
+struct Codes<S: Simd> {
+    block: *const u8,
+    /// The values of a code book.
+    values: S::B,
+    /// The bits above the nibbles, or above two bits: those of j = 0 are in bits 0 and 4; each step shifts the next ones there.
+    plane: S::B,
+}
+
+impl<S: Simd> Codes<S> {
+    /// # Safety
+    /// As for [`weights`].
+    #[inline(always)]
+    unsafe fn new<C: Scales, const BITS: usize, const SHIFT: u32>(block: *const u8) -> Codes<S> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let values = S::load_b(const { &quarters::<C, SHIFT>() }.as_ptr());
+            Codes {
+                block,
+                values: if signed::<C, BITS, SHIFT>() { S::prepare_i8(values) } else { values },
+                plane: S::load_b(block.add(match BITS {
+                    3 => 128,
+                    2 | 4 => 0,
+                    _ => 256,
+                })),
+            }
+        }
+    }
+
+    /// The values of k = 4j … 4j + 3 and of k = 16 + 4j …; j = 0, 1, 2, 3 in turn.
+    ///
+    /// # Safety
+    /// As for [`weights`].
+    #[inline(always)]
+    unsafe fn next<C: Scales, const BITS: usize>(&mut self, j: usize) -> (S::B, S::B) {
+        let Codes { block, values, plane } = self;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (mut low, mut high);
+            if BITS < 4 {
+                let mut pairs = S::load_b(block.add(64 * (j / 2)));
+                if j % 2 == 1 {
+                    pairs = S::shift_right_2(pairs);
+                }
+                (low, high) = (S::masked(pairs, 0x03), S::masked(S::high_nibbles(pairs), 0x03));
+                if BITS == 3 {
+                    low = S::or_masked(low, S::shift_right_2(S::shift_left_4(*plane)), 0x04);
+                    high = S::or_masked(high, S::shift_right_2(*plane), 0x04);
+                    *plane = S::shift_right_1(*plane);
+                }
+            } else {
+                let nibbles = S::load_b(block.add(64 * j));
+                (low, high) = (S::low_nibbles(nibbles), S::high_nibbles(nibbles));
+                if C::CODEBOOK.is_some() {
+                    (low, high) = (S::lookup(*values, low), S::lookup(*values, high));
+                }
+            }
+            if BITS > 4 {
+                if BITS == 6 && j == 2 {
+                    *plane = S::load_b(block.add(320));
+                }
+                let mask = if BITS == 5 { 0x10 } else { 0x30 };
+                low = S::or_masked(low, S::shift_left_4(*plane), mask);
+                high = S::or_masked(high, *plane, mask);
+                *plane = if BITS == 5 { S::shift_right_1(*plane) } else { S::shift_right_2(*plane) };
+            }
+            (low, high)
+        }
     }
 }

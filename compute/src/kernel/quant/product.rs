@@ -158,6 +158,7 @@ struct Integers<'a, C, const BITS: usize, const SHIFT: u32> {
 
 impl<C: Scales, const BITS: usize, const SHIFT: u32> Body for Integers<'_, C, BITS, SHIFT> {
     type Out = ();
+    const DOTS: bool = true;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {

@@ -1,21 +1,45 @@
-//! The family for AVX2 with FMA and F16C: two registers a vector.
+//! The families for AVX2 with FMA and F16C, without and with VNNI: two registers a vector.
 #![allow(unsafe_code)]
 
 use super::{Body, Simd};
+use std::arch::asm;
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 
-/// AVX2, FMA and F16C.
+/// AVX2, FMA and F16C; bytes are multiplied by `D`.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2;
+pub(crate) struct Avx2<D>(PhantomData<D>);
 
-/// Compiles `body` for this family and runs it.
+/// Compiles `body` for AVX2 alone and runs it.
 ///
 /// # Safety
 /// The processor has these features; the conditions of the body.
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn enter<T: Body>(body: T) -> T::Out {
     // SAFETY: the caller's promise.
-    unsafe { body.run::<Avx2>() }
+    unsafe { body.run::<Avx2<Maddubs>>() }
+}
+
+/// Compiles `body` for VNNI in its own encoding and runs it.
+///
+/// # Safety
+/// As for [`enter`].
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+pub(super) unsafe fn enter_vex<T: Body>(body: T) -> T::Out {
+    // SAFETY: the caller's promise.
+    unsafe { body.run::<Avx2<Vnni<Vex>>>() }
+}
+
+/// Compiles `body` for VNNI in the encoding of AVX-512 and runs it.
+///
+/// # Safety
+/// As for [`enter`]; the processor has AVX-512 VNNI and VL.
+// These two are not enabled: the compiler has sixteen registers and no other instructions than with `Vex`, so that tests and
+// measurements tell of that as well.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn enter_evex<T: Body>(body: T) -> T::Out {
+    // SAFETY: the caller's promise.
+    unsafe { body.run::<Avx2<Vnni<Evex>>>() }
 }
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
@@ -27,17 +51,178 @@ macro_rules! halves {
     };
 }
 
-// SAFETY of every block below: the caller runs inside `enter`, and its pointers are valid for the accesses that the
-// method's name says.
-impl Simd for Avx2 {
-    type F = (__m256, __m256);
-    type I = (__m256i, __m256i);
-    type B = (__m256i, __m256i);
+/// Two registers: 16 × i32, or 64 bytes.
+type Pair = (__m256i, __m256i);
+
+/// Products of bytes: the methods of [`Simd`] that the families of this file differ in.
+///
+/// # Safety
+/// As for [`Simd`].
+pub(crate) trait Dots: Copy + Send + Sync + 'static {
+    type D: Copy;
+    const ROWS: usize;
+    const I8_BIAS: i32;
+    unsafe fn none() -> Self::D;
+    unsafe fn add(sum: Self::D, w: Pair, x: Pair) -> Self::D;
+    unsafe fn settle(sum: Self::D) -> Self::D;
+    unsafe fn sum(sum: Self::D) -> Pair;
+    unsafe fn prepare_i8(w: Pair) -> Pair;
+    unsafe fn dot_i8(sum: Pair, w: Pair, x: Pair) -> Pair;
+}
+
+/// Pairs of products in 16 bits.
+#[derive(Clone, Copy)]
+pub(crate) struct Maddubs;
+
+// SAFETY of every block below: the caller runs inside `enter`.
+impl Dots for Maddubs {
     /// Settled sums of 32 bits; sums of 16 bits, two to a lane.
-    type D = ((__m256i, __m256i), (__m256i, __m256i));
+    type D = (Pair, Pair);
     const ROWS: usize = 6;
-    const VECTORS: usize = 8;
     const I8_BIAS: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn none() -> Self::D {
+        // SAFETY: see above.
+        unsafe {
+            let zero = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            (zero, zero)
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(sum: Self::D, w: Pair, x: Pair) -> Self::D {
+        // SAFETY: see above.
+        unsafe {
+            let pairs = halves!(_mm256_maddubs_epi16, w, x);
+            (sum.0, halves!(_mm256_add_epi16, sum.1, pairs))
+        }
+    }
+    #[inline(always)]
+    unsafe fn settle(sum: Self::D) -> Self::D {
+        // SAFETY: see above.
+        unsafe {
+            let zero = _mm256_setzero_si256();
+            (Self::sum(sum), (zero, zero))
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(sum: Self::D) -> Pair {
+        // SAFETY: see above.
+        unsafe {
+            let one = _mm256_set1_epi16(1);
+            let pairs = (_mm256_madd_epi16(sum.1.0, one), _mm256_madd_epi16(sum.1.1, one));
+            halves!(_mm256_add_epi32, sum.0, pairs)
+        }
+    }
+    #[inline(always)]
+    unsafe fn prepare_i8(w: Pair) -> Pair {
+        w
+    }
+    #[inline(always)]
+    unsafe fn dot_i8(sum: Pair, w: Pair, x: Pair) -> Pair {
+        // SAFETY: see above. |w| ≤ 128 unsigned times ±x, |x| ≤ 127: two products fit 16 bits. The other way round, −(−128)
+        // would not.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let low = _mm256_maddubs_epi16(_mm256_abs_epi8(w.0), _mm256_sign_epi8(x.0, w.0));
+            let high = _mm256_maddubs_epi16(_mm256_abs_epi8(w.1), _mm256_sign_epi8(x.1, w.1));
+            halves!(_mm256_add_epi32, sum, (_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)))
+        }
+    }
+}
+
+/// VNNI, with its instruction in the encoding `E`.
+#[derive(Clone, Copy)]
+pub(crate) struct Vnni<E>(PhantomData<E>);
+
+/// An encoding of `vpdpbusd`.
+pub(crate) trait Encoding: Copy + Send + Sync + 'static {
+    /// Per lane `sum + Σ w·x` over its four bytes, `w` unsigned, `x` signed.
+    ///
+    /// # Safety
+    /// The processor has the encoding.
+    unsafe fn dpbusd(sum: __m256i, w: __m256i, x: __m256i) -> __m256i;
+}
+
+/// The encoding of AVX-VNNI.
+#[derive(Clone, Copy)]
+pub(crate) struct Vex;
+
+impl Encoding for Vex {
+    #[inline(always)]
+    unsafe fn dpbusd(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_dpbusd_avx_epi32(sum, w, x) }
+    }
+}
+
+/// The encoding of AVX-512 VNNI and VL.
+#[derive(Clone, Copy)]
+pub(crate) struct Evex;
+
+impl Encoding for Evex {
+    #[inline]
+    #[target_feature(enable = "avx")]
+    unsafe fn dpbusd(mut sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the caller's promise; registers only. (The intrinsic is for code that has AVX-512 enabled.)
+        unsafe {
+            asm!("{{evex}} vpdpbusd {0}, {1}, {2}", inout(ymm_reg) sum, in(ymm_reg) w, in(ymm_reg) x,
+                options(pure, nomem, nostack, preserves_flags));
+        }
+        sum
+    }
+}
+
+// SAFETY of every block below: the caller runs inside `enter_vex` or `enter_evex`.
+impl<E: Encoding> Dots for Vnni<E> {
+    type D = Pair;
+    /// Sums, activations and weights of more rows do not fit sixteen registers.
+    const ROWS: usize = 4;
+    const I8_BIAS: i32 = 128;
+
+    #[inline(always)]
+    unsafe fn none() -> Self::D {
+        // SAFETY: see above.
+        unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
+    }
+    #[inline(always)]
+    unsafe fn add(sum: Self::D, w: Pair, x: Pair) -> Self::D {
+        // SAFETY: see above.
+        unsafe { (E::dpbusd(sum.0, w.0, x.0), E::dpbusd(sum.1, w.1, x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn settle(sum: Self::D) -> Self::D {
+        sum
+    }
+    #[inline(always)]
+    unsafe fn sum(sum: Self::D) -> Pair {
+        sum
+    }
+    #[inline(always)]
+    unsafe fn prepare_i8(w: Pair) -> Pair {
+        // SAFETY: see above.
+        unsafe {
+            let bias = _mm256_set1_epi8(-128);
+            (_mm256_xor_si256(w.0, bias), _mm256_xor_si256(w.1, bias))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_i8(sum: Pair, w: Pair, x: Pair) -> Pair {
+        // SAFETY: see above.
+        unsafe { Self::add(sum, w, x) }
+    }
+}
+
+// SAFETY of every block below: the caller runs inside `enter` or its like, and its pointers are valid for the accesses
+// that the method's name says.
+impl<D: Dots> Simd for Avx2<D> {
+    type F = (__m256, __m256);
+    type I = Pair;
+    type B = Pair;
+    type D = D::D;
+    const ROWS: usize = D::ROWS;
+    const VECTORS: usize = 8;
+    const I8_BIAS: i32 = D::I8_BIAS;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
@@ -323,35 +508,32 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn no_dots() -> Self::D {
         // SAFETY: see above.
-        unsafe {
-            let zero = (_mm256_setzero_si256(), _mm256_setzero_si256());
-            (zero, zero)
-        }
+        unsafe { D::none() }
     }
     #[inline(always)]
     unsafe fn add_dots(sum: Self::D, w: Self::B, x: Self::B) -> Self::D {
         // SAFETY: see above.
-        unsafe {
-            let pairs = halves!(_mm256_maddubs_epi16, w, x);
-            (sum.0, halves!(_mm256_add_epi16, sum.1, pairs))
-        }
+        unsafe { D::add(sum, w, x) }
     }
     #[inline(always)]
     unsafe fn settle_dots(sum: Self::D) -> Self::D {
         // SAFETY: see above.
-        unsafe {
-            let zero = _mm256_setzero_si256();
-            (Self::sum_dots(sum), (zero, zero))
-        }
+        unsafe { D::settle(sum) }
     }
     #[inline(always)]
     unsafe fn sum_dots(sum: Self::D) -> Self::I {
         // SAFETY: see above.
-        unsafe {
-            let one = _mm256_set1_epi16(1);
-            let pairs = (_mm256_madd_epi16(sum.1.0, one), _mm256_madd_epi16(sum.1.1, one));
-            halves!(_mm256_add_epi32, sum.0, pairs)
-        }
+        unsafe { D::sum(sum) }
+    }
+    #[inline(always)]
+    unsafe fn prepare_i8(w: Self::B) -> Self::B {
+        // SAFETY: see above.
+        unsafe { D::prepare_i8(w) }
+    }
+    #[inline(always)]
+    unsafe fn dot_i8(sum: Self::I, w: Self::B, x: Self::B) -> Self::I {
+        // SAFETY: see above.
+        unsafe { D::dot_i8(sum, w, x) }
     }
     #[inline(always)]
     unsafe fn max_lanes(x: Self::F) -> f32 {
@@ -405,20 +587,5 @@ impl Simd for Avx2 {
     unsafe fn prefetch(at: *const u8) {
         // SAFETY: see above.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn prepare_i8(w: Self::B) -> Self::B {
-        w
-    }
-    #[inline(always)]
-    unsafe fn dot_i8(sum: Self::I, w: Self::B, x: Self::B) -> Self::I {
-        // SAFETY: see above. |w| ≤ 128 unsigned times ±x, |x| ≤ 127: two products fit 16 bits. The other way round, −(−128)
-        // would not.
-        unsafe {
-            let ones = _mm256_set1_epi16(1);
-            let low = _mm256_maddubs_epi16(_mm256_abs_epi8(w.0), _mm256_sign_epi8(x.0, w.0));
-            let high = _mm256_maddubs_epi16(_mm256_abs_epi8(w.1), _mm256_sign_epi8(x.1, w.1));
-            halves!(_mm256_add_epi32, sum, (_mm256_madd_epi16(low, ones), _mm256_madd_epi16(high, ones)))
-        }
     }
 }

@@ -1,7 +1,9 @@
 //! Sixteen lanes of SIMD, the same on every processor: kernels of the layer engine are written once over [`Simd`] and
-//! run with AVX-512 VNNI, AVX2, NEON or portable code, with the same bits (DESIGN §5). An operation here is exact
-//! (integers, comparisons, conversions that fit) or rounded once as IEEE 754 says; nothing approximates.
-#![allow(unsafe_code)]
+//! run with AVX-512 VNNI, AVX2 without or with VNNI, NEON without or with matrix products, or portable code, with the same
+//! bits (DESIGN §5). An operation here is exact (integers, comparisons, conversions that fit) or rounded once as IEEE 754
+//! says; nothing approximates.
+// Rows are read by index: the loops are unrolled whole.
+#![allow(unsafe_code, clippy::needless_range_loop)]
 
 use crate::Isa;
 
@@ -40,6 +42,8 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Bias of [`Simd::dot_i8`]: each lane has this times the sum of the four `x` added to the dot product. (VNNI multiplies
     /// unsigned by signed, so weights are shifted by 128.) The caller subtracts the bias once per block.
     const I8_BIAS: i32;
+    /// Whether [`Simd::dots_of_rows`] multiplies several rows at once; there is no bias then.
+    const DOTS_OF_ROWS: bool = false;
 
     /// All lanes `x`.
     unsafe fn splat(x: f32) -> Self::F;
@@ -153,12 +157,33 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     unsafe fn prepare_i8(w: Self::B) -> Self::B;
     /// Per lane `sum + Σ w·x + I8_BIAS·Σ x` over its four bytes; `w` from [`Simd::prepare_i8`], |x| ≤ 127.
     unsafe fn dot_i8(sum: Self::I, w: Self::B, x: Self::B) -> Self::I;
+    /// [`Simd::dot_i8`] of `W` vectors of weights with N rows, from sums of zero: row i's four bytes for `w[j]` are at
+    /// `x + i·stride + 4·j`. `W` is even.
+    #[inline(always)]
+    unsafe fn dots_of_rows<const N: usize, const W: usize>(
+        w: [Self::B; W],
+        x: *const i8,
+        stride: usize,
+    ) -> [Self::I; N] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut sums = [Self::splat_i(0); N];
+            for i in 0..N {
+                for j in 0..W {
+                    sums[i] = Self::dot_i8(sums[i], w[j], Self::splat_b(x.add(i * stride + 4 * j)));
+                }
+            }
+            sums
+        }
+    }
 }
 
 /// A computation over any family. `run` is `#[inline(always)]`, and so is everything it calls that takes an `S`.
 pub(crate) trait Body {
     /// The result.
     type Out;
+    /// Whether it multiplies quantised weights; what does not is compiled once for families that differ in that alone.
+    const DOTS: bool = false;
     /// Runs the computation.
     ///
     /// # Safety
@@ -166,7 +191,8 @@ pub(crate) trait Body {
     unsafe fn run<S: Simd>(self) -> Self::Out;
 }
 
-/// Runs `body` with the family for `isa`. The AVX-512 family needs VNNI; without VNNI, AVX2 is used.
+/// Runs `body` with the family for `isa`. The AVX-512 family needs VNNI; without VNNI, AVX2 is used. Bodies without
+/// [`Body::DOTS`] run with the family of [`Isa::base`].
 ///
 /// # Safety
 /// The conditions of the body. `isa` is available on this processor.
@@ -179,9 +205,15 @@ pub(crate) unsafe fn dispatch<T: Body>(isa: Isa, body: T) -> T::Out {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 if crate::isa::has_vnni() => avx512::enter(body),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx2 => avx2::enter(body),
+            Isa::AvxVnni if T::DOTS && crate::isa::has_avx_vnni() => avx2::enter_vex(body),
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni if T::DOTS => avx2::enter_evex(body),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::AvxVnni | Isa::Avx2 => avx2::enter(body),
             #[cfg(target_arch = "aarch64")]
-            Isa::Neon => neon::enter(body),
+            Isa::I8mm if T::DOTS => neon::enter_i8mm(body),
+            #[cfg(target_arch = "aarch64")]
+            Isa::I8mm | Isa::Neon => neon::enter(body),
             _ => plain::enter(body),
         }
     }

@@ -1,22 +1,33 @@
-//! The family for AArch64 with dot products: four registers a vector.
-#![allow(unsafe_code)]
+//! The families for AArch64 with dot products, without and with matrix products: four registers a vector.
+// Rows are read by index: the loops are unrolled whole.
+#![allow(unsafe_code, clippy::needless_range_loop)]
 
 use super::{Body, Simd};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-/// NEON with SDOT.
+/// NEON with SDOT, and with SMMLA where `I8MM`.
 #[derive(Clone, Copy)]
-pub(crate) struct Neon;
+pub(crate) struct Neon<const I8MM: bool>;
 
-/// Compiles `body` for this family and runs it.
+/// Compiles `body` for SDOT alone and runs it.
 ///
 /// # Safety
 /// The processor has these features; the conditions of the body.
 #[target_feature(enable = "neon,dotprod")]
 pub(super) unsafe fn enter<T: Body>(body: T) -> T::Out {
     // SAFETY: the caller's promise.
-    unsafe { body.run::<Neon>() }
+    unsafe { body.run::<Neon<false>>() }
+}
+
+/// Compiles `body` for SMMLA and runs it.
+///
+/// # Safety
+/// As for [`enter`].
+#[target_feature(enable = "neon,dotprod,i8mm")]
+pub(super) unsafe fn enter_i8mm<T: Body>(body: T) -> T::Out {
+    // SAFETY: the caller's promise.
+    unsafe { body.run::<Neon<true>>() }
 }
 
 /// The four registers of a vector, `$i` counting them.
@@ -45,6 +56,34 @@ unsafe fn sdot(mut sum: int32x4_t, w: uint8x16_t, x: uint8x16_t) -> int32x4_t {
     sum
 }
 
+/// `sum + w · xᵀ` of two by eight signed bytes each: lane `2·i + j` has row i of `w` times row j of `x`.
+///
+/// # Safety
+/// The processor has SMMLA.
+#[inline(always)]
+unsafe fn smmla(mut sum: int32x4_t, w: uint8x16_t, x: uint8x16_t) -> int32x4_t {
+    // SAFETY: the caller's promise; registers only. (The intrinsic is not stable yet.)
+    unsafe {
+        asm!("smmla {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) sum, in(vreg) w, in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags));
+    }
+    sum
+}
+
+/// The first two lanes of `a`, each with that of `b` behind it.
+#[inline(always)]
+unsafe fn zip1(a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
+    // SAFETY: registers only; every AArch64 has it.
+    unsafe { vreinterpretq_u8_u32(vzip1q_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b))) }
+}
+
+/// The last two lanes of `a`, each with that of `b` behind it.
+#[inline(always)]
+unsafe fn zip2(a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
+    // SAFETY: as for `zip1`.
+    unsafe { vreinterpretq_u8_u32(vzip2q_u32(vreinterpretq_u32_u8(a), vreinterpretq_u32_u8(b))) }
+}
+
 /// Four half-precision numbers, widened.
 #[inline(always)]
 unsafe fn widen(half: uint16x4_t) -> float32x4_t {
@@ -69,14 +108,15 @@ unsafe fn narrow(wide: float32x4_t) -> uint16x4_t {
 
 // SAFETY of every block below: the caller runs inside `enter`, and its pointers are valid for the accesses that the
 // method's name says.
-impl Simd for Neon {
+impl<const I8MM: bool> Simd for Neon<I8MM> {
     type F = [float32x4_t; 4];
     type I = [int32x4_t; 4];
     type B = [uint8x16_t; 4];
     type D = [int32x4_t; 4];
-    const ROWS: usize = 4;
+    const ROWS: usize = if I8MM { 8 } else { 4 };
     const VECTORS: usize = 8;
     const I8_BIAS: i32 = 0;
+    const DOTS_OF_ROWS: bool = I8MM;
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
         // SAFETY: see above.
@@ -344,6 +384,43 @@ impl Simd for Neon {
     unsafe fn dot_i8(sum: Self::I, w: Self::B, x: Self::B) -> Self::I {
         // SAFETY: see above.
         unsafe { quarters!(Q => sdot(sum[Q], w[Q], x[Q])) }
+    }
+    /// With SMMLA two rows and eight k at a time; a row that is left over takes SDOT.
+    #[inline(always)]
+    unsafe fn dots_of_rows<const N: usize, const W: usize>(
+        w: [Self::B; W],
+        x: *const i8,
+        stride: usize,
+    ) -> [Self::I; N] {
+        // SAFETY: see above.
+        unsafe {
+            let mut sums = [Self::splat_i(0); N];
+            let paired = if I8MM { N / 2 * 2 } else { 0 };
+            // Lanes with eight k each: the first two of every quarter, and the last two.
+            let mut wide = [(w[0], w[0]); W];
+            for j in 0..W / 2 {
+                let (a, b) = (w[2 * j], w[2 * j + 1]);
+                wide[j] = (quarters!(Q => zip1(a[Q], b[Q])), quarters!(Q => zip2(a[Q], b[Q])));
+            }
+            for i in (0..paired).step_by(2) {
+                let (mut first, mut last) = (Self::splat_i(0), Self::splat_i(0));
+                for j in 0..W / 2 {
+                    let x = x.add(i * stride + 8 * j).cast();
+                    let both = vcombine_u8(vld1_u8(x), vld1_u8(x.add(stride)));
+                    first = quarters!(Q => smmla(first[Q], wide[j].0[Q], both));
+                    last = quarters!(Q => smmla(last[Q], wide[j].1[Q], both));
+                }
+                // The sums of both rows alternate.
+                sums[i] = quarters!(Q => vuzp1q_s32(first[Q], last[Q]));
+                sums[i + 1] = quarters!(Q => vuzp2q_s32(first[Q], last[Q]));
+            }
+            for i in paired..N {
+                for j in 0..W {
+                    sums[i] = Self::dot_i8(sums[i], w[j], Self::splat_b(x.add(i * stride + 4 * j)));
+                }
+            }
+            sums
+        }
     }
     #[inline(always)]
     unsafe fn max_lanes(x: Self::F) -> f32 {

@@ -21,6 +21,7 @@ type Results = Vec<(&'static str, Vec<u32>)>;
 
 impl Body for All<'_> {
     type Out = Results;
+    const DOTS: bool = true;
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) -> Results {
@@ -80,8 +81,8 @@ impl Body for All<'_> {
             integer("sum_lanes", S::splat_i(S::sum_lanes(i)));
             // Weights as the products have them: bytes from nibbles, bits above them, and activations without −128.
             let (w, plane) = (S::load_b(lanes.bytes[0].as_ptr()), S::load_b(lanes.bytes[1].as_ptr()));
-            let x: Vec<i8> = lanes.bytes[2].iter().map(|b| (*b as i8).max(-127)).collect();
-            let (x, first) = (S::load_b(x.as_ptr().cast()), S::splat_b(x.as_ptr()));
+            let activations: Vec<i8> = lanes.bytes[2].iter().map(|b| (*b as i8).max(-127)).collect();
+            let (x, first) = (S::load_b(activations.as_ptr().cast()), S::splat_b(activations.as_ptr()));
             let (low, high) = (S::low_nibbles(w), S::high_nibbles(w));
             integer("dots of 4 bits", S::sum_dots(S::add_dots(S::add_dots(S::no_dots(), low, x), high, first)));
             let wide = [
@@ -95,12 +96,20 @@ impl Body for All<'_> {
             }
             integer("dots of 6 bits", S::sum_dots(sum));
             let ones = S::load_b([1u8; 64].as_ptr());
-            let bias = S::dot_i8(S::splat_i(0), S::prepare_i8(S::load_b([0u8; 64].as_ptr())), x);
+            let zeros = S::prepare_i8(S::load_b([0u8; 64].as_ptr()));
+            let bias = S::dot_i8(S::splat_i(0), zeros, x);
             integer("dot_i8", S::sub_i(S::dot_i8(i, S::prepare_i8(w), x), bias));
             let looked = S::lookup(plane, low);
             integer("lookup", S::sub_i(S::dot_i8(i, S::prepare_i8(looked), x), bias));
             let sums = S::sum_dots(S::add_dots(S::no_dots(), ones, x));
             integer("bias", S::sub_i(bias, S::mul_i(sums, S::splat_i(S::I8_BIAS))));
+            // Five rows: pairs, and one that is left over.
+            let signed = [w, plane, low, high].map(|w| S::prepare_i8(w));
+            let rows = S::dots_of_rows::<5, 4>(signed, activations.as_ptr(), 11);
+            let biases = S::dots_of_rows::<5, 4>([zeros; 4], activations.as_ptr(), 11);
+            for (row, bias) in rows.into_iter().zip(biases) {
+                integer("dots of rows", S::sub_i(row, bias));
+            }
             let mut bytes = [0i8; LANES];
             S::store_i8(bytes.as_mut_ptr(), i);
             results.push(("store_i8", bytes.map(|b| b as u32).to_vec()));
