@@ -6,11 +6,13 @@ and `llama-bench`), decoding behind a context of 32 and of 512, and four concurr
 
     python tests/benches/llm_beside.py target/release/pangea LLAMA_BIN_FOLDER MODEL.gguf [MODEL.Q4_0.gguf]
 
-It only measures; it asserts nothing.
+`--threads 2 --short` leaves out all but prompts and decoding with two threads. Whoever of the two is first in one round is second in the
+next. A ratio is the median of the rounds' ratios, with their range. It only measures; it asserts nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import json
 import statistics
@@ -23,7 +25,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
-ROUNDS = 3
 STREAMS = 4
 STREAM_TOKENS = 96
 
@@ -100,9 +101,20 @@ def served(command: list[str], port: int, ready: str, model: str) -> dict[str, f
         return {f"{count} streams": streams(base, model, count) for count in (1, STREAMS)}
 
 
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Pangea beside llama.cpp, in one run.")
+    parser.add_argument("pangea")
+    parser.add_argument("folder", type=Path, help="llama.cpp's programs")
+    parser.add_argument("model")
+    parser.add_argument("fast", nargs="?", help="the same model as Q4_0")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", default="1,2", type=lambda list_: [int(n) for n in list_.split(",")])
+    parser.add_argument("--short", action="store_true", help="prompts of 128 and decoding 64, nothing else")
+    return parser.parse_args()
+
+
 def main() -> None:
-    pangea, folder, model = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    fast = sys.argv[4] if len(sys.argv) > 4 else None
+    args = parse()
     rows: dict[tuple[str, str], list[float]] = {}
 
     def note(engine: str, prefix: str, figures: dict[str, float]) -> None:
@@ -110,32 +122,46 @@ def main() -> None:
             rows.setdefault((f"{prefix}{test}", engine), []).append(value)
 
     with tempfile.TemporaryDirectory() as home:
-        name = Path(model).stem
-        node = [pangea, "node", "--model", model, "--threads", "2", "--ephemeral", "--no-mdns", "--data-dir", home]
+        name = Path(args.model).stem
+        node = [args.pangea, "node", "--model", args.model, "--threads", "2", "--ephemeral", "--no-mdns", "--data-dir", home]
         node += ["--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0", "--api-addr", "127.0.0.1:52499"]
-        llama = [str(folder / "llama-server"), "-m", model, "-t", "2", "-np", str(STREAMS), "--port", "52498", "-c", "8192"]
-        for round_ in range(ROUNDS):
-            print(f"round {round_ + 1} of {ROUNDS}", file=sys.stderr)
-            for threads in (1, 2):
+        llama = [str(args.folder / "llama-server"), "-m", args.model, "-t", "2", "-np", str(STREAMS), "--port", "52498"]
+        llama += ["-c", "8192"]
+
+        def ours(prefix: str, *, threads: int, depth: int | None = None) -> None:
+            note("pangea", prefix, pangea_bench(args.pangea, args.model, threads=threads, depth=depth))
+
+        def theirs(prefix: str, *, threads: int, depth: int | None = None) -> None:
+            note("llama.cpp", prefix, llama_bench(args.folder, args.model, threads=threads, depth=depth))
+
+        for round_ in range(args.rounds):
+            print(f"round {round_ + 1} of {args.rounds}", file=sys.stderr)
+            in_turn = [ours, theirs] if round_ % 2 == 0 else [theirs, ours]
+            for threads in args.threads:
                 prefix = f"{threads} thr, "
-                note("pangea", prefix, pangea_bench(pangea, model, threads=threads))
-                note("llama.cpp", prefix, llama_bench(folder, model, threads=threads))
-                if fast:
-                    note("llama.cpp Q4_0", prefix, llama_bench(folder, fast, threads=threads))
+                for measure in in_turn:
+                    measure(prefix, threads=threads)
+                if args.fast:
+                    note("llama.cpp Q4_0", prefix, llama_bench(args.folder, args.fast, threads=threads))
+            if args.short:
+                continue
             for depth in (32, 512):
-                note("pangea", f"2 thr, at {depth}, ", pangea_bench(pangea, model, threads=2, depth=depth))
-                note("llama.cpp", f"2 thr, at {depth}, ", llama_bench(folder, model, threads=2, depth=depth))
+                for measure in in_turn:
+                    measure(f"2 thr, at {depth}, ", threads=2, depth=depth)
             note("pangea", "2 thr, ", served(node, 52499, "/readyz", name))
             note("llama.cpp", "2 thr, ", served(llama, 52498, "/health", name))
 
-    print(f"{'tokens/s, medians of ' + str(ROUNDS):32}{'pangea':>10}{'llama.cpp':>11}{'ratio':>7}{'Q4_0':>9}{'ratio':>7}")
+    heading = f"tokens/s, medians of {args.rounds}"
+    print(f"{heading:32}{'pangea':>10}{'llama.cpp':>11}{'ratio':>7}{'range':>12}{'Q4_0':>9}{'ratio':>7}{'range':>12}")
     for test in dict.fromkeys(test for test, _ in rows):
-        ours = statistics.median(rows[test, "pangea"])
-        line = f"{test:32}{ours:10.0f}"
+        ours_ = rows[test, "pangea"]
+        line = f"{test:32}{statistics.median(ours_):10.1f}"
         for engine, width in (("llama.cpp", 11), ("llama.cpp Q4_0", 9)):
             if (test, engine) in rows:
-                theirs = statistics.median(rows[test, engine])
-                line += f"{theirs:{width}.0f}{ours / theirs:7.2f}"
+                theirs_ = rows[test, engine]
+                ratios = [a / b for a, b in zip(ours_, theirs_)]
+                range_ = f"{min(ratios):.2f}–{max(ratios):.2f}"
+                line += f"{statistics.median(theirs_):{width}.1f}{statistics.median(ratios):7.2f}{range_:>12}"
         print(line)
 
 

@@ -66,6 +66,10 @@ pub struct LoadBytes {
 /// Workspaces kept: one forward pass runs while another waits.
 const KEPT_WORKSPACES: usize = 2;
 
+/// Packed bytes of a piece, about: what a thread packs before it gives the pages of the file back, so that few are in memory
+/// beside what they became.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// Alignment of packed matrices: a cache line.
 const ALIGN: usize = 64;
 
@@ -484,15 +488,18 @@ impl<'a> Plan<'a> {
                 let tiles = all * worker / pool.threads()..all * (worker + 1) / pool.threads();
                 let (to, beyond) = rest.split_at_mut(tiles.len() * tile_bytes);
                 (rest, at) = (beyond, at + to.len());
-                shares.push(Mutex::new(Share { planned, tiles, to }));
+                let step = (PIECE_BYTES / tile_bytes.max(1)).max(1);
+                for (first, to) in tiles.clone().step_by(step).zip(to.chunks_mut((step * tile_bytes).max(1))) {
+                    let tiles = first..tiles.end.min(first + step);
+                    shares.push(Mutex::new(Share { planned, tiles, to }));
+                }
             }
         }
         pool.together(&|worker| {
             for share in &shares[worker.index] {
                 let share = &mut *share.lock().unwrap_or_else(PoisonError::into_inner);
                 let packed = share.pack();
-                // Packed weights need not stay in memory twice. Pages at the edge that other threads still read are
-                // loaded again.
+                // Packed weights need not stay in memory twice. Pages that are still read for other tiles are loaded again.
                 self.file.release(share.source());
                 if !packed {
                     *bad.lock().unwrap_or_else(PoisonError::into_inner) = Some(share.planned.view.name.to_owned());

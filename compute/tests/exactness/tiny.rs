@@ -63,13 +63,19 @@ pub(crate) struct Changes<'a> {
     pub(crate) elements: &'a dyn Fn(&str, &mut [f32]),
     /// The value of an integer key; `None` leaves the key out.
     pub(crate) integer: &'a dyn Fn(&str, u32) -> Option<u32>,
+    /// The value of a float key; `None` leaves the key out.
+    pub(crate) float: &'a dyn Fn(&str, f32) -> Option<f32>,
     /// Anything of a tensor; false leaves the tensor out.
     pub(crate) tensor: &'a dyn Fn(&mut Tensor) -> bool,
 }
 
 impl Changes<'_> {
-    pub(crate) const NONE: Changes<'static> =
-        Changes { elements: &|_, _| {}, integer: &|_, value| Some(value), tensor: &|_| true };
+    pub(crate) const NONE: Changes<'static> = Changes {
+        elements: &|_, _| {},
+        integer: &|_, value| Some(value),
+        float: &|_, value| Some(value),
+        tensor: &|_| true,
+    };
 }
 
 /// One tensor of a file; `shape` in the file's order.
@@ -103,6 +109,8 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
     let expert_ff = 256;
     let mut meta = Meta::default();
     meta.string("general.architecture", tiny.architecture);
+    // So that llama.cpp reads the file, too.
+    meta.string("tokenizer.ggml.model", "none");
     let key = |name: &str| format!("{}.{name}", tiny.architecture);
     for (name, value) in [
         ("block_count", blocks),
@@ -113,6 +121,7 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
         ("attention.head_count_kv", kv_heads),
         ("attention.key_length", head),
         ("attention.value_length", head),
+        ("vocab_size", vocabulary),
     ] {
         meta.integer(&key(name), value as u32);
     }
@@ -138,21 +147,27 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
             }
         }
         meta.float(&key("expert_weights_scale"), 1.5);
+        meta.bool(&key("expert_weights_norm"), true);
     }
     meta.float(&key("attention.layer_norm_rms_epsilon"), 1e-5);
     meta.float(&key("rope.freq_base"), 10_000.0);
     if gemma {
         meta.integer(&key("attention.sliding_window"), WINDOW as u32);
         meta.integer(&key("attention.sliding_window_pattern"), 2);
-        meta.float(&key("final_logit_softcapping"), 30.0);
-        meta.float(&key("attn_logit_softcapping"), 50.0);
+        for (name, value) in [("final_logit_softcapping", 30.0), ("attn_logit_softcapping", 50.0)] {
+            if let Some(value) = (changes.float)(name, value) {
+                meta.float(&key(name), value);
+            }
+        }
     }
-    if gpt_oss {
-        meta.integer(&key("attention.sliding_window"), WINDOW as u32);
+    if gpt_oss && let Some(window) = (changes.integer)("attention.sliding_window", WINDOW as u32) {
+        meta.integer(&key("attention.sliding_window"), window);
     }
     if tiny.architecture == "qwen3" || gpt_oss {
         meta.string(&key("rope.scaling.type"), "yarn");
-        meta.float(&key("rope.scaling.factor"), 4.0);
+        if let Some(factor) = (changes.float)("rope.scaling.factor", 4.0) {
+            meta.float(&key("rope.scaling.factor"), factor);
+        }
         meta.integer(&key("rope.scaling.original_context_length"), 128);
     }
 
@@ -206,14 +221,15 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
             matrix(&mut tensors, &mut random, &name("ffn_down.weight"), hidden, ff);
         }
         if gpt_oss {
-            for (bias, len) in [
-                ("ffn_gate_inp", EXPERTS),
-                ("ffn_gate_exps", EXPERTS * expert_ff),
-                ("ffn_up_exps", EXPERTS * expert_ff),
-                ("ffn_down_exps", EXPERTS * hidden),
-                ("attn_output", hidden),
+            for (bias, shape) in [
+                ("ffn_gate_inp", &[EXPERTS][..]),
+                ("ffn_gate_exps", &[expert_ff, EXPERTS]),
+                ("ffn_up_exps", &[expert_ff, EXPERTS]),
+                ("ffn_down_exps", &[hidden, EXPERTS]),
+                ("attn_output", &[hidden]),
             ] {
-                vector(&mut tensors, &mut random, &name(&format!("{bias}.bias")), len, 0.0);
+                let elements = (0..shape.iter().product()).map(|_| 0.1 * random.signed_unit()).collect();
+                floats(&mut tensors, &name(&format!("{bias}.bias")), shape, elements);
             }
             vector(&mut tensors, &mut random, &name("attn_sinks.weight"), heads, 0.5);
         }
@@ -316,6 +332,10 @@ impl Meta {
     fn integer(&mut self, key: &str, value: u32) {
         self.key(key, 4);
         self.bytes.extend(value.to_le_bytes());
+    }
+    fn bool(&mut self, key: &str, value: bool) {
+        self.key(key, 7);
+        self.bytes.push(value.into());
     }
     fn float(&mut self, key: &str, value: f32) {
         self.key(key, 6);

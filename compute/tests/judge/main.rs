@@ -2,6 +2,9 @@
 //! architecture and weight type. Pinned digests fix the engine's bits, right or wrong; here they are held to be right.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
 
+mod llama_cpp;
+#[path = "../model_files/mod.rs"]
+mod model_files;
 mod reference;
 #[path = "../exactness/tiny.rs"]
 #[allow(dead_code, reason = "the other tests' own")]
