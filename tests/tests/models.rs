@@ -71,7 +71,8 @@ fn files_that_are_no_models_are_refused_with_a_sentence() {
         ("page.gguf", "not a GGUF file"),
         (
             "mamba.gguf",
-            "\"mamba\" is not supported; supported: llama, qwen2, qwen3, qwen3moe, gemma3, glm4moe, gpt-oss",
+            "\"mamba\" is not supported; supported: llama, qwen2, qwen3, qwen3moe, gemma3, glm4moe, gpt-oss, \
+             qwen35, qwen35moe, qwen3next",
         ),
         ("huge.gguf", "gguf"),
         ("folder.gguf", "is a folder"),

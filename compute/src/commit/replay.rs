@@ -49,7 +49,7 @@ pub struct ReplayPace<'a> {
 /// Memory in bytes that a replay takes beside the weights of the part at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplayBytes {
-    /// Keys and values of one layer of the part.
+    /// Keys and values, or recurrent states, of one layer of the part.
     pub layer: u64,
     /// Activations before and after the part, and the logits of one pass.
     pub rows: u64,
@@ -61,7 +61,8 @@ impl ReplayBytes {
         let activations = 2 * positions * config.hidden_size;
         let logits = logit_rows(config.vocabulary, chunk_rows) * config.vocabulary;
         let paged = positions.next_multiple_of(Cache::PAGE_POSITIONS) as u64;
-        ReplayBytes { layer: paged * config.position_bytes(), rows: ((activations + logits) * size_of::<f32>()) as u64 }
+        let layer = config.most_sequence_bytes().max(paged * config.position_bytes());
+        ReplayBytes { layer, rows: ((activations + logits) * size_of::<f32>()) as u64 }
     }
 }
 

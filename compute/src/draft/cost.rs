@@ -3,6 +3,9 @@
 /// Tokens of a draft, at most: on the processors measured, further rows of a pass cost more than they gain.
 pub const MAX_DRAFT: usize = 15;
 
+// A session with a recurrent state goes back over a whole draft, and one position more, where no token could be chosen yet.
+const _: () = assert!(pangea_units::rewind::KEPT_INPUTS > MAX_DRAFT);
+
 /// Predicted speed-up, at least, for which a draft is made.
 pub(super) const LEAST_GAIN: f64 = 1.05;
 /// Weight of a new observation of time: an average over about 8 passes.

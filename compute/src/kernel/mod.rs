@@ -8,9 +8,10 @@
 //! | `plain`, `avx2`, `avx512`, `accelerate` | micro-kernels of those products, per instruction set; Apple's BLAS |
 //! | `skinny` | a matrix times a few vectors: what the checks compute |
 //! | `simd` | sixteen lanes with the same bits on every processor |
-//! | `quant`, `float` | over `simd`: products of packed weights; norms, rotation, attention, activations, mixtures of experts |
+//! | `quant`, `float` | over `simd`: products of packed weights; norms, rotation, attention, delta nets, activations, mixtures of experts |
 //! | `linear` | one packed weight matrix by itself |
 //! | `page` | where a cache's pages hold keys and values |
+//! | `state` | where a session's recurrent states lie |
 //! | `transformer` | the layers of a model over a batch of rows |
 //! | `shared` | memory that threads fill together |
 #![allow(unsafe_code)]
@@ -25,6 +26,7 @@ pub(crate) mod quant;
 pub(crate) mod shared;
 pub(crate) mod simd;
 pub(crate) mod skinny;
+pub(crate) mod state;
 pub(crate) mod transformer;
 
 #[cfg(target_os = "macos")]

@@ -1,10 +1,11 @@
-//! Cached keys and values of a session, in pages of [`Cache::PAGE_POSITIONS`] positions for all layers of one kind of a model's
-//! part: those with a sliding window, whose old pages are evicted, and those without. A budget bounds the pages; forks share pages until one of them writes; dropped pages are reused. The layout of
+//! What is cached of a session: keys and values, in pages of [`Cache::PAGE_POSITIONS`] positions for all layers of one kind of a model's
+//! part: those with a sliding window, whose old pages are evicted, and those without; and recurrent states (`states`). A budget bounds the pages; forks share pages until one of them writes; dropped pages are reused. The layout of
 //! a page is the kernels' (`kernel::page`).
 
 use crate::kernel::page::{PAGE_POSITIONS, PageShape};
-use crate::kernel::transformer::KINDS;
+use crate::kernel::transformer::{ChunkState, KINDS};
 use crate::model::Model;
+use crate::model::states::{self, States};
 use crate::{Buffer, Error};
 use pangea_units::ByteSize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,7 +41,7 @@ impl PageBudget {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, bytes: usize) -> Result<Page, Error> {
+    pub(super) fn take(&self, bytes: usize) -> Result<Page, Error> {
         let mut pages = self.pages();
         if pages.used_bytes + bytes as u64 > pages.max_bytes {
             return Err(Error::Busy {
@@ -80,18 +81,19 @@ impl std::fmt::Debug for PageBudget {
     }
 }
 
-struct Page {
+/// A piece of a budget's memory.
+pub(super) struct Page {
     /// `None` only while the page is dropped.
     memory: Option<Buffer>,
     budget: PageBudget,
 }
 
 impl Page {
-    fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         self.memory.as_ref().map_or(&[], Buffer::as_slice)
     }
 
-    fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         self.memory.as_mut().map_or(&mut [], Buffer::as_mut_slice)
     }
 }
@@ -168,14 +170,22 @@ impl PageTable {
     }
 }
 
-/// Keys and values of one session for the layers of one [`Model`]. Of layers with a sliding window, pages that no further row
+/// Keys, values and recurrent states of one session for the layers of one [`Model`]. Of layers with a sliding window, pages that no further row
 /// sees are dropped when the next pass begins.
 pub struct Cache {
     context: usize,
     /// Of each kind of layers.
     tables: [PageTable; KINDS],
+    /// Where layers have recurrent states.
+    states: Option<States>,
     len: usize,
     budget: PageBudget,
+}
+
+/// What a cache held before a step.
+pub(super) struct Before {
+    len: usize,
+    states: Option<States>,
 }
 
 impl Cache {
@@ -191,7 +201,8 @@ impl Cache {
         let (shapes, windows) = (model.page_shapes(), model.windows());
         let tables =
             std::array::from_fn(|kind| PageTable { shape: shapes[kind], window: windows[kind], pages: Vec::new() });
-        Cache { context: model.config().context, tables, len: 0, budget: budget.clone() }
+        let states = model.state_shape().map(States::new);
+        Cache { context: model.config().context, tables, states, len: 0, budget: budget.clone() }
     }
 
     /// The number of positions held.
@@ -205,30 +216,70 @@ impl Cache {
     }
 
     /// Drops the positions from `len` on. Where what a next row would see was evicted, drops all: a cache can always go back
-    /// to where its last pass began, and [`Cache::KEPT_BEHIND`] positions further.
+    /// to where its last pass began, and [`Cache::KEPT_BEHIND`] positions further. Recurrent states go back to any of the last
+    /// positions of the latest step, and else to the nearest earlier position whose state was kept
+    /// ([`Rewind`](pangea_units::Rewind)): the positions from [`Cache::len`] to `len` are then to be computed again.
     pub fn truncate(&mut self, len: usize) {
+        let len = self.states.as_ref().map_or(len, |states| states.reach(len));
         let reaches_back = self.tables.iter().all(|table| table.reaches_back_from(len));
         if len < self.len {
             self.len = if reaches_back { len } else { 0 };
         }
-        // Pages that were reserved for a pass that failed go, too.
+        if let Some(states) = &mut self.states {
+            states.truncate(self.len);
+        }
+        self.drop_reserved();
+    }
+
+    /// Pages that were reserved for a pass that failed go.
+    fn drop_reserved(&mut self) {
         let pages = self.len.div_ceil(PAGE_POSITIONS);
         self.tables.iter_mut().for_each(|table| table.pages.truncate(pages));
     }
 
-    /// A second session with the same positions. Pages are shared until one of the two writes.
+    /// What the cache holds, for [`Cache::restore`].
+    pub(super) fn before(&self) -> Before {
+        Before { len: self.len, states: self.states.clone() }
+    }
+
+    /// Goes back to what the cache held before a step, which added positions at most.
+    pub(super) fn restore(&mut self, before: Before) {
+        (self.len, self.states) = (before.len, before.states);
+        self.drop_reserved();
+    }
+
+    /// A second session with the same positions. Pages are shared until one of the two writes, states always.
     pub fn fork(&self) -> Cache {
-        Cache { context: self.context, tables: self.tables.clone(), len: self.len, budget: self.budget.clone() }
+        Cache {
+            context: self.context,
+            tables: self.tables.clone(),
+            states: self.states.clone(),
+            len: self.len,
+            budget: self.budget.clone(),
+        }
     }
 
     /// Bytes of a session of `positions` positions, if none of them is evicted: what a pass over all of them takes.
     pub fn bytes_for(model: &Model, positions: usize) -> u64 {
-        let page: usize = model.page_shapes().iter().map(|shape| shape.bytes()).sum();
-        (positions.div_ceil(PAGE_POSITIONS) * page) as u64
+        let states = model.state_shape().map_or(0, states::most_bytes);
+        positions.div_ceil(PAGE_POSITIONS) as u64 * Cache::page_bytes(model) + states
     }
 
-    pub(crate) fn shapes(&self) -> [PageShape; KINDS] {
-        self.tables.each_ref().map(|table| table.shape)
+    /// Bytes of keys and values of [`Cache::PAGE_POSITIONS`] positions; 0 for a part without attention.
+    pub fn page_bytes(model: &Model) -> u64 {
+        model.page_shapes().iter().map(|shape| shape.bytes() as u64).sum()
+    }
+
+    /// Bytes of a session's recurrent states, whatever its number of positions, while a step of one pass is computed; 0 for a part
+    /// without such layers.
+    pub fn sequence_bytes(model: &Model) -> u64 {
+        model.state_shape().map_or(0, states::bytes)
+    }
+
+    /// Whether the cache is for a part like this one.
+    pub(crate) fn is_for(&self, model: &Model) -> bool {
+        let shapes = self.tables.each_ref().map(|table| table.shape);
+        shapes == model.page_shapes() && self.states.as_ref().map(States::shape) == model.state_shape()
     }
 
     /// Makes room for `rows` more positions in pages that are not shared; the length does not change. Evicts what these rows do
@@ -253,7 +304,18 @@ impl Cache {
             table.evict(self.len);
             table.reserve(self.len, end, &self.budget)?;
         }
+        if let Some(states) = &mut self.states {
+            states.begin();
+        }
         Ok(())
+    }
+
+    /// Takes the memory for the recurrent states of a pass over the next `rows` reserved positions, and says where they are.
+    ///
+    /// # Errors
+    /// As [`Cache::reserve`].
+    pub(crate) fn chunk_state(&mut self, rows: usize) -> Result<Option<ChunkState>, Error> {
+        self.states.as_mut().map(|states| states.chunk(rows, &self.budget)).transpose()
     }
 
     /// Of each kind of layers, the start of every page, in order; pages with reserved positions may be written through these
@@ -265,12 +327,16 @@ impl Cache {
     /// Adds `rows` reserved positions, now written, to the length.
     pub(crate) fn advance(&mut self, rows: usize) {
         self.len += rows;
+        if let Some(states) = &mut self.states {
+            states.advance(rows);
+        }
     }
 }
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let held = self.tables.iter().map(|table| table.pages.iter().flatten().count()).sum::<usize>();
-        write!(f, "Cache({} positions, {held} pages)", self.len)
+        let states = self.states.as_ref().map_or(0, States::count);
+        write!(f, "Cache({} positions, {held} pages, {states} states)", self.len)
     }
 }

@@ -5,7 +5,9 @@ use crate::Error;
 use crate::gguf::Metadata;
 use crate::kernel::float::activation::Activation;
 use crate::kernel::float::norm::MAX_HEAD_DIM;
+use crate::kernel::state::{DeltaShape, MAX_KERNEL, StateShape};
 use crate::model::frequencies::{RopeScaling, Yarn};
+use pangea_units::ByteSize;
 use pangea_units::limits::MAX_LAYERS;
 
 /// A family of models with the same layers.
@@ -27,11 +29,17 @@ pub enum Architecture {
     /// gpt-oss 20b and 120b: a mixture of experts in every layer, biases everywhere, every second layer with a sliding window,
     /// attention sinks, a clamped activation.
     GptOss,
+    /// Qwen 3.5 and 3.6, dense: most layers are gated delta nets, the others attend with a gate at their output.
+    Qwen35,
+    /// Qwen 3.5 and 3.6 with a mixture of experts beside one that computes every row, by a gate of its own.
+    Qwen35Moe,
+    /// Qwen3-Next: layers like those of Qwen 3.5's mixtures, with value heads in another order.
+    Qwen3Next,
 }
 
 impl Architecture {
     /// All supported architectures.
-    pub const ALL: [Architecture; 7] = [
+    pub const ALL: [Architecture; 10] = [
         Architecture::Llama,
         Architecture::Qwen2,
         Architecture::Qwen3,
@@ -39,6 +47,9 @@ impl Architecture {
         Architecture::Gemma3,
         Architecture::Glm4Moe,
         Architecture::GptOss,
+        Architecture::Qwen35,
+        Architecture::Qwen35Moe,
+        Architecture::Qwen3Next,
     ];
 
     /// The name in GGUF files, which is also the prefix of the model's keys.
@@ -51,6 +62,9 @@ impl Architecture {
             Architecture::Gemma3 => "gemma3",
             Architecture::Glm4Moe => "glm4moe",
             Architecture::GptOss => "gpt-oss",
+            Architecture::Qwen35 => "qwen35",
+            Architecture::Qwen35Moe => "qwen35moe",
+            Architecture::Qwen3Next => "qwen3next",
         }
     }
 
@@ -63,7 +77,24 @@ impl Architecture {
 
     /// Whether the feed-forward blocks are mixtures of experts.
     fn has_experts(self) -> bool {
-        matches!(self, Architecture::Qwen3Moe | Architecture::Glm4Moe | Architecture::GptOss)
+        matches!(
+            self,
+            Architecture::Qwen3Moe
+                | Architecture::Glm4Moe
+                | Architecture::GptOss
+                | Architecture::Qwen35Moe
+                | Architecture::Qwen3Next
+        )
+    }
+
+    /// Whether most layers are gated delta nets; the others then attend with a gate.
+    pub(crate) fn has_delta_nets(self) -> bool {
+        matches!(self, Architecture::Qwen35 | Architecture::Qwen35Moe | Architecture::Qwen3Next)
+    }
+
+    /// Whether the expert that computes every row has a gate of its own.
+    pub(crate) fn gates_shared_expert(self) -> bool {
+        self.has_experts() && self.has_delta_nets()
     }
 
     /// Whether every matrix of a layer has a bias, router and experts included, and every query head a sink: then a file
@@ -76,6 +107,7 @@ impl Architecture {
     pub(crate) fn ffn_norm(self) -> &'static str {
         match self {
             Architecture::Glm4Moe | Architecture::GptOss => "post_attention_norm.weight",
+            _ if self.has_delta_nets() => "post_attention_norm.weight",
             _ => "ffn_norm.weight",
         }
     }
@@ -143,6 +175,9 @@ pub struct Experts {
     pub scale: f32,
 }
 
+/// Bytes of the recurrent state of one layer and session, at most: five times that of the largest known model.
+const MAX_STATE_BYTES: usize = 16 << 20;
+
 /// A model's sizes and settings. Sizes are in elements.
 #[derive(Clone, Debug)]
 pub struct ModelConfig {
@@ -179,6 +214,10 @@ pub struct ModelConfig {
     pub(crate) rope_scaling_sliding: RopeScaling,
     /// Per layer, the positions that a row attends to, its own included; `usize::MAX` without a sliding window.
     pub(crate) sliding_window: Vec<usize>,
+    /// The gated delta nets, where layers are such.
+    pub(crate) delta: Option<DeltaShape>,
+    /// Per layer, whether it is a gated delta net, not attention.
+    pub(crate) is_delta: Vec<bool>,
     pub(crate) attention_scale: f32,
     pub(crate) attention_soft_cap: Option<f32>,
     pub(crate) logit_soft_cap: Option<f32>,
@@ -230,6 +269,9 @@ impl ModelConfig {
         if !(1..=MAX_VOCABULARY).contains(&vocabulary) {
             return Err(keys.wrong(format!("a vocabulary of {vocabulary} tokens is not supported")));
         }
+        if architecture.has_delta_nets() {
+            keys.check_rope_sections(rope_dim)?;
+        }
         let context = keys.required("context_length", 1, MAX_CONTEXT)?;
         let sliding_window = keys.sliding_windows(layers, architecture)?;
         let rope_base = keys.positive("rope.freq_base")?.unwrap_or(10_000.0);
@@ -265,6 +307,8 @@ impl ModelConfig {
             rope_base_sliding: keys.positive("rope.freq_base_swa")?.unwrap_or(base_sliding),
             rope_scaling_sliding,
             sliding_window,
+            delta: architecture.has_delta_nets().then(|| keys.delta(architecture)).transpose()?,
+            is_delta: keys.delta_layers(architecture, layers)?,
             attention_scale: keys.positive("attention.scale")?.map_or(attention_scale, |scale| scale as f32),
             attention_soft_cap: keys.positive("attn_logit_softcapping")?.map(|cap| cap as f32),
             logit_soft_cap: keys.positive("final_logit_softcapping")?.map(|cap| cap as f32),
@@ -282,9 +326,32 @@ impl ModelConfig {
         self.sliding_window.iter().copied().filter(|window| *window != usize::MAX).max()
     }
 
-    /// Bytes of keys and values of one position in one layer of a [`Cache`](super::Cache).
+    /// Bytes of keys and values of one position in one layer of a [`Cache`](super::Cache), for a layer that attends.
     pub fn position_bytes(&self) -> u64 {
         2 * (self.kv_len() * size_of::<half::f16>()) as u64
+    }
+
+    /// Bytes of a session in one layer that has a recurrent state, whatever its number of positions; 0 where no layer has one.
+    pub fn sequence_bytes(&self) -> u64 {
+        self.delta.map_or(0, |shape| super::states::bytes(StateShape { layers: 1, shape }))
+    }
+
+    /// [`ModelConfig::sequence_bytes`] while a step of several passes is computed.
+    pub(crate) fn most_sequence_bytes(&self) -> u64 {
+        self.delta.map_or(0, |shape| super::states::most_bytes(StateShape { layers: 1, shape }))
+    }
+
+    /// Bytes of one position of a session of `positions` positions, in the layer that takes most: of keys and values, or its share
+    /// of the recurrent state.
+    pub fn session_position_bytes(&self, positions: usize) -> u64 {
+        let attends = self.is_delta.contains(&false);
+        let state = self.sequence_bytes().div_ceil(positions.max(1) as u64);
+        state.max(if attends { self.position_bytes() } else { 0 })
+    }
+
+    /// Whether a session has a recurrent state, which goes back only to where it was kept.
+    pub fn is_recurrent(&self) -> bool {
+        self.is_delta.contains(&true)
     }
 
     /// Length of all query heads together.
@@ -354,7 +421,9 @@ impl Keys<'_> {
             return Err(self.wrong(format!("expert_used_count is {used}, more than the {count} of expert_count")));
         }
         let shared = self.integer("expert_shared_count", 0, MAX_EXPERTS)?.unwrap_or(0);
-        let most_shared = usize::from(architecture == Architecture::Glm4Moe);
+        // The keys of these do not say that there is one.
+        let shared = if architecture.gates_shared_expert() { shared.max(1) } else { shared };
+        let most_shared = usize::from(architecture == Architecture::Glm4Moe || architecture.gates_shared_expert());
         if shared > most_shared {
             return Err(self.wrong(format!("expert_shared_count is {shared}: at most {most_shared} is supported here")));
         }
@@ -374,6 +443,15 @@ impl Keys<'_> {
         if !sigmoid && scale != 1.0 {
             return Err(self.wrong(format!("expert_weights_scale is {scale}: a scale is not supported here")));
         }
+        if architecture.gates_shared_expert() {
+            let own = self.required("expert_feed_forward_length", 1, MAX_HIDDEN_SIZE)?;
+            let shared = self.integer("expert_shared_feed_forward_length", 1, MAX_HIDDEN_SIZE)?.unwrap_or(own);
+            if shared != own {
+                return Err(self.wrong(format!(
+                    "expert_shared_feed_forward_length is {shared} and expert_feed_forward_length {own}: only alike are supported"
+                )));
+            }
+        }
         let dense_layers = self.integer("leading_dense_block_count", 0, MAX_LAYERS.into())?.unwrap_or(0);
         if dense_layers > 0 && architecture != Architecture::Glm4Moe {
             return Err(
@@ -388,6 +466,76 @@ impl Keys<'_> {
             return Err(self.wrong("expert_weights_norm is false: weights that are not normalised are not supported"));
         }
         Ok(Some(Experts { count, used, shared, dense_layers, dense_intermediate_size, sigmoid, scale }))
+    }
+
+    /// The sizes of gated delta nets.
+    fn delta(&self, architecture: Architecture) -> Result<DeltaShape, Error> {
+        let key_dim = self.required("ssm.state_size", 16, MAX_HEAD_DIM as u64)?;
+        let key_heads = self.required("ssm.group_count", 1, 1 << 12)?;
+        let value_heads = self.required("ssm.time_step_rank", 1, 1 << 12)?;
+        let inner = self.required("ssm.inner_size", 16, MAX_HIDDEN_SIZE)?;
+        let kernel = self.required("ssm.conv_kernel", 1, MAX_KERNEL as u64)?;
+        if !value_heads.is_multiple_of(key_heads) {
+            return Err(self.wrong(format!(
+                "ssm.time_step_rank is {value_heads}: so many value heads cannot share the {key_heads} key heads of ssm.group_count"
+            )));
+        }
+        let value_dim = inner / value_heads;
+        let fits = |dim: usize| dim.is_multiple_of(16) && (16..=MAX_HEAD_DIM).contains(&dim);
+        if !inner.is_multiple_of(value_heads) || !fits(value_dim) || !fits(key_dim) {
+            return Err(self.wrong(format!(
+                "ssm.inner_size is {inner} for {value_heads} value heads and ssm.state_size is {key_dim}: heads of both must be \
+                 a multiple of 16 elements, at most {MAX_HEAD_DIM}"
+            )));
+        }
+        let tiled = architecture != Architecture::Qwen3Next;
+        let shape = DeltaShape { key_heads, value_heads, key_dim, value_dim, kernel, tiled };
+        if shape.state_len() * size_of::<f32>() > MAX_STATE_BYTES {
+            return Err(self.wrong(format!(
+                "{value_heads} states of {key_dim} x {value_dim} are more than {} for each layer",
+                ByteSize(MAX_STATE_BYTES as u64)
+            )));
+        }
+        Ok(shape)
+    }
+
+    /// Which layers are gated delta nets: all but the last of each interval, unless the file names them.
+    fn delta_layers(&self, architecture: Architecture, layers: usize) -> Result<Vec<bool>, Error> {
+        if !architecture.has_delta_nets() {
+            return Ok(vec![false; layers]);
+        }
+        let key = "attention.recurrent_layers";
+        let full = format!("{}.{key}", self.prefix);
+        // Some writers have no bools in arrays.
+        let named = match self.metadata.get_bools(&full) {
+            Ok(named) => named,
+            Err(_) => self.metadata.get_i32s(&full)?.map(|named| named.iter().map(|flag| *flag != 0).collect()),
+        };
+        if let Some(named) = named {
+            // Blocks that predict further tokens may be named, too.
+            return match named.get(..layers) {
+                Some(named) => Ok(named.to_vec()),
+                None => Err(self.wrong(format!("{key} has {} values for {layers} layers", named.len()))),
+            };
+        }
+        let interval = self.integer("full_attention_interval", 1, MAX_LAYERS.into())?.unwrap_or(4);
+        Ok((0..layers).map(|layer| (layer + 1) % interval != 0).collect())
+    }
+
+    /// Sections of rotated pairs, for positions of several dimensions: of text all dimensions are the same, so pairs rotate as
+    /// without sections, provided that each belongs to one.
+    fn check_rope_sections(&self, rope_dim: usize) -> Result<(), Error> {
+        let Some(sections) = self.metadata.get_i32s(&format!("{}.rope.dimension_sections", self.prefix))? else {
+            return Ok(());
+        };
+        let pairs: i64 = sections.iter().map(|pairs| i64::from(*pairs)).sum();
+        if sections.iter().any(|pairs| *pairs < 0) || pairs != (rope_dim / 2) as i64 {
+            return Err(self.wrong(format!(
+                "rope.dimension_sections are {sections:?}, which are not the {} rotated pairs",
+                rope_dim / 2
+            )));
+        }
+        Ok(())
     }
 
     /// Sliding windows: one layer of a period attends to all positions, the last, unless the file gives another pattern.

@@ -197,6 +197,7 @@ impl Model {
                         rows: range,
                         position: step.cache.len(),
                         pages: step.cache.page_starts(),
+                        state: step.cache.chunk_state(to - from)?,
                     });
                     held.push((index, to - from));
                 }
@@ -210,6 +211,7 @@ impl Model {
             let batch = Batch {
                 shape: shape(config),
                 page_shapes: self.page_shapes(),
+                state_shape: self.state_shape(),
                 layers: &self.layers,
                 first_layer: self.part().layers.start,
                 head: self.head.as_ref().filter(|_| has_head),
@@ -256,8 +258,7 @@ impl Model {
         if rows == 0 || steps.iter().any(|step| step.rows == 0) {
             return wrong("a step needs at least one token".to_owned());
         }
-        let shapes = self.page_shapes();
-        if steps.iter().any(|step| step.cache.shapes() != shapes) {
+        if steps.iter().any(|step| !step.cache.is_for(self)) {
             return wrong("a session's cache belongs to another model or to other layers".to_owned());
         }
         let config = self.config();
@@ -292,11 +293,11 @@ fn unchanged_on_error(
     steps: &mut [Step<'_>],
     pass: impl FnOnce(&mut [Step<'_>]) -> Result<Output, Error>,
 ) -> Result<Output, Error> {
-    let before: Vec<usize> = steps.iter().map(|step| step.cache.len()).collect();
+    let before: Vec<_> = steps.iter().map(|step| step.cache.before()).collect();
     let result = pass(steps);
     if result.is_err() {
-        for (step, len) in steps.iter_mut().zip(before) {
-            step.cache.truncate(len);
+        for (step, before) in steps.iter_mut().zip(before) {
+            step.cache.restore(before);
         }
     }
     result
@@ -321,6 +322,8 @@ fn shape(config: &ModelConfig) -> ModelShape {
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
+        gates_attention: config.architecture.has_delta_nets(),
+        delta: config.delta,
         intermediate_size: config.experts.map_or(config.intermediate_size, |experts| experts.dense_intermediate_size),
         vocabulary: config.vocabulary,
         rope_dim: config.rope_dim,

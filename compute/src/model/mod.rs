@@ -9,6 +9,7 @@
 //! | [`manifest`] | the pieces of a model file and their hashes |
 //! | `weights` | the weights of a part, packed for the kernels |
 //! | [`cache`] | keys and values of a session, in pages within a budget |
+//! | `states` | recurrent states of a session, within the same budget |
 //! | `frequencies` | rotary frequencies and their scaling |
 //! | [`digest`] | one digest of all that a session computed |
 //! | [`forward`] | batches of sessions through the layers |
@@ -27,6 +28,7 @@ pub mod forward;
 mod frequencies;
 pub mod manifest;
 pub mod perplexity;
+mod states;
 mod weights;
 
 pub use cache::{Cache, PageBudget};

@@ -6,8 +6,10 @@ use crate::kernel::float::activation::all_finite;
 use crate::kernel::float::mixture::Gating;
 use crate::kernel::page::PageShape;
 use crate::kernel::quant::{Matrix, pack, packed_bytes, rows_of, tiles};
+use crate::kernel::state::{DeltaShape, StateShape};
 use crate::kernel::transformer::{
-    DenseWeights, ExpertBiases, ExpertWeights, FeedForward, Head, KINDS, LayerWeights, Workspace,
+    AttentionWeights, DeltaWeights, DenseWeights, ExpertBiases, ExpertWeights, FeedForward, Head, KINDS, LayerWeights,
+    Mixer, Workspace,
 };
 use crate::model::frequencies::Frequencies;
 use crate::model::{Experts, ModelConfig, ModelFile};
@@ -93,7 +95,7 @@ impl Model {
             vector(name, len)?.ok_or_else(|| Error::invalid("model", format!("the file has no tensor {name:?}")))
         };
         let mut layers = Vec::new();
-        let mut of_kind = [0; KINDS];
+        let (mut of_kind, mut delta_layers) = ([0; KINDS], 0);
         for (planned, layer) in planned.into_iter().zip(part.layers.clone()) {
             let named = |name: &str| format!("blk.{layer}.{name}");
             let reordered = |bias: Option<Vec<f32>>| match (bias, pairs) {
@@ -131,34 +133,67 @@ impl Model {
                 "post_attention_norm.weight" => None,
                 _ => vector(&named("post_attention_norm.weight"), width)?,
             };
-            let [q, k, v, o] = planned.attention.map(|index| matrices[index].clone());
-            let mut weights = LayerWeights {
+            let head_norm = |name: &str| match config.architecture.has_delta_nets() {
+                true => required(&named(name), config.head_dim).map(Some),
+                false => vector(&named(name), config.head_dim),
+            };
+            let mixer = match planned.mixer {
+                PlannedMixer::Attention(planned) => {
+                    let [q, k, v, o] = planned.map(|index| matrices[index].clone());
+                    let mut weights = AttentionWeights {
+                        q_bias: reordered(biased("attn_q.bias", query)?),
+                        k_bias: reordered(biased("attn_k.bias", kv)?),
+                        v_bias: biased("attn_v.bias", kv)?,
+                        o_bias: biased("attn_output.bias", width)?,
+                        q_norm: head_norm("attn_q_norm.weight")?,
+                        k_norm: head_norm("attn_k_norm.weight")?,
+                        sinks: config
+                            .architecture
+                            .has_all_biases()
+                            .then(|| required(&named("attn_sinks.weight"), config.heads))
+                            .transpose()?,
+                        q,
+                        k,
+                        v,
+                        o,
+                        sliding_window: config.sliding_window[layer],
+                        page_layer: 0,
+                    };
+                    weights.page_layer = of_kind[weights.kind()];
+                    of_kind[weights.kind()] += 1;
+                    Mixer::Attention(weights)
+                }
+                PlannedMixer::Delta { shape, inputs, output } => {
+                    let weights = DeltaWeights {
+                        inputs: matrices[inputs].to_vec(),
+                        convolution: by_tap(
+                            &required(&named("ssm_conv1d.weight"), shape.kernel * shape.channels())?,
+                            shape,
+                        ),
+                        dt: required(&named("ssm_dt.bias"), shape.value_heads)?,
+                        a: decay_rates(required(&named("ssm_a"), shape.value_heads)?, &named("ssm_a"))?,
+                        norm: required(&named("ssm_norm.weight"), shape.value_dim)?,
+                        output: matrices[output].clone(),
+                        state_layer: delta_layers,
+                    };
+                    delta_layers += 1;
+                    Mixer::Delta(weights)
+                }
+            };
+            let shared_gate = match (&planned.feed_forward, config.architecture.gates_shared_expert()) {
+                (PlannedFeedForward::Experts { .. }, true) => {
+                    Some(required(&named("ffn_gate_inp_shexp.weight"), width)?)
+                }
+                _ => None,
+            };
+            layers.push(LayerWeights {
                 attention_norm: required(&named("attn_norm.weight"), width)?,
-                q_bias: reordered(biased("attn_q.bias", query)?),
-                k_bias: reordered(biased("attn_k.bias", kv)?),
-                v_bias: biased("attn_v.bias", kv)?,
-                o_bias: biased("attn_output.bias", width)?,
-                q_norm: vector(&named("attn_q_norm.weight"), config.head_dim)?,
-                k_norm: vector(&named("attn_k_norm.weight"), config.head_dim)?,
-                sinks: config
-                    .architecture
-                    .has_all_biases()
-                    .then(|| required(&named("attn_sinks.weight"), config.heads))
-                    .transpose()?,
+                mixer,
                 post_attention_norm,
                 ffn_norm: required(&named(config.architecture.ffn_norm()), width)?,
                 post_ffn_norm: vector(&named("post_ffw_norm.weight"), width)?,
-                q,
-                k,
-                v,
-                o,
-                feed_forward: planned.feed_forward.load(&matrices, gating, biases),
-                sliding_window: config.sliding_window[layer],
-                page_layer: 0,
-            };
-            weights.page_layer = of_kind[weights.kind()];
-            of_kind[weights.kind()] += 1;
-            layers.push(weights);
+                feed_forward: planned.feed_forward.load(&matrices, gating, shared_gate, biases),
+            });
         }
         let head = match output {
             Some(index) => Some(Head { norm: required("output_norm.weight", width)?, output: matrices[index].clone() }),
@@ -214,6 +249,12 @@ impl Model {
         self.memory_bytes
     }
 
+    /// What states hold of this part's layers that have such.
+    pub(crate) fn state_shape(&self) -> Option<StateShape> {
+        let layers = self.layers.iter().filter(|layer| matches!(layer.mixer, Mixer::Delta(_))).count();
+        self.config.delta.filter(|_| layers > 0).map(|shape| StateShape { layers, shape })
+    }
+
     /// What pages hold of each kind of this part's layers.
     pub(crate) fn page_shapes(&self) -> [PageShape; KINDS] {
         let ModelConfig { kv_heads, head_dim, .. } = self.config;
@@ -225,8 +266,12 @@ impl Model {
         std::array::from_fn(|kind| self.of_kind(kind).map(|layer| layer.sliding_window).max().unwrap_or(0))
     }
 
-    fn of_kind(&self, kind: usize) -> impl Iterator<Item = &LayerWeights> {
-        self.layers.iter().filter(move |layer| layer.kind() == kind)
+    fn of_kind(&self, kind: usize) -> impl Iterator<Item = &AttentionWeights> {
+        let attention = self.layers.iter().filter_map(|layer| match &layer.mixer {
+            Mixer::Attention(weights) => Some(weights),
+            Mixer::Delta(_) => None,
+        });
+        attention.filter(move |layer| layer.kind() == kind)
     }
 
     pub(crate) fn workspace(&self) -> Workspace {
@@ -244,6 +289,25 @@ impl Model {
 impl std::fmt::Debug for Model {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Model({}, layers {:?}, {} bytes)", self.config.name, self.part.layers, self.memory_bytes)
+    }
+}
+
+/// The taps of every channel `[channels, kernel]` as `[kernel, channels]`.
+fn by_tap(taps: &[f32], shape: DeltaShape) -> Vec<f32> {
+    let of_tap = |tap: usize| (0..shape.channels()).map(move |channel| taps[channel * shape.kernel + tap]);
+    (0..shape.kernel).flat_map(of_tap).collect()
+}
+
+/// Rates by which states decay, which may not grow.
+fn decay_rates(rates: Vec<f32>, name: &str) -> Result<Vec<f32>, Error> {
+    match rates.iter().find(|rate| **rate > 0.0) {
+        None => Ok(rates),
+        Some(rate) => Err(Error::invalid(
+            "model",
+            format!(
+                "tensor {name:?} holds {rate}: a state would grow without end; the file is damaged or was converted wrongly"
+            ),
+        )),
     }
 }
 
@@ -267,9 +331,19 @@ struct PlannedPart<'a> {
 
 /// The matrices of a layer, as places in the plan.
 struct PlannedLayer {
-    /// Query, key, value, output.
-    attention: [usize; 4],
+    mixer: PlannedMixer,
     feed_forward: PlannedFeedForward,
+}
+
+enum PlannedMixer {
+    /// Query, key, value, output.
+    Attention([usize; 4]),
+    Delta {
+        shape: DeltaShape,
+        /// In the order of a projected row.
+        inputs: Range<usize>,
+        output: usize,
+    },
 }
 
 enum PlannedFeedForward {
@@ -285,7 +359,13 @@ enum PlannedFeedForward {
 
 impl PlannedFeedForward {
     /// The packed matrices.
-    fn load(self, packed: &[Matrix], gating: Gating, biases: Option<ExpertBiases>) -> FeedForward {
+    fn load(
+        self,
+        packed: &[Matrix],
+        gating: Gating,
+        shared_gate: Option<Vec<f32>>,
+        biases: Option<ExpertBiases>,
+    ) -> FeedForward {
         match self {
             PlannedFeedForward::Dense(matrices) => {
                 let [gate, up, down] = matrices.map(|index| packed[index].clone());
@@ -294,7 +374,7 @@ impl PlannedFeedForward {
             PlannedFeedForward::Experts { used, router, matrices } => {
                 let [gate, up, down] = matrices.map(|of_each| packed[of_each].to_vec());
                 let router = packed[router].clone();
-                FeedForward::Experts(ExpertWeights { used, router, gating, gate, up, down, biases })
+                FeedForward::Experts(ExpertWeights { used, router, gating, gate, up, down, shared_gate, biases })
             }
         }
     }
@@ -325,14 +405,22 @@ impl PlannedPart<'_> {
             .transpose()?;
         let mut layers = Vec::new();
         for layer in part.layers.clone() {
-            let mut matrix =
-                |name: &str, rows, k, pairs| plan.matrix(&format!("blk.{layer}.{name}.weight"), rows, k, pairs);
-            let attention = [
-                matrix("attn_q", query, width, pairs)?,
-                matrix("attn_k", kv, width, pairs)?,
-                matrix("attn_v", kv, width, None)?,
-                matrix("attn_output", width, query, None)?,
-            ];
+            let mixer = match config.delta.filter(|_| config.is_delta[layer]) {
+                Some(shape) => plan.delta_net(layer, shape, width)?,
+                None => {
+                    let mut matrix =
+                        |name: &str, rows, k, pairs| plan.matrix(&format!("blk.{layer}.{name}.weight"), rows, k, pairs);
+                    // Each head's query is followed by its gate.
+                    let gated = if config.architecture.has_delta_nets() { 2 * query } else { query };
+                    PlannedMixer::Attention([
+                        matrix("attn_q", gated, width, pairs)?,
+                        matrix("attn_k", kv, width, pairs)?,
+                        matrix("attn_v", kv, width, None)?,
+                        matrix("attn_output", width, query, None)?,
+                    ])
+                }
+            };
+            let mut matrix = |name: &str, rows, k| plan.matrix(&format!("blk.{layer}.{name}.weight"), rows, k, None);
             let experts = config.experts.filter(|experts| layer >= experts.dense_layers);
             let ff = match (experts, config.experts) {
                 (None, Some(experts)) => experts.dense_intermediate_size,
@@ -340,13 +428,13 @@ impl PlannedPart<'_> {
             };
             let feed_forward = match experts {
                 None => PlannedFeedForward::Dense([
-                    matrix("ffn_gate", ff, width, None)?,
-                    matrix("ffn_up", ff, width, None)?,
-                    matrix("ffn_down", width, ff, None)?,
+                    matrix("ffn_gate", ff, width)?,
+                    matrix("ffn_up", ff, width)?,
+                    matrix("ffn_down", width, ff)?,
                 ]),
                 Some(experts) => plan.experts(layer, experts, width, ff)?,
             };
-            layers.push(PlannedLayer { attention, feed_forward });
+            layers.push(PlannedLayer { mixer, feed_forward });
         }
         let output = part
             .head
@@ -392,6 +480,32 @@ impl<'a> Plan<'a> {
             ));
         }
         self.add(view, rows, k, pairs)
+    }
+
+    /// Adds the matrices of a gated delta net.
+    fn delta_net(&mut self, layer: usize, shape: DeltaShape, width: usize) -> Result<PlannedMixer, Error> {
+        let named = |name: &str| format!("blk.{layer}.{name}.weight");
+        if self.file.tensor(&named("attn_qkv"))?.is_none() && self.file.tensor(&named("ssm_in"))?.is_some() {
+            return Err(Error::invalid(
+                "model",
+                format!(
+                    "tensor {:?} is of an older form of these files, in which queries, keys and values are mixed: \
+                     get a file that was converted later",
+                    named("ssm_in")
+                ),
+            ));
+        }
+        let (heads, channels) = (shape.value_heads, shape.channels());
+        let start = self.matrix(&named("attn_qkv"), channels, width, None)?;
+        if shape.tiled {
+            self.matrix(&named("ssm_beta"), heads, width, None)?;
+            self.matrix(&named("ssm_alpha"), heads, width, None)?;
+        } else {
+            self.matrix(&named("ssm_ba"), 2 * heads, width, None)?;
+        }
+        let end = self.matrix(&named("attn_gate"), shape.value_len(), width, None)? + 1;
+        let output = self.matrix(&named("ssm_out"), width, shape.value_len(), None)?;
+        Ok(PlannedMixer::Delta { shape, inputs: start..end, output })
     }
 
     /// Adds the router and the experts of a layer; `ff`: elements inside one expert.

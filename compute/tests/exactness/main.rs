@@ -9,7 +9,7 @@ mod tiny;
 use pangea_compute::gguf::GgmlType;
 use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, Observed, PageBudget, Recorder, Step};
 use pangea_compute::{Cancel, Error, ErrorKind, Isa, Pool};
-use pangea_units::SplitMix64;
+use pangea_units::{Rewind, SplitMix64};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -112,8 +112,12 @@ impl Session {
         self.recorder.digest().to_string()
     }
 
+    /// Goes back to `len`, or, where a stage's recurrent states go back to an earlier position, to that one on all stages.
     fn truncate(&mut self, len: usize) {
         self.caches.iter_mut().for_each(|cache| cache.truncate(len));
+        let len = self.caches.iter().map(Cache::len).min().unwrap_or(0);
+        self.caches.iter_mut().for_each(|cache| cache.truncate(len));
+        assert!(self.caches.iter().all(|cache| cache.len() == len), "{:?}", self.caches);
     }
 }
 
@@ -138,7 +142,8 @@ fn text(seed: u64, len: usize) -> Vec<u32> {
     (0..len).map(|_| random.index(VOCABULARY) as u32).collect()
 }
 
-const ARCHITECTURES: [&str; 7] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "glm4moe", "gpt-oss"];
+const ARCHITECTURES: [&str; 10] =
+    ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "glm4moe", "gpt-oss", "qwen35", "qwen35moe", "qwen3next"];
 const TYPES: [GgmlType; GgmlType::SUPPORTED.len()] = GgmlType::SUPPORTED;
 
 fn tiny(architecture: &'static str, weights: GgmlType) -> ModelFile {
@@ -185,7 +190,7 @@ fn every_architecture_and_weight_type_keeps_its_pinned_bits_on_every_family_and_
 
 #[test]
 fn chunks_mixes_splits_truncations_replays_and_families_change_no_bit() {
-    for (case, architecture) in (0..21u64).zip(ARCHITECTURES.into_iter().cycle()) {
+    for (case, architecture) in (0..30u64).zip(ARCHITECTURES.into_iter().cycle()) {
         let mut random = SplitMix64::new(1_000 + case);
         let ty = TYPES[random.index(TYPES.len())];
         let file = tiny(architecture, ty);
@@ -347,6 +352,163 @@ fn a_fork_keeps_what_the_other_session_evicts() {
     assert_eq!(stages.budget.used_bytes(), 0);
 }
 
+/// A session over stages some of which have recurrent states, beside the rule that says where it can go back to.
+struct Followed {
+    session: Session,
+    rewind: Rewind,
+    text: Vec<u32>,
+    /// Positions that were recorded, those included that were given up since.
+    recorded: usize,
+}
+
+impl Followed {
+    fn advance(&mut self, stages: &Stages, tokens: &[u32]) {
+        self.rewind.begin();
+        stages.advance(&mut [(&mut self.session, tokens)]);
+        self.rewind.advance(tokens.len());
+        self.text.extend(tokens);
+        self.recorded = self.recorded.max(self.text.len());
+    }
+
+    fn truncate(&mut self, len: usize) {
+        let reached = self.rewind.truncate(len);
+        self.session.truncate(len);
+        assert_eq!(self.session.caches[0].len(), reached, "back to {len} of {}", self.text.len());
+        self.text.truncate(reached);
+    }
+
+    fn fork(&self) -> Followed {
+        let Session { caches, recorder } = &self.session;
+        let session = Session { caches: caches.iter().map(Cache::fork).collect(), recorder: recorder.clone() };
+        Followed { session, rewind: self.rewind.clone(), text: self.text.clone(), recorded: self.recorded }
+    }
+}
+
+/// Steps of a token, of a draft, of prompts in one pass and in several; back by a few positions and by many.
+#[test]
+fn recurrent_states_go_back_to_where_they_were_kept_with_the_same_bits() {
+    for (case, architecture) in (0..6u64).zip(["qwen35", "qwen35moe", "qwen3next"].into_iter().cycle()) {
+        let mut random = SplitMix64::new(3_000 + case);
+        let mut sizes = tiny::SIZES;
+        sizes.context = 2_048;
+        let of = Tiny { architecture, weights: TYPES[random.index(TYPES.len())], seed: 7 };
+        let file = ModelFile::from_bytes(tiny::gguf_of(of, sizes, |_, _| {})).unwrap();
+        // The first stage has recurrent states, the other has both kinds, or attention alone.
+        let stages = Stages::load(&file, &[1 + random.index(2)], |_| pool(1 + random.index(2), Isa::best()));
+        let mut of_case =
+            Followed { session: stages.session(), rewind: Rewind::default(), text: Vec::new(), recorded: 0 };
+        let mut forks: Vec<Followed> = Vec::new();
+        let (mut went_back, mut exact) = (0, 0);
+        while of_case.text.len() < 1_200 {
+            let len = of_case.text.len();
+            if len > 0 && went_back < 24 && random.index(3) == 0 {
+                let by = [1, 15, 40, 700][random.index(4)];
+                let to = len.saturating_sub(1 + random.index(by));
+                if random.index(4) == 0 {
+                    forks.push(of_case.fork());
+                }
+                of_case.truncate(to);
+                went_back += 1;
+                exact += usize::from(of_case.text.len() == to);
+            }
+            let rows = [1, 1, 16, 100, 300][random.index(5)];
+            let tokens = text(random.bits(), 1 + random.index(rows));
+            of_case.advance(&stages, &tokens);
+        }
+        assert!(went_back >= 5 && exact >= 2, "{went_back} times back, {exact} of them to the very position");
+        assert_eq!(of_case.session.digest(), reference(&file, &of_case.text), "case {case}: {architecture}");
+        for mut fork in forks {
+            let len = fork.text.len();
+            fork.truncate(len - random.index(len.min(30)));
+            // Past all that was recorded before the fork.
+            fork.advance(&stages, &text(random.bits(), fork.recorded + 3 - fork.text.len()));
+            assert_eq!(fork.session.digest(), reference(&file, &fork.text), "case {case}: a fork, {architecture}");
+        }
+        drop(of_case);
+        assert_eq!(stages.budget.used_bytes(), 0);
+    }
+}
+
+#[test]
+fn a_step_that_fails_in_its_last_pass_leaves_recurrent_states_as_they_were() {
+    let mut sizes = tiny::SIZES;
+    sizes.context = 2_048;
+    let of = Tiny { architecture: "qwen35", weights: GgmlType::Q8_0, seed: 7 };
+    let file = ModelFile::from_bytes(tiny::gguf_of(of, sizes, |_, _| {})).unwrap();
+    let stages = Stages::load(&file, &[], |_| pool(2, Isa::best()));
+    let (model, pool) = &stages.stages[0];
+    let (past, rest) = (text(1, 320), text(2, 600));
+    let mut session = stages.session();
+    stages.advance(&mut [(&mut session, &past[..300])]);
+    stages.advance(&mut [(&mut session, &past[300..])]);
+    let used = stages.budget.used_bytes();
+    let mut until = |cancel: &Cancel| {
+        let mut steps = [Step { cache: &mut session.caches[0], rows: rest.len(), logits: Logits::None }];
+        model.forward_until(pool, &mut steps, Input::Tokens(&rest), cancel).map(|_| ())
+    };
+    let (never, looks) = cancelled_at(usize::MAX);
+    until(&never).unwrap();
+    let pieces = looks.load(Ordering::Relaxed);
+    drop(session);
+    let mut session = stages.session();
+    stages.advance(&mut [(&mut session, &past[..300])]);
+    stages.advance(&mut [(&mut session, &past[300..])]);
+    for at in [0, pieces / 2, pieces * 9 / 10] {
+        let (cancel, _) = cancelled_at(at);
+        let mut steps = [Step { cache: &mut session.caches[0], rows: rest.len(), logits: Logits::None }];
+        model.forward_until(pool, &mut steps, Input::Tokens(&rest), &cancel).expect_err("a cancelled pass");
+        assert_eq!((session.caches[0].len(), stages.budget.used_bytes()), (past.len(), used));
+    }
+    // It still goes back to before its latest step's end, and to the state that was kept after the first one.
+    let mut again = Session { caches: vec![session.caches[0].fork()], recorder: session.recorder.clone() };
+    again.truncate(310);
+    assert_eq!(again.caches[0].len(), 310);
+    again.truncate(302);
+    assert_eq!(again.caches[0].len(), 300);
+    stages.advance(&mut [(&mut again, &past[300..])]);
+    stages.advance(&mut [(&mut session, &rest), (&mut again, &rest)]);
+    let whole = reference(&file, &[past, rest].concat());
+    assert_eq!([session.digest(), again.digest()], [whole.clone(), whole]);
+}
+
+#[test]
+fn the_memory_of_recurrent_sessions_is_what_they_were_said_to_take() {
+    let mut sizes = tiny::SIZES;
+    sizes.context = 4_096;
+    let of = Tiny { architecture: "qwen35", weights: GgmlType::Q4_0, seed: 7 };
+    let file = ModelFile::from_bytes(tiny::gguf_of(of, sizes, |_, _| {})).unwrap();
+    let pool = pool(2, Isa::best());
+    for layers in [0..1, 0..2, 2..3, 0..3] {
+        let model = Model::load(&file, ModelPart::of_layers(file.config(), layers.clone()), &pool).unwrap();
+        let tokens = text(5, 1_500);
+        // Of steps of one pass and of several, and of single tokens, in exactly as much memory.
+        for chunk in [256, 1_500] {
+            let budget = PageBudget::new(Cache::bytes_for(&model, tokens.len() + 40));
+            let mut cache = Cache::new(&model, &budget);
+            let mut run = |tokens: &[u32]| {
+                let activations = vec![0.1; tokens.len() * WIDTH];
+                let input = match model.part().embedding {
+                    true => Input::Tokens(tokens),
+                    false => Input::Activations(&activations),
+                };
+                let mut steps = [Step { cache: &mut cache, rows: tokens.len(), logits: Logits::None }];
+                model.forward(&pool, &mut steps, input).unwrap();
+            };
+            tokens.chunks(chunk).for_each(&mut run);
+            tokens[..40].chunks(1).for_each(&mut run);
+            let pages = (tokens.len() as u64 + 40).div_ceil(Cache::PAGE_POSITIONS as u64) * Cache::page_bytes(&model);
+            assert!(budget.used_bytes() <= pages + Cache::sequence_bytes(&model), "{layers:?}");
+            let kinds = (Cache::page_bytes(&model) > 0, Cache::sequence_bytes(&model) > 0);
+            assert_eq!(kinds, (layers.contains(&2), layers.contains(&0)));
+        }
+    }
+    let config = file.config();
+    assert_eq!((config.window(), config.is_recurrent()), (None, true));
+    assert!(config.sequence_bytes() > 0);
+    assert_eq!(config.session_position_bytes(1), config.sequence_bytes());
+    assert_eq!(config.session_position_bytes(usize::MAX), config.position_bytes());
+}
+
 #[test]
 fn what_cannot_be_computed_is_an_error_that_changes_nothing() {
     let file = tiny("llama", GgmlType::Q4_0);
@@ -403,7 +565,7 @@ fn what_is_not_finite_inside_a_branch_is_an_error_on_every_family() {
         output.map(|mut output| output.logits_mut(0).iter().map(|logit| logit.to_bits()).collect::<Vec<u32>>())
     };
     // Whole vectors, or one element of them, with which no number need overflow; then the families agree on the logits.
-    let vectors: [(&str, &str, f32); 11] = [
+    let vectors: [(&str, &str, f32); 15] = [
         ("llama", "blk.1.ffn_norm.weight", 3e38),
         ("llama", "blk.1.attn_norm.weight", 3e38),
         ("llama", "blk.1.ffn_norm.weight", 1e30),
@@ -415,6 +577,10 @@ fn what_is_not_finite_inside_a_branch_is_an_error_on_every_family() {
         ("gemma3", "blk.1.attn_q_norm.weight", 1e37),
         ("gemma3", "blk.1.ffn_norm.weight", 1e25),
         ("gemma3", "blk.1.post_ffw_norm.weight", 1e25),
+        ("qwen35", "blk.1.attn_norm.weight", 3e38),
+        ("qwen35", "blk.0.ssm_conv1d.weight", 3e38),
+        ("qwen35", "blk.0.ssm_norm.weight", 3e38),
+        ("qwen35moe", "blk.2.ffn_gate_inp_shexp.weight", 3e38),
     ];
     for (architecture, name, value) in vectors {
         for whole in [true, false] {
@@ -450,7 +616,7 @@ const SHAPES: [(usize, usize); 4] = [(1, 1), (1, 2), (9, 2), (9, 3)];
 /// Weights so large, in one place each, that its results overflow or cancel to NaN there.
 #[test]
 fn the_error_names_the_step_and_layer_that_first_gave_no_finite_value() {
-    let places: [(&str, &str, &str); 15] = [
+    let places: [(&str, &str, &str); 21] = [
         ("gemma3", "token_embd.weight", "the token embeddings"),
         ("llama", "blk.1.attn_norm.weight", "the attention norms of layer 1"),
         ("llama", "blk.1.attn_q.weight", "the queries of layer 1"),
@@ -466,6 +632,12 @@ fn the_error_names_the_step_and_layer_that_first_gave_no_finite_value() {
         ("llama", "blk.2.ffn_down.weight", "the feed-forward outputs of layer 2"),
         ("llama", "output_norm.weight", "the output norms"),
         ("llama", "output.weight", "the logits"),
+        ("qwen35", "blk.1.attn_qkv.weight", "the delta net's inputs of layer 1"),
+        ("qwen35", "blk.0.ssm_alpha.weight", "the delta net's inputs of layer 0"),
+        ("qwen3next", "blk.0.ssm_ba.weight", "the delta net's inputs of layer 0"),
+        ("qwen35", "blk.0.attn_gate.weight", "the attention results of layer 0"),
+        ("qwen35", "blk.1.ssm_out.weight", "the attention outputs of layer 1"),
+        ("qwen35moe", "blk.0.ffn_gate_inp_shexp.weight", "the router values of layer 0"),
     ];
     for (architecture, name, step) in places {
         let tiny = Tiny { architecture, weights: GgmlType::F32, seed: 7 };
@@ -621,7 +793,9 @@ fn a_pass_through_layers_of_8b_ends_within_50_ms_of_its_cancellation() {
 fn the_header_tells_what_loading_a_part_takes() {
     let pool = pool(3, Isa::best());
     // Its vocabulary is no whole number of tiles: packed, it is larger than in the file.
-    for (architecture, ty) in [("llama", GgmlType::Q4_0), ("qwen2", GgmlType::Q6K), ("gemma3", GgmlType::F16)] {
+    for (architecture, ty) in
+        [("llama", GgmlType::Q4_0), ("qwen2", GgmlType::Q6K), ("gemma3", GgmlType::F16), ("qwen3next", GgmlType::Q5_0)]
+    {
         let file = tiny(architecture, ty);
         let config = file.config().clone();
         let whole = ModelPart::whole(&config);

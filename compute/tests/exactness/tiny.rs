@@ -15,9 +15,14 @@ pub(crate) struct Tiny {
 pub(crate) const LAYERS: usize = 3;
 pub(crate) const WIDTH: usize = 256;
 pub(crate) const VOCABULARY: usize = 300;
-/// Experts of a layer of `qwen3moe`, `glm4moe` and `gpt-oss`, and those that compute a row.
+/// Experts of a layer of a mixture, and those that compute a row.
 pub(crate) const EXPERTS: usize = 8;
 pub(crate) const USED_EXPERTS: usize = 3;
+/// Of gated delta nets: heads of queries and keys, of values, the elements of one, and the positions that a convolution sees.
+pub(crate) const KEY_HEADS: usize = 2;
+pub(crate) const VALUE_HEADS: usize = 4;
+pub(crate) const DELTA_HEAD: usize = 64;
+pub(crate) const CONV_KERNEL: usize = 4;
 /// Positions that a windowed layer sees: small, so that tests cross it often.
 pub(crate) const WINDOW: usize = 24;
 
@@ -34,7 +39,7 @@ pub(crate) struct Sizes {
     pub(crate) context: usize,
 }
 
-const SIZES: Sizes = Sizes {
+pub(crate) const SIZES: Sizes = Sizes {
     layers: LAYERS,
     hidden: WIDTH,
     heads: 4,
@@ -102,9 +107,13 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
     let gemma = tiny.architecture == "gemma3";
     let gpt_oss = tiny.architecture == "gpt-oss";
     let glm = tiny.architecture == "glm4moe";
-    let mixture = tiny.architecture == "qwen3moe" || glm || gpt_oss;
+    let delta = matches!(tiny.architecture, "qwen35" | "qwen35moe" | "qwen3next");
+    let gated_mixture = delta && tiny.architecture != "qwen35";
+    let mixture = tiny.architecture == "qwen3moe" || glm || gpt_oss || gated_mixture;
     // Of these blocks one predicts a further token; one layer is dense.
-    let (blocks, dense_layers) = if glm { (layers + 1, 1) } else { (layers, 0) };
+    let predicts = glm || tiny.architecture == "qwen35";
+    let blocks = if predicts { layers + 1 } else { layers };
+    let dense_layers = usize::from(glm);
     // The length of a block of most weight types, at least.
     let expert_ff = 256;
     let mut meta = Meta::default();
@@ -148,6 +157,30 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
         }
         meta.float(&key("expert_weights_scale"), 1.5);
         meta.bool(&key("expert_weights_norm"), true);
+    }
+    if delta {
+        for (name, value) in [
+            ("full_attention_interval", 3),
+            ("ssm.conv_kernel", CONV_KERNEL),
+            ("ssm.state_size", DELTA_HEAD),
+            ("ssm.group_count", KEY_HEADS),
+            ("ssm.time_step_rank", VALUE_HEADS),
+            ("ssm.inner_size", VALUE_HEADS * DELTA_HEAD),
+            ("rope.dimension_count", head / 4),
+        ] {
+            if let Some(value) = (changes.integer)(name, value as u32) {
+                meta.integer(&key(name), value);
+            }
+        }
+        if tiny.architecture != "qwen3next" {
+            meta.integers(&key("rope.dimension_sections"), &[3, 3, head as i32 / 8 - 6, 0]);
+        }
+        if predicts && let Some(value) = (changes.integer)("nextn_predict_layers", 1) {
+            meta.integer(&key("nextn_predict_layers"), value);
+        }
+        if gated_mixture && let Some(value) = (changes.integer)("expert_shared_feed_forward_length", expert_ff as u32) {
+            meta.integer(&key("expert_shared_feed_forward_length"), value);
+        }
     }
     meta.float(&key("attention.layer_norm_rms_epsilon"), 1e-5);
     meta.float(&key("rope.freq_base"), 10_000.0);
@@ -197,12 +230,36 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
     for layer in 0..layers {
         let name = |rest: &str| format!("blk.{layer}.{rest}");
         vector(&mut tensors, &mut random, &name("attn_norm.weight"), hidden, 1.0);
-        let ffn_norm = if gpt_oss || glm { "post_attention_norm.weight" } else { "ffn_norm.weight" };
+        let ffn_norm = if gpt_oss || glm || delta { "post_attention_norm.weight" } else { "ffn_norm.weight" };
         vector(&mut tensors, &mut random, &name(ffn_norm), hidden, 1.0);
-        matrix(&mut tensors, &mut random, &name("attn_q.weight"), heads * head, hidden);
-        matrix(&mut tensors, &mut random, &name("attn_k.weight"), kv_heads * head, hidden);
-        matrix(&mut tensors, &mut random, &name("attn_v.weight"), kv_heads * head, hidden);
-        matrix(&mut tensors, &mut random, &name("attn_output.weight"), hidden, heads * head);
+        let is_delta = delta && (layer + 1) % 3 != 0;
+        if is_delta {
+            let (keys, values) = (KEY_HEADS * DELTA_HEAD, VALUE_HEADS * DELTA_HEAD);
+            let channels = 2 * keys + values;
+            matrix(&mut tensors, &mut random, &name("attn_qkv.weight"), channels, hidden);
+            matrix(&mut tensors, &mut random, &name("attn_gate.weight"), values, hidden);
+            if tiny.architecture == "qwen3next" {
+                matrix(&mut tensors, &mut random, &name("ssm_ba.weight"), 2 * VALUE_HEADS, hidden);
+            } else {
+                matrix(&mut tensors, &mut random, &name("ssm_beta.weight"), VALUE_HEADS, hidden);
+                matrix(&mut tensors, &mut random, &name("ssm_alpha.weight"), VALUE_HEADS, hidden);
+            }
+            matrix(&mut tensors, &mut random, &name("ssm_out.weight"), hidden, values);
+            let taps = (0..channels * CONV_KERNEL).map(|_| 0.5 * random.signed_unit()).collect();
+            floats(&mut tensors, &name("ssm_conv1d.weight"), &[CONV_KERNEL, channels], taps);
+            vector(&mut tensors, &mut random, &name("ssm_dt.bias"), VALUE_HEADS, -1.0);
+            // From states that remember a few positions to some that remember hundreds.
+            let rates =
+                (0..VALUE_HEADS).map(|head| -0.02 * 4f32.powi(head as i32) * (1.0 + 0.2 * random.signed_unit()));
+            floats(&mut tensors, &name("ssm_a"), &[VALUE_HEADS], rates.collect());
+            vector(&mut tensors, &mut random, &name("ssm_norm.weight"), DELTA_HEAD, 1.0);
+        } else {
+            let gated = if delta { 2 } else { 1 };
+            matrix(&mut tensors, &mut random, &name("attn_q.weight"), gated * heads * head, hidden);
+            matrix(&mut tensors, &mut random, &name("attn_k.weight"), kv_heads * head, hidden);
+            matrix(&mut tensors, &mut random, &name("attn_v.weight"), kv_heads * head, hidden);
+            matrix(&mut tensors, &mut random, &name("attn_output.weight"), hidden, heads * head);
+        }
         if mixture && layer >= dense_layers {
             let router = (0..EXPERTS * hidden).map(|_| 0.2 * random.signed_unit()).collect();
             floats(&mut tensors, &name("ffn_gate_inp.weight"), &[hidden, EXPERTS], router);
@@ -211,6 +268,11 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
             experts(&mut tensors, &mut random, &name("ffn_down_exps.weight"), hidden, expert_ff);
             if glm {
                 vector(&mut tensors, &mut random, &name("exp_probs_b.bias"), EXPERTS, 0.0);
+            }
+            if gated_mixture {
+                vector(&mut tensors, &mut random, &name("ffn_gate_inp_shexp.weight"), hidden, 0.0);
+            }
+            if glm || gated_mixture {
                 matrix(&mut tensors, &mut random, &name("ffn_gate_shexp.weight"), expert_ff, hidden);
                 matrix(&mut tensors, &mut random, &name("ffn_up_shexp.weight"), expert_ff, hidden);
                 matrix(&mut tensors, &mut random, &name("ffn_down_shexp.weight"), hidden, expert_ff);
@@ -238,7 +300,7 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
             vector(&mut tensors, &mut random, &name("attn_k.bias"), kv_heads * head, 0.0);
             vector(&mut tensors, &mut random, &name("attn_v.bias"), kv_heads * head, 0.0);
         }
-        if tiny.architecture == "qwen3" || (mixture && !gpt_oss) || gemma {
+        if tiny.architecture == "qwen3" || ((mixture || delta) && !gpt_oss && !is_delta) || gemma {
             vector(&mut tensors, &mut random, &name("attn_q_norm.weight"), head, 1.0);
             vector(&mut tensors, &mut random, &name("attn_k_norm.weight"), head, 1.0);
         }
@@ -248,7 +310,7 @@ fn build(tiny: Tiny, sizes: Sizes, changes: Changes<'_>) -> Vec<u8> {
         }
     }
     vector(&mut tensors, &mut random, "output_norm.weight", hidden, 1.0);
-    if glm {
+    if predicts {
         vector(&mut tensors, &mut random, &format!("blk.{layers}.nextn.enorm.weight"), hidden, 1.0);
         matrix(&mut tensors, &mut random, &format!("blk.{layers}.nextn.eh_proj.weight"), hidden, 2 * hidden);
     }
@@ -336,6 +398,12 @@ impl Meta {
     fn bool(&mut self, key: &str, value: bool) {
         self.key(key, 7);
         self.bytes.push(value.into());
+    }
+    fn integers(&mut self, key: &str, values: &[i32]) {
+        self.key(key, 9);
+        self.bytes.extend(5u32.to_le_bytes());
+        self.bytes.extend((values.len() as u64).to_le_bytes());
+        self.bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     }
     fn float(&mut self, key: &str, value: f32) {
         self.key(key, 6);

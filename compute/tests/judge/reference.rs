@@ -9,6 +9,7 @@
 //! | gated feed-forward blocks | Shazeer 2020; Hendrycks & Gimpel 2016 |
 //! | routers of sigmoids, an expert for every row | DeepSeek-V3 report (2024) §2.1.2; GLM-4.5 report (2025) §2.1 |
 //! | gpt-oss | its model card and the code published with it: biases, sinks, the clamped activation, a ramp of YaRN that is not rounded |
+//! | gated delta nets, gated attention, an expert with a gate of its own | Yang et al. 2024 (eq. 10); the code published with Qwen3-Next and Qwen 3.5, with the order of heads in their files |
 //! | mixtures of experts | Shazeer et al. 2017; Qwen 3 report: softmax over all experts, the chosen weights renormalised |
 
 use super::weights::tensor;
@@ -39,6 +40,31 @@ impl Matrix {
 
 struct Layer {
     attention_norm: Vec<f64>,
+    mixer: Mixer,
+    post_attention_norm: Option<Vec<f64>>,
+    ffn_norm: Vec<f64>,
+    router: Option<Matrix>,
+    router_bias: Option<Vec<f64>>,
+    /// Added to sigmoids of the router's logits, for the choice alone; `None` for a softmax.
+    correction: Option<Vec<f64>>,
+    /// A block that computes every row.
+    shared: Option<[Matrix; 3]>,
+    /// A gate of that block.
+    shared_gate: Option<Vec<f64>>,
+    /// Gate, up, down: of each expert, or of the one block.
+    blocks: Vec<[Matrix; 3]>,
+    /// Of gate, up, down, of each expert.
+    block_biases: Vec<[Vec<f64>; 3]>,
+    post_ffn_norm: Option<Vec<f64>>,
+}
+
+enum Mixer {
+    Attention(Attention),
+    Delta(DeltaNet),
+}
+
+struct Attention {
+    /// Where it has twice the rows that the output takes, each head's query is followed by its gate.
     q: Matrix,
     k: Matrix,
     v: Matrix,
@@ -49,21 +75,79 @@ struct Layer {
     sinks: Option<Vec<f64>>,
     q_norm: Option<Vec<f64>>,
     k_norm: Option<Vec<f64>>,
-    post_attention_norm: Option<Vec<f64>>,
-    ffn_norm: Vec<f64>,
-    router: Option<Matrix>,
-    router_bias: Option<Vec<f64>>,
-    /// Added to sigmoids of the router's logits, for the choice alone; `None` for a softmax.
-    correction: Option<Vec<f64>>,
-    /// A block that computes every row.
-    shared: Option<[Matrix; 3]>,
-    /// Gate, up, down: of each expert, or of the one block.
-    blocks: Vec<[Matrix; 3]>,
-    /// Of gate, up, down, of each expert.
-    block_biases: Vec<[Vec<f64>; 3]>,
-    post_ffn_norm: Option<Vec<f64>>,
     /// Positions that a row sees, its own included.
     window: usize,
+}
+
+struct DeltaNet {
+    qkv: Matrix,
+    gate: Matrix,
+    /// One row for each value head.
+    beta: Matrix,
+    alpha: Matrix,
+    /// `[channels, kernel]`
+    convolution: Vec<f64>,
+    dt: Vec<f64>,
+    a: Vec<f64>,
+    norm: Vec<f64>,
+    out: Matrix,
+    key_heads: usize,
+    key_dim: usize,
+    /// Of each value head.
+    key_head_of: Vec<usize>,
+}
+
+impl DeltaNet {
+    /// What it adds to each row.
+    fn rows(&self, normed: &[Vec<f64>], epsilon: f64) -> Vec<Vec<f64>> {
+        let (value_heads, value_dim) = (self.a.len(), self.norm.len());
+        let silu = |x: f64| x / (1.0 + (-x).exp());
+        let inputs: Vec<Vec<f64>> = normed.iter().map(|x| self.qkv.times(x)).collect();
+        let kernel = self.convolution.len() / inputs[0].len();
+        let unit = |x: &[f64]| {
+            let length = (x.iter().map(|x| x * x).sum::<f64>() + 1e-6).sqrt();
+            x.iter().map(|x| x / length).collect::<Vec<f64>>()
+        };
+        let mut states = vec![vec![vec![0.0; value_dim]; self.key_dim]; value_heads];
+        let row = |(position, x): (usize, &Vec<f64>)| {
+            let channel = |channel: usize| {
+                let taps = &self.convolution[channel * kernel..(channel + 1) * kernel];
+                let tap = |(tap, w): (usize, &f64)| {
+                    (position + tap + 1).checked_sub(kernel).map_or(0.0, |at| w * inputs[at][channel])
+                };
+                silu(taps.iter().enumerate().map(tap).sum())
+            };
+            let convolved: Vec<f64> = (0..inputs[0].len()).map(channel).collect();
+            let (queries, rest) = convolved.split_at(self.key_heads * self.key_dim);
+            let (keys, values) = rest.split_at(self.key_heads * self.key_dim);
+            let (betas, alphas, gates) = (self.beta.times(x), self.alpha.times(x), self.gate.times(x));
+            let mut all = Vec::new();
+            for (head, state) in states.iter_mut().enumerate() {
+                let of_key = self.key_head_of[head] * self.key_dim..(self.key_head_of[head] + 1) * self.key_dim;
+                let query: Vec<f64> =
+                    unit(&queries[of_key.clone()]).iter().map(|q| q / (self.key_dim as f64).sqrt()).collect();
+                let key = unit(&keys[of_key]);
+                let value = &values[head * value_dim..(head + 1) * value_dim];
+                let beta = 1.0 / (1.0 + (-betas[head]).exp());
+                let decay = (self.a[head] * (alphas[head] + self.dt[head]).exp().ln_1p()).exp();
+                state.iter_mut().flatten().for_each(|s| *s *= decay);
+                let mut result = vec![0.0; value_dim];
+                for (j, (result, value)) in result.iter_mut().zip(value).enumerate() {
+                    let remembered: f64 = state.iter().zip(&key).map(|(row, k)| row[j] * k).sum();
+                    for ((row, k), q) in state.iter_mut().zip(&key).zip(&query) {
+                        row[j] += k * beta * (value - remembered);
+                        *result += row[j] * q;
+                    }
+                }
+                let mean = result.iter().map(|x| x * x).sum::<f64>() / value_dim as f64;
+                let gates = &gates[head * value_dim..(head + 1) * value_dim];
+                let normed = result.iter().zip(&self.norm).map(|(x, w)| x / (mean + epsilon).sqrt() * w);
+                all.extend(normed.zip(gates).map(|(x, gate)| x * silu(*gate)));
+            }
+            self.out.times(&all)
+        };
+        normed.iter().enumerate().map(row).collect()
+    }
 }
 
 /// A model in f64.
@@ -95,7 +179,8 @@ impl Reference {
         let gemma = architecture == "gemma3";
         let gpt_oss = architecture == "gpt-oss";
         // The norm before the feed-forward block has the name of what it follows.
-        let names_after = gpt_oss || architecture == "glm4moe";
+        let delta = architecture == "qwen3next" || architecture.starts_with("qwen35");
+        let names_after = gpt_oss || delta || architecture == "glm4moe";
         let integer = |name: &str| metadata.get_u64(&format!("{architecture}.{name}")).unwrap().map(|n| n as usize);
         let float = |name: &str| metadata.get_f64(&format!("{architecture}.{name}")).unwrap();
         let hidden = integer("embedding_length").unwrap();
@@ -145,16 +230,60 @@ impl Reference {
                 let windowed = gpt_oss && layer % 2 == 0;
                 let windowed =
                     windowed || gemma && (layer + 1) % integer("attention.sliding_window_pattern").unwrap() != 0;
+                let mixer = match of("attn_qkv") {
+                    None => Mixer::Attention(Attention {
+                        q: of("attn_q").unwrap(),
+                        k: of("attn_k").unwrap(),
+                        v: of("attn_v").unwrap(),
+                        o: of("attn_output").unwrap(),
+                        biases: ["attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"].map(vector),
+                        sinks: vector("attn_sinks.weight"),
+                        q_norm: vector("attn_q_norm.weight"),
+                        k_norm: vector("attn_k_norm.weight"),
+                        window: if windowed { integer("attention.sliding_window").unwrap() } else { usize::MAX },
+                    }),
+                    Some(qkv) => {
+                        let (key_heads, heads) =
+                            (integer("ssm.group_count").unwrap(), integer("ssm.time_step_rank").unwrap());
+                        let group = heads / key_heads;
+                        // Qwen3-Next has betas and alphas of the heads of one key head together; the files of Qwen 3.5 have the
+                        // first value head of every key head first.
+                        let (beta, alpha, key_head_of) = match of("ssm_ba") {
+                            Some(both) => {
+                                let rows: Vec<Vec<f64>> =
+                                    both.elements.chunks_exact(hidden).map(<[f64]>::to_vec).collect();
+                                let of_each = |from: usize| Matrix {
+                                    elements: (0..heads)
+                                        .flat_map(|head| rows[head / group * 2 * group + from + head % group].clone())
+                                        .collect(),
+                                    k: hidden,
+                                };
+                                (of_each(0), of_each(group), (0..heads).map(|head| head / group).collect())
+                            }
+                            None => {
+                                let key_head_of = (0..heads).map(|head| head % key_heads).collect();
+                                (of("ssm_beta").unwrap(), of("ssm_alpha").unwrap(), key_head_of)
+                            }
+                        };
+                        Mixer::Delta(DeltaNet {
+                            qkv,
+                            gate: of("attn_gate").unwrap(),
+                            beta,
+                            alpha,
+                            convolution: vector("ssm_conv1d.weight").unwrap(),
+                            dt: vector("ssm_dt.bias").unwrap(),
+                            a: vector("ssm_a").unwrap(),
+                            norm: vector("ssm_norm.weight").unwrap(),
+                            out: of("ssm_out").unwrap(),
+                            key_heads,
+                            key_dim: integer("ssm.state_size").unwrap(),
+                            key_head_of,
+                        })
+                    }
+                };
                 Layer {
                     attention_norm: vector("attn_norm.weight").unwrap(),
-                    q: of("attn_q").unwrap(),
-                    k: of("attn_k").unwrap(),
-                    v: of("attn_v").unwrap(),
-                    o: of("attn_output").unwrap(),
-                    biases: ["attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias"].map(vector),
-                    sinks: vector("attn_sinks.weight"),
-                    q_norm: vector("attn_q_norm.weight"),
-                    k_norm: vector("attn_k_norm.weight"),
+                    mixer,
                     post_attention_norm: vector("post_attention_norm.weight").filter(|_| !names_after),
                     ffn_norm: vector(if names_after { "post_attention_norm.weight" } else { "ffn_norm.weight" })
                         .unwrap(),
@@ -163,10 +292,10 @@ impl Reference {
                     correction: vector("exp_probs_b.bias"),
                     shared: of("ffn_gate_shexp")
                         .map(|gate| [gate, of("ffn_up_shexp").unwrap(), of("ffn_down_shexp").unwrap()]),
+                    shared_gate: vector("ffn_gate_inp_shexp.weight"),
                     blocks,
                     block_biases,
                     post_ffn_norm: vector("post_ffw_norm.weight"),
-                    window: if windowed { integer("attention.sliding_window").unwrap() } else { usize::MAX },
                 }
             })
             .collect();
@@ -214,7 +343,12 @@ impl Reference {
         let mut states: Vec<Vec<f64>> = tokens.iter().map(embed).collect();
         let mut margins = vec![f64::INFINITY; tokens.len()];
         for layer in &self.layers {
-            let attended = self.attention(layer, &states);
+            let normed: Vec<Vec<f64>> =
+                states.iter().map(|x| self.normed(x.clone(), Some(&layer.attention_norm))).collect();
+            let attended = match &layer.mixer {
+                Mixer::Attention(attention) => self.attention(attention, &normed),
+                Mixer::Delta(net) => net.rows(&normed, self.epsilon),
+            };
             for ((x, attended), margin) in states.iter_mut().zip(attended).zip(&mut margins) {
                 add(x, &self.normed(attended, layer.post_attention_norm.as_deref()));
                 let inner = self.normed(x.clone(), Some(&layer.ffn_norm));
@@ -239,9 +373,7 @@ impl Reference {
     }
 
     /// What attention adds to each row.
-    fn attention(&self, layer: &Layer, states: &[Vec<f64>]) -> Vec<Vec<f64>> {
-        let normed: Vec<Vec<f64>> =
-            states.iter().map(|x| self.normed(x.clone(), Some(&layer.attention_norm))).collect();
+    fn attention(&self, layer: &Attention, normed: &[Vec<f64>]) -> Vec<Vec<f64>> {
         // `[rows][heads][head_dim]`
         let heads = |w: &Matrix, bias: Option<&Vec<f64>>, norm: Option<&Vec<f64>>, rotated: bool| {
             let row = |(position, x): (usize, &Vec<f64>)| {
@@ -258,7 +390,17 @@ impl Reference {
             normed.iter().enumerate().map(row).collect::<Vec<_>>()
         };
         let [q_bias, k_bias, v_bias, o_bias] = &layer.biases;
-        let q = heads(&layer.q, q_bias.as_ref(), layer.q_norm.as_ref(), true);
+        // Queries, and the gates that follow each of them in one matrix.
+        let width = self.heads * self.head_dim;
+        let is_gated = layer.q.elements.len() / layer.q.k == 2 * width;
+        let gate_of: Vec<Vec<f64>> = normed.iter().filter(|_| is_gated).map(|x| layer.q.times(x)).collect();
+        let ungated = |w: &Matrix| {
+            let rows: Vec<&[f64]> = w.elements.chunks_exact(w.k).collect();
+            let head = |head: usize| rows[2 * head * self.head_dim..][..self.head_dim].concat();
+            Matrix { elements: (0..self.heads).flat_map(head).collect(), k: w.k }
+        };
+        let apart = is_gated.then(|| ungated(&layer.q));
+        let q = heads(apart.as_ref().unwrap_or(&layer.q), q_bias.as_ref(), layer.q_norm.as_ref(), true);
         let k = heads(&layer.k, k_bias.as_ref(), layer.k_norm.as_ref(), true);
         let v = heads(&layer.v, v_bias.as_ref(), None, false);
         let row = |position: usize| {
@@ -276,6 +418,10 @@ impl Reference {
                 for (weight, at) in weights.iter().zip(seen.clone()) {
                     sum.iter_mut().zip(&v[at][kv]).for_each(|(sum, v)| *sum += weight * v);
                 }
+                if is_gated {
+                    let gates = &gate_of[position][(2 * head + 1) * self.head_dim..][..self.head_dim];
+                    sum.iter_mut().zip(gates).for_each(|(sum, gate)| *sum /= 1.0 + (-gate).exp());
+                }
                 sum
             };
             let mut out = layer.o.times(&(0..self.heads).flat_map(head).collect::<Vec<f64>>());
@@ -284,7 +430,7 @@ impl Reference {
             }
             out
         };
-        (0..states.len()).map(row).collect()
+        (0..normed.len()).map(row).collect()
     }
 
     fn rotate(&self, x: &[f64], position: usize) -> Vec<f64> {
@@ -320,6 +466,10 @@ impl Reference {
         let (chosen, others) = order.split_at(self.used_experts);
         let total: f64 = chosen.iter().map(|expert| weights[*expert]).sum();
         let mut sum = layer.shared.as_ref().map_or(vec![0.0; x.len()], |shared| self.block(shared, None, x));
+        if let Some(gate) = &layer.shared_gate {
+            let logit: f64 = gate.iter().zip(x).map(|(w, x)| w * x).sum();
+            sum.iter_mut().for_each(|sum| *sum /= 1.0 + (-logit).exp());
+        }
         for expert in chosen {
             let weight = weights[*expert] / total * self.expert_scale;
             let y = self.block(&layer.blocks[*expert], layer.block_biases.get(*expert), x);

@@ -38,7 +38,7 @@ mod turns;
 pub use blobs::{Blobs, Offered, StoredModel, start};
 pub use message::BlobMessage;
 pub use pangea_compute::model::Wanted;
-pub use size::model_size;
+pub use size::{model_size, position_bytes};
 
 /// The protocol, versioned in its name.
 pub const PROTOCOL: &str = "/pangea/blob/1";

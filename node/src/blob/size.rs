@@ -1,6 +1,7 @@
 //! The sizes of a model that placement calculates with, from the model's file.
 
 use pangea_compute::model::{Manifest, ModelConfig};
+use pangea_control::placement::SESSION_POSITIONS;
 use pangea_control::pool::ModelSize;
 
 /// Sizes of the model in a file. Packed weights take as many bytes in memory as in the file.
@@ -14,6 +15,12 @@ pub fn model_size(manifest: &Manifest, config: &ModelConfig) -> ModelSize {
         active_layer_bytes: manifest.active_layer_bytes(config.layers, config.experts),
         embedding_bytes: manifest.embedding_bytes(),
         head_bytes: manifest.head_bytes(),
-        position_bytes: limited(config.position_bytes()),
+        position_bytes: limited(position_bytes(config)),
     }
+}
+
+/// Bytes of one position of a session in one layer, where the session has the least number of positions that a placement makes
+/// room for: then its recurrent states count most.
+pub fn position_bytes(config: &ModelConfig) -> u64 {
+    config.session_position_bytes(config.context.min(SESSION_POSITIONS as usize))
 }

@@ -148,7 +148,9 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
     for &threads in &threads {
         let pool = Pool::new(threads)?;
         let model = Model::load(&file, ModelPart::whole(file.config()), &pool)?;
-        let budget = PageBudget::new(Cache::bytes_for(&model, longest + deepest));
+        // Every run goes on from a copy of the context, whose last page and states are its own.
+        let copy = Cache::page_bytes(&model) + Cache::sequence_bytes(&model);
+        let budget = PageBudget::new(Cache::bytes_for(&model, longest + deepest) + copy);
         let mut bench = Bench {
             pool: &pool,
             cache: Cache::new(&model, &budget),
@@ -196,13 +198,15 @@ impl Bench<'_> {
         if depth > 0 {
             self.read(depth)?;
         }
+        // Recurrent states do not go back to any position.
+        let context = self.cache.fork();
         self.once(match test {
             Test::Generate(_) => Test::Generate(1),
             prompt => prompt,
         })?;
         let mut figures = Vec::new();
         for _ in 0..runs {
-            self.cache.truncate(depth);
+            self.cache = context.fork();
             let begun = Instant::now();
             self.once(test)?;
             figures.push(test.tokens() as f64 / begun.elapsed().as_secs_f64());

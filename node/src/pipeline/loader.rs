@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use super::draft::Draft;
 use super::host::{Pipeline, StageSetup};
 use super::wire::{ChainId, StageAt};
-use crate::blob::{Blobs, model_size};
+use crate::blob::{Blobs, model_size, position_bytes};
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind, Lease};
 use crate::engine_metrics::EngineMetrics;
@@ -69,7 +69,8 @@ impl ChainLimits {
     /// The first stage's batch limits for layers with this much memory for sessions, in a chain of `stages` stages.
     pub fn batch(self, model: &Model, session_bytes: u64, stages: usize, drafts: Drafts) -> BatchLimits {
         let page_tokens = Cache::PAGE_POSITIONS;
-        let page_bytes = Cache::bytes_for(model, 1).max(1);
+        // A part without attention has no pages; then the states alone count.
+        let page_bytes = Cache::page_bytes(model).max(1);
         let several = stages > 1;
         BatchLimits {
             running: self.running * stages,
@@ -83,6 +84,8 @@ impl ChainLimits {
             pages: usize::try_from(session_bytes / page_bytes).unwrap_or(usize::MAX / page_tokens),
             window: model.config().window().unwrap_or(usize::MAX),
             kept_behind: Cache::KEPT_BEHIND,
+            is_recurrent: model.config().is_recurrent(),
+            sequence_pages: usize::try_from(Cache::sequence_bytes(model).div_ceil(page_bytes)).unwrap_or(usize::MAX),
             kept: KEPT,
             groups: stages,
         }
@@ -503,7 +506,7 @@ impl Loader {
         if index == 0 && (room.is_none() || !linked) {
             return Ok(());
         }
-        let own = (layers.end - layers.start) as u64 * loaded.model.config().position_bytes();
+        let own = (layers.end - layers.start) as u64 * position_bytes(loaded.model.config());
         let session_bytes = room.unwrap_or(0).saturating_mul(own).min(loaded.budget.max_bytes());
         let stages =
             placement.stages.iter().map(|stage| StageAt { peer: stage.peer, layers: stage.layers.clone() }).collect();

@@ -1,9 +1,9 @@
-//! Activation functions of feed-forward blocks, and the soft cap of logits. Computed element by element, so the bits do
+//! Activation functions of feed-forward blocks, gates, and the soft cap of logits. Computed element by element, so the bits do
 //! not depend on how elements are divided.
 #![allow(unsafe_code)]
 
 use crate::Isa;
-use crate::kernel::float::math;
+use crate::kernel::float::{math, rope};
 use crate::kernel::simd::{Body, LANES, Simd, dispatch};
 
 /// The activation of the gate in a gated feed-forward block.
@@ -125,6 +125,37 @@ pub(crate) unsafe fn soft_cap_lanes<S: Simd>(x: S::F, cap: f32) -> S::F {
 pub(crate) fn soft_cap(isa: Isa, x: &mut [f32], cap: f32) {
     // SAFETY: nothing beyond the slice is touched; `isa` is one that a pool was made with.
     unsafe { dispatch(isa, SoftCap(x, cap)) }
+}
+
+struct GateBySigmoid<'a> {
+    x: &'a mut [f32],
+    gate: &'a [f32],
+}
+
+impl Body for GateBySigmoid<'_> {
+    type Out = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        // SAFETY: chunks of sixteen.
+        unsafe {
+            for (x, gate) in self.x.as_chunks_mut::<LANES>().0.iter_mut().zip(self.gate.as_chunks::<LANES>().0) {
+                let e = math::exp::<S>(S::sub(S::splat(0.0), S::load(gate.as_ptr())));
+                S::store(x.as_mut_ptr(), S::div(S::load(x.as_ptr()), S::add(S::splat(1.0), e)));
+            }
+        }
+    }
+}
+
+/// `x = x · sigmoid(gate)`: the gate at the output of attention. Both of one length, a multiple of 16.
+pub(crate) fn gate_by_sigmoid(isa: Isa, x: &mut [f32], gate: &[f32]) {
+    assert!(x.len() == gate.len() && x.len().is_multiple_of(LANES), "a gate and what it gates differ in length");
+    // SAFETY: the lengths were checked; `isa` is one that a pool was made with.
+    unsafe { dispatch(isa, GateBySigmoid { x, gate }) }
+}
+
+/// 1 / (1 + e⁻ˣ), right to the last place but one; not for NaN.
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    (1.0 / (1.0 + rope::exp(-f64::from(x).clamp(-200.0, 200.0)))) as f32
 }
 
 /// Whether no element is NaN or infinite.

@@ -12,6 +12,9 @@
 //! Where a router's scores are sigmoids (DeepSeek-V3 report, §2.1.2), `p = 1 / (1 + exp(−logit))`; the chosen experts are those
 //! with the largest `p + correction`, and `weight = p / (sum of the chosen p + 10⁻²⁰) · scale`.
 //!
+//! The weight of an expert that computes every row is 1, or, where it has a gate, `1 / (1 + exp(−logit))` in f64, rounded once;
+//! the logit is a dot product of which lane i sums elements i, i + 16, … by `fma`, folded as all reductions are.
+//!
 //! The sum of a row begins with zero; for each of its experts in ascending order of their indices `sum = fma(weight, result,
 //! sum)`.
 #![allow(unsafe_code)]
@@ -19,14 +22,14 @@
 use crate::Isa;
 use crate::kernel::float::activation::all_finite;
 use crate::kernel::float::math;
-use crate::kernel::simd::{Body, LANES, Simd, dispatch};
+use crate::kernel::simd::{Body, LANES, Simd, dispatch, fold};
 
 /// An expert that computes a row.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Chosen {
     /// Index of the expert in its layer.
     pub(crate) expert: u32,
-    /// Factor of the expert's result; the weights of a row add up to 1.
+    /// Factor of the expert's result.
     pub(crate) weight: f32,
 }
 
@@ -137,6 +140,44 @@ impl Body for Sigmoid<'_> {
     }
 }
 
+struct SharedLogit<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+}
+
+impl Body for SharedLogit<'_> {
+    type Out = f32;
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) -> f32 {
+        let (whole, rest) = self.x.as_chunks::<LANES>();
+        let (weights, weight_rest) = self.weight.as_chunks::<LANES>();
+        // SAFETY: chunks of sixteen.
+        unsafe {
+            let mut sum = S::splat(0.0);
+            for (x, weight) in whole.iter().zip(weights) {
+                sum = S::fma(S::load(weight.as_ptr()), S::load(x.as_ptr()), sum);
+            }
+            if !rest.is_empty() {
+                let (mut x, mut weight) = ([0.0; LANES], [0.0; LANES]);
+                x[..rest.len()].copy_from_slice(rest);
+                weight[..rest.len()].copy_from_slice(weight_rest);
+                sum = S::fma(S::load(weight.as_ptr()), S::load(x.as_ptr()), sum);
+            }
+            let mut lanes = [0.0; LANES];
+            S::store(lanes.as_mut_ptr(), sum);
+            fold(lanes)
+        }
+    }
+}
+
+/// The logit of the gate of an expert that computes every row: the dot product of the row with the gate's weights, both of one
+/// length.
+pub(crate) fn shared_logit(isa: Isa, x: &[f32], weight: &[f32]) -> f32 {
+    assert_eq!(x.len(), weight.len(), "a row and its gate differ in length");
+    // SAFETY: the lengths were checked; `isa` is one that a pool was made with.
+    unsafe { dispatch(isa, SharedLogit { x, weight }) }
+}
+
 struct AddScaled<'a> {
     weight: f32,
     x: &'a [f32],
@@ -184,6 +225,21 @@ mod tests {
         let mut chosen = vec![Chosen::default(); used];
         let finite = route(isa, &Gating::Softmax, &mut logits.to_vec(), &mut chosen);
         (chosen, finite)
+    }
+
+    #[test]
+    fn the_logit_of_a_shared_expert_is_a_dot_product_with_the_same_bits_on_every_family() {
+        let mut random = SplitMix64::new(5);
+        for len in [16, 41, 256] {
+            let mut floats = || -> Vec<f32> { (0..len).map(|_| random.signed_unit()).collect() };
+            let (x, weight) = (floats(), floats());
+            let want: f64 = x.iter().zip(&weight).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                let logit = shared_logit(isa, &x, &weight);
+                assert!((f64::from(logit) - want).abs() < 1e-5, "{logit} {want}");
+                assert_eq!(logit.to_bits(), shared_logit(Isa::Plain, &x, &weight).to_bits(), "{isa:?}");
+            }
+        }
     }
 
     fn experts(logits: &[f32], used: usize) -> Vec<u32> {

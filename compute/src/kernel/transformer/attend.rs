@@ -5,9 +5,9 @@
 use super::fault::{Fault, Step};
 use super::pass::Pass;
 use super::workspace::ThreadState;
-use super::{LayerWeights, ModelShape, SequenceChunk};
+use super::{AttentionWeights, ModelShape, SequenceChunk};
 use crate::Pool;
-use crate::kernel::float::activation::all_finite;
+use crate::kernel::float::activation::{all_finite, gate_by_sigmoid};
 use crate::kernel::float::attention::{
     self, CHAIN, KeysValues, MAX_ROWS, Row, SPLIT_ROWS, SplitHead, SplitShape, SplitStep, Terms,
 };
@@ -105,7 +105,7 @@ impl Pass<'_> {
     ///
     /// # Safety
     /// As for [`Pass::run`]; queries, keys and values of the layer are complete.
-    pub(super) unsafe fn rope_and_cache(&self, worker: Worker<'_>, index: usize, layer: &LayerWeights) {
+    pub(super) unsafe fn rope_and_cache(&self, worker: Worker<'_>, index: usize, layer: &AttentionWeights) {
         let ModelShape { heads, kv_heads, .. } = self.shape;
         let per_row = heads + 2 * kv_heads;
         for unit in worker.share(self.rows * per_row) {
@@ -121,21 +121,20 @@ impl Pass<'_> {
         }
     }
 
-    /// One head of a row of queries, keys or values, with its bias and norm. `step` says which, and of which layer.
+    /// One head of a row of queries, keys or values, which begins at `from`, with its bias and norm. `step` says which, and of
+    /// which layer.
     // The rows, the head's place and its weights are apart in the callers.
     #[allow(clippy::mut_from_ref, clippy::too_many_arguments)]
     unsafe fn head_of<'s>(
         &'s self,
         rows: &'s Shared<'_, f32>,
-        row: usize,
+        from: usize,
         head: usize,
-        heads: usize,
         bias: Option<&[f32]>,
         norm: Option<&[f32]>,
         (index, step): (usize, Step),
     ) -> &'s mut [f32] {
         let dim = self.shape.head_dim;
-        let from = (row * heads + head) * dim;
         // SAFETY: the caller's promise.
         let x = unsafe { rows.part_mut(from..from + dim) };
         if let Some(bias) = bias {
@@ -148,19 +147,20 @@ impl Pass<'_> {
     }
 
     /// Rotates one head of a row to the row's position and scales it.
-    unsafe fn apply_rope(&self, row: usize, layer: &LayerWeights, x: &mut [f32], scale: f32) {
+    unsafe fn apply_rope(&self, row: usize, layer: &AttentionWeights, x: &mut [f32], scale: f32) {
         let pairs = self.shape.rope_dim / 2;
         let at = (layer.kind() * self.rows + row) * pairs;
         // SAFETY: written before the last barrier.
         unsafe { rope::rotate(self.isa, x, self.cos.part(at..at + pairs), self.sin.part(at..at + pairs), scale) }
     }
 
-    unsafe fn rope_query(&self, row: usize, head: usize, index: usize, layer: &LayerWeights) {
+    unsafe fn rope_query(&self, row: usize, head: usize, index: usize, layer: &AttentionWeights) {
         let step = (index, Step::Queries);
         // SAFETY: the caller's promise.
         unsafe {
             let (bias, norm) = (layer.q_bias.as_deref(), layer.q_norm.as_deref());
-            let x = self.head_of(&self.q, row, head, self.shape.heads, bias, norm, step);
+            let (stride, len) = self.shape.query_stride();
+            let x = self.head_of(&self.q, row * len + head * stride, head, bias, norm, step);
             self.apply_rope(row, layer, x, self.shape.attention_scale);
             // Larger ones could make a score infinite, of which the soft cap, or the exponential, makes a number.
             self.check_below(MAX_QUERY, x, step);
@@ -175,13 +175,18 @@ impl Pass<'_> {
         }
     }
 
-    unsafe fn cache_key(&self, row: usize, head: usize, index: usize, layer: &LayerWeights) {
+    /// Where a key or value head of a row begins.
+    fn kv_head(&self, row: usize, head: usize) -> usize {
+        row * self.shape.kv_len() + head * self.shape.head_dim
+    }
+
+    unsafe fn cache_key(&self, row: usize, head: usize, index: usize, layer: &AttentionWeights) {
         let mut halves = [0u16; MAX_HEAD_DIM];
         let step = (index, Step::Keys);
         // SAFETY: the caller's promise; the cache has a page for the row's position.
         unsafe {
             let (bias, norm) = (layer.k_bias.as_deref(), layer.k_norm.as_deref());
-            let x = self.head_of(&self.k, row, head, self.shape.kv_heads, bias, norm, step);
+            let x = self.head_of(&self.k, self.kv_head(row, head), head, bias, norm, step);
             self.apply_rope(row, layer, x, 1.0);
             self.to_f16(x, &mut halves, step);
             let (page, slot) = self.page(row, layer);
@@ -196,11 +201,11 @@ impl Pass<'_> {
         }
     }
 
-    unsafe fn cache_value(&self, row: usize, head: usize, index: usize, layer: &LayerWeights) {
+    unsafe fn cache_value(&self, row: usize, head: usize, index: usize, layer: &AttentionWeights) {
         let step = (index, Step::Values);
         // SAFETY: the caller's promise; the cache has a page for the row's position.
         unsafe {
-            let x = self.head_of(&self.v, row, head, self.shape.kv_heads, layer.v_bias.as_deref(), None, step);
+            let x = self.head_of(&self.v, self.kv_head(row, head), head, layer.v_bias.as_deref(), None, step);
             let (page, slot) = self.page(row, layer);
             let to = page.add(self.page_shape(layer).value_offset(layer.page_layer, head) + slot * x.len());
             self.to_f16(x, std::slice::from_raw_parts_mut(to, x.len()), step);
@@ -208,13 +213,13 @@ impl Pass<'_> {
     }
 
     /// The page of a row's position for a layer, and the position's slot in that page.
-    fn page(&self, row: usize, layer: &LayerWeights) -> (*mut u16, usize) {
+    fn page(&self, row: usize, layer: &AttentionWeights) -> (*mut u16, usize) {
         let position = self.position(row);
         let pages = &self.chunks[self.row_chunk[row]].pages[layer.kind()];
         (pages[position / PAGE_POSITIONS], position % PAGE_POSITIONS)
     }
 
-    fn page_shape(&self, layer: &LayerWeights) -> PageShape {
+    fn page_shape(&self, layer: &AttentionWeights) -> PageShape {
         self.page_shapes[layer.kind()]
     }
 
@@ -236,7 +241,7 @@ impl Pass<'_> {
         worker: Worker<'_>,
         state: &mut ThreadState,
         index: usize,
-        layer: &LayerWeights,
+        layer: &AttentionWeights,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -247,7 +252,32 @@ impl Pass<'_> {
         }
     }
 
-    unsafe fn attend_rows(&self, tasks: &[AttentionTask], state: &mut ThreadState, index: usize, layer: &LayerWeights) {
+    /// Multiplies the attention results of this thread's share of heads by their gates.
+    ///
+    /// # Safety
+    /// As for [`Pass::run`]; [`Pass::attend`] of the layer is complete on all threads.
+    pub(super) unsafe fn gate_attention(&self, worker: Worker<'_>, index: usize) {
+        let ModelShape { heads, head_dim, .. } = self.shape;
+        let (stride, len) = self.shape.query_stride();
+        for unit in worker.share(self.rows * heads) {
+            let from = unit / heads * len + unit % heads * stride + head_dim;
+            // SAFETY: queries with their gates are complete; the head's result is this thread's.
+            unsafe {
+                let (gate, x) = (self.q.part(from..from + head_dim), unit * head_dim..(unit + 1) * head_dim);
+                // An infinity would become a number.
+                self.check(all_finite(gate), index, Step::Attention);
+                gate_by_sigmoid(self.isa, self.attended.part_mut(x), gate);
+            }
+        }
+    }
+
+    unsafe fn attend_rows(
+        &self,
+        tasks: &[AttentionTask],
+        state: &mut ThreadState,
+        index: usize,
+        layer: &AttentionWeights,
+    ) {
         while let Some(n) = self.claim(index, 0, tasks.len()) {
             let AttentionTask { chunk, kv_head, ref rows } = tasks[n];
             // SAFETY: the results belong to the task; keys and values of all positions were written before the last barrier.
@@ -259,7 +289,7 @@ impl Pass<'_> {
         }
     }
 
-    unsafe fn attend_positions(&self, worker: Worker<'_>, shape: SplitShape, index: usize, layer: &LayerWeights) {
+    unsafe fn attend_positions(&self, worker: Worker<'_>, shape: SplitShape, index: usize, layer: &AttentionWeights) {
         let (terms, kv_heads) = (self.terms(layer), self.shape.kv_heads);
         let first = terms.first(self.chunks[0].position) / CHAIN;
         let chains = shape.chains() - first;
@@ -293,7 +323,7 @@ impl Pass<'_> {
     }
 
     /// The next of `total` parts of a layer's attention step; `None` once all are claimed, or where the pass is cancelled.
-    fn claim(&self, index: usize, step: usize, total: usize) -> Option<usize> {
+    pub(super) fn claim(&self, index: usize, step: usize, total: usize) -> Option<usize> {
         let n = self.claimed[index].0[step].fetch_add(1, Ordering::Relaxed);
         (n < total && !self.is_stopped()).then_some(n)
     }
@@ -304,20 +334,21 @@ impl Pass<'_> {
         chunk: usize,
         kv_head: usize,
         rows: Range<usize>,
-        layer: &LayerWeights,
+        layer: &AttentionWeights,
     ) -> ([Row; MAX_ROWS], usize) {
         let ModelShape { heads, head_dim, .. } = self.shape;
+        let (query_stride, query_len) = self.shape.query_stride();
         let (chunk, group) = (&self.chunks[chunk], self.shape.group());
         let count = rows.len();
         let mut of_rows = [Row::NONE; MAX_ROWS];
         for (row, n) in of_rows.iter_mut().zip(rows) {
             let (of_chunk, head) = (n / group, kv_head * group + n % group);
-            let at = ((chunk.rows.start + of_chunk) * heads + head) * head_dim;
+            let in_batch = chunk.rows.start + of_chunk;
             // SAFETY: queries and results have all rows of the batch.
             *row = unsafe {
                 Row {
-                    query: self.q.start().add(at),
-                    out: self.attended.start().add(at),
+                    query: self.q.start().add(in_batch * query_len + head * query_stride),
+                    out: self.attended.start().add((in_batch * heads + head) * head_dim),
                     position: chunk.position + of_chunk,
                     sink: layer.sinks.as_ref().map_or(f32::NEG_INFINITY, |sinks| sinks[head]),
                 }
@@ -326,7 +357,7 @@ impl Pass<'_> {
         (of_rows, count)
     }
 
-    fn keys_values(&self, chunk: usize, kv_head: usize, layer: &LayerWeights) -> KeysValues<'_> {
+    fn keys_values(&self, chunk: usize, kv_head: usize, layer: &AttentionWeights) -> KeysValues<'_> {
         KeysValues {
             pages: &self.chunks[chunk].pages[layer.kind()],
             key_offset: self.page_shape(layer).key_offset(layer.page_layer, kv_head),
@@ -335,7 +366,7 @@ impl Pass<'_> {
         }
     }
 
-    fn terms(&self, layer: &LayerWeights) -> Terms {
+    fn terms(&self, layer: &AttentionWeights) -> Terms {
         Terms { window: layer.sliding_window, soft_cap: self.shape.attention_soft_cap }
     }
 }

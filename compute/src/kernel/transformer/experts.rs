@@ -10,8 +10,8 @@ use super::fault::Step;
 use super::pass::{Pass, PreparedInput};
 use super::workspace::grow;
 use crate::Error;
-use crate::kernel::float::activation::{all_finite, gated};
-use crate::kernel::float::mixture::{Chosen, Gating, add_scaled, route};
+use crate::kernel::float::activation::{all_finite, gated, sigmoid};
+use crate::kernel::float::mixture::{Chosen, Gating, add_scaled, route, shared_logit};
 use crate::kernel::quant::{self, Matrix, Quantized, Store};
 use crate::kernel::shared::Shared;
 use crate::pool::Worker;
@@ -19,7 +19,7 @@ use std::ops::Range;
 
 /// The experts of a layer. Lengths: hidden size h, intermediate size of one expert f; all experts have the same shapes.
 pub(crate) struct ExpertWeights {
-    /// Experts that the router chooses for a row. Those beyond the router's compute every row, with a weight of 1.
+    /// Experts that the router chooses for a row. Those beyond the router's compute every row.
     pub(crate) used: usize,
     /// `[experts that it chooses from, h]`, not quantised.
     pub(crate) router: Matrix,
@@ -30,6 +30,8 @@ pub(crate) struct ExpertWeights {
     pub(crate) up: Vec<Matrix>,
     /// Of each expert `[h, f]`.
     pub(crate) down: Vec<Matrix>,
+    /// `[h]`: the gate of those that compute every row; without one they count whole.
+    pub(crate) shared_gate: Option<Vec<f32>>,
     /// What is added to the results of router, gate, up and down, if anything is.
     pub(crate) biases: Option<ExpertBiases>,
 }
@@ -211,7 +213,7 @@ impl Pass<'_> {
             let tiles = worker.share(layer.router.tiles());
             self.product(&layer.router, tiles, x, &self.experts.logits, layer.router.rows());
             worker.barrier();
-            self.route(worker, index, layer);
+            self.route(worker, index, x, layer);
             worker.barrier();
             let groups = self.group(worker, layer);
             self.gather(worker, groups, x, index, layer);
@@ -225,7 +227,8 @@ impl Pass<'_> {
     }
 
     /// Chooses the experts of this thread's rows.
-    unsafe fn route(&self, worker: Worker<'_>, index: usize, layer: &ExpertWeights) {
+    unsafe fn route(&self, worker: Worker<'_>, index: usize, x: PreparedInput<'_>, layer: &ExpertWeights) {
+        let hidden = layer.hidden_size();
         let (experts, per_row) = (layer.router.rows(), layer.per_row());
         for row in worker.share(self.rows) {
             // SAFETY: logits were written before the last barrier; the row is this thread's.
@@ -238,8 +241,15 @@ impl Pass<'_> {
             }
             let (chosen, shared) = chosen.split_at_mut(layer.used);
             self.check(route(self.isa, &layer.gating, logits, chosen), index, Step::Router);
+            let weight = layer.shared_gate.as_ref().map_or(1.0, |gate| {
+                // SAFETY: the input's rows are complete and only read.
+                let row = unsafe { std::slice::from_raw_parts(x.floats.add(row * hidden), hidden) };
+                let logit = shared_logit(self.isa, row, gate);
+                self.check(logit.is_finite(), index, Step::Router);
+                sigmoid(logit)
+            });
             for (chosen, expert) in shared.iter_mut().zip(experts as u32..) {
-                *chosen = Chosen { expert, weight: 1.0 };
+                *chosen = Chosen { expert, weight };
             }
         }
     }

@@ -15,6 +15,7 @@ pub(super) enum Step {
     Queries,
     Keys,
     Values,
+    DeltaInputs,
     Attention,
     AttentionOutput,
     FfnNorm,
@@ -26,13 +27,14 @@ pub(super) enum Step {
 }
 
 impl Step {
-    const ALL: [Step; 14] = [
+    const ALL: [Step; 15] = [
         Step::Embeddings,
         Step::ReceivedActivations,
         Step::AttentionNorm,
         Step::Queries,
         Step::Keys,
         Step::Values,
+        Step::DeltaInputs,
         Step::Attention,
         Step::AttentionOutput,
         Step::FfnNorm,
@@ -53,6 +55,7 @@ impl Step {
             Step::Queries => of_layer("queries"),
             Step::Keys => of_layer("keys"),
             Step::Values => of_layer("values"),
+            Step::DeltaInputs => of_layer("delta net's inputs"),
             Step::Attention => of_layer("attention results"),
             Step::AttentionOutput => of_layer("attention outputs"),
             Step::FfnNorm => of_layer("feed-forward norms"),

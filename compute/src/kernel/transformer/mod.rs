@@ -10,18 +10,21 @@
 //! | here | a layer's weights, what a batch consists of, running one |
 //! | `pass` | the phases of one batch, as each thread runs them |
 //! | `attend` | the phases on keys and values: rotation, the cache, attention |
+//! | `delta` | the phases of a gated delta net: convolution, recurrence, what a session keeps of them |
 //! | `experts` | the phases of a mixture of experts |
 //! | `fault` | which step of a pass failed first |
 //! | `tiles` | the pieces of a step's products, which threads take one by one |
 //! | `workspace` | buffers, kept from batch to batch |
 
 mod attend;
+mod delta;
 mod experts;
 mod fault;
 mod pass;
 mod tiles;
 mod workspace;
 
+pub(crate) use delta::{ChunkState, DeltaWeights};
 pub(crate) use experts::{ExpertBiases, ExpertWeights};
 pub(crate) use workspace::Workspace;
 
@@ -29,6 +32,7 @@ use super::float::activation::Activation;
 use super::page::PageShape;
 use super::quant::Matrix;
 use super::shared::Shared;
+use super::state::{DeltaShape, StateShape};
 use crate::{Cancel, Error, Pool};
 use attend::{AttentionPlan, ClaimedAttention};
 use fault::FirstFault;
@@ -49,7 +53,25 @@ pub(crate) const MAX_SLOTS: usize = 4096;
 pub(crate) struct LayerWeights {
     /// `[h]`
     pub(crate) attention_norm: Vec<f32>,
-    /// `[q, h]`
+    pub(crate) mixer: Mixer,
+    /// `[h]`, on what the mixer adds to the residual.
+    pub(crate) post_attention_norm: Option<Vec<f32>>,
+    /// `[h]`
+    pub(crate) ffn_norm: Vec<f32>,
+    pub(crate) feed_forward: FeedForward,
+    /// `[h]`, on what the feed-forward block adds to the residual.
+    pub(crate) post_ffn_norm: Option<Vec<f32>>,
+}
+
+/// The block of a layer in which positions see each other.
+pub(crate) enum Mixer {
+    Attention(AttentionWeights),
+    Delta(DeltaWeights),
+}
+
+/// Attention, of one layer.
+pub(crate) struct AttentionWeights {
+    /// `[q, h]`; with gates `[2q, h]`, each head's query before its gate.
     pub(crate) q: Matrix,
     /// `[kv, h]`
     pub(crate) k: Matrix,
@@ -67,23 +89,16 @@ pub(crate) struct LayerWeights {
     pub(crate) k_norm: Option<Vec<f32>>,
     /// `[heads]`: logits of positions that have no value, one more for each query head.
     pub(crate) sinks: Option<Vec<f32>>,
-    /// `[h]`, on what attention adds to the residual.
-    pub(crate) post_attention_norm: Option<Vec<f32>>,
-    /// `[h]`
-    pub(crate) ffn_norm: Vec<f32>,
-    pub(crate) feed_forward: FeedForward,
-    /// `[h]`, on what the feed-forward block adds to the residual.
-    pub(crate) post_ffn_norm: Option<Vec<f32>>,
     /// Positions that a row attends to, its own included; `usize::MAX` without a sliding window.
     pub(crate) sliding_window: usize,
-    /// The layer's place in a page, which holds the layers of its [kind](LayerWeights::kind).
+    /// The layer's place in a page, which holds the layers of its [kind](AttentionWeights::kind).
     pub(crate) page_layer: usize,
 }
 
-/// Kinds of layers, as [`LayerWeights::kind`] numbers them.
+/// Kinds of layers, as [`AttentionWeights::kind`] numbers them.
 pub(crate) const KINDS: usize = 2;
 
-impl LayerWeights {
+impl AttentionWeights {
     /// 0 for a layer that attends to all positions, 1 for one with a sliding window. Each kind has frequencies and pages of
     /// its own.
     pub(crate) fn kind(&self) -> usize {
@@ -122,6 +137,10 @@ pub(crate) struct ModelShape {
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
+    /// Whether each query head is followed by a gate of the head's result.
+    pub(crate) gates_attention: bool,
+    /// Of layers that are gated delta nets.
+    pub(crate) delta: Option<DeltaShape>,
     /// Of dense feed-forward blocks; 0 where there are none.
     pub(crate) intermediate_size: usize,
     pub(crate) vocabulary: usize,
@@ -144,6 +163,12 @@ impl ModelShape {
     /// Length of all query heads together.
     fn query_len(&self) -> usize {
         self.heads * self.head_dim
+    }
+
+    /// Elements from a query head to the next, and of all of them with their gates.
+    fn query_stride(&self) -> (usize, usize) {
+        let stride = if self.gates_attention { 2 * self.head_dim } else { self.head_dim };
+        (stride, self.heads * stride)
     }
 
     /// Length of all key (or value) heads together.
@@ -170,6 +195,8 @@ pub(crate) struct SequenceChunk {
     /// Of each kind of layers: the start of every page of the session's cache, with room for these rows. Null where the page
     /// was dropped because no row sees its positions any more.
     pub(crate) pages: [Vec<*mut u16>; KINDS],
+    /// The session's recurrent states, where layers of the part have such.
+    pub(crate) state: Option<ChunkState>,
 }
 
 impl SequenceChunk {
@@ -179,7 +206,7 @@ impl SequenceChunk {
     }
 }
 
-// SAFETY: pages are written through by the batch's threads, each its own rows, while the cache is borrowed.
+// SAFETY: pages and states are written through by the batch's threads, each its own rows, while the cache is borrowed.
 unsafe impl Sync for SequenceChunk {}
 
 /// The rows that go through the layers together.
@@ -187,6 +214,8 @@ pub(crate) struct Batch<'a> {
     pub(crate) shape: ModelShape,
     /// Of each kind of layers.
     pub(crate) page_shapes: [PageShape; KINDS],
+    /// Of the layers that are gated delta nets, if there are such.
+    pub(crate) state_shape: Option<StateShape>,
     pub(crate) layers: &'a [LayerWeights],
     /// The first of these layers, counted from the model's first.
     pub(crate) first_layer: usize,
@@ -222,18 +251,21 @@ pub(crate) struct Results<'a> {
 pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, results: Results<'_>) -> Result<(), Error> {
     let replicated = batch.rows <= REPLICATED_ROWS || pool.threads() == 1;
     let attention = AttentionPlan::new(batch.chunks, batch.shape, pool);
-    workspace.reserve(&batch, pool.threads(), replicated, attention.floats(batch.chunks, batch.shape))?;
+    let runs = delta::runs_of(batch.chunks);
+    workspace.reserve(&batch, pool.threads(), replicated, attention.floats(batch.chunks, batch.shape), runs.rows)?;
     let claimed: Vec<ClaimedAttention> = batch.layers.iter().map(|_| ClaimedAttention::default()).collect();
     let taken: Vec<LayerTiles> = batch.layers.iter().map(|_| LayerTiles::default()).collect();
     let row_chunk: Vec<usize> =
         batch.chunks.iter().enumerate().flat_map(|(index, chunk)| chunk.rows.clone().map(move |_| index)).collect();
-    let Workspace { threads, normed, quantized, q, k, v, split, attended, gate, up, delta, cos, sin, experts } =
+    let Workspace { threads, normed, quantized, q, k, v, split, attended, gate, up, delta, cos, sin, nets, experts } =
         workspace;
     let pass = Pass {
         isa: pool.isa(),
         replicated,
         shape: batch.shape,
         page_shapes: batch.page_shapes,
+        state_shape: batch.state_shape,
+        runs: &runs,
         layers: batch.layers,
         first_layer: batch.first_layer,
         head: batch.head,
@@ -261,6 +293,7 @@ pub(crate) fn run(pool: &Pool, batch: Batch<'_>, workspace: &mut Workspace, resu
         delta: Shared::new(delta),
         cos: Shared::new(cos),
         sin: Shared::new(sin),
+        nets: nets.share(),
         experts: experts.share(),
         trace: batch.trace.map(Shared::new),
         logits: Shared::new(results.logits),

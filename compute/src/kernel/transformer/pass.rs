@@ -3,17 +3,21 @@
 #![allow(unsafe_code)]
 
 use super::attend::{AttentionPlan, ClaimedAttention};
+use super::delta::{Runs, SharedNets};
 use super::experts::SharedExperts;
 use super::fault::{Fault, FirstFault, Step};
 use super::tiles::{PieceLimits, TakenTiles, split, tiles_of};
 use super::workspace::{INPUTS, ProductInput, ThreadState};
-use super::{DenseWeights, FeedForward, Head, KINDS, LayerWeights, ModelShape, RowSource, SequenceChunk};
+use super::{
+    AttentionWeights, DenseWeights, FeedForward, Head, KINDS, LayerWeights, Mixer, ModelShape, RowSource, SequenceChunk,
+};
 use crate::kernel::float::activation::{all_finite, gated, soft_cap};
 use crate::kernel::float::norm::rms_norm;
 use crate::kernel::float::{environment, rope};
 use crate::kernel::page::PageShape;
 use crate::kernel::quant::{self, Matrix, Quantized, Store};
 use crate::kernel::shared::Shared;
+use crate::kernel::state::StateShape;
 use crate::pool::Worker;
 use crate::{Cancel, Error, Isa};
 use std::ops::Range;
@@ -26,6 +30,8 @@ pub(super) struct Pass<'a> {
     pub(super) replicated: bool,
     pub(super) shape: ModelShape,
     pub(super) page_shapes: [PageShape; KINDS],
+    pub(super) state_shape: Option<StateShape>,
+    pub(super) runs: &'a Runs,
     pub(super) layers: &'a [LayerWeights],
     pub(super) first_layer: usize,
     pub(super) head: Option<&'a Head>,
@@ -58,6 +64,7 @@ pub(super) struct Pass<'a> {
     pub(super) delta: Shared<'a, f32>,
     pub(super) cos: Shared<'a, f32>,
     pub(super) sin: Shared<'a, f32>,
+    pub(super) nets: SharedNets<'a>,
     pub(super) experts: SharedExperts<'a>,
     pub(super) trace: Option<Shared<'a, f32>>,
     pub(super) logits: Shared<'a, f32>,
@@ -74,8 +81,8 @@ pub(super) struct Pass<'a> {
 /// Tiles of each step of a layer that threads have taken.
 #[derive(Default)]
 pub(super) struct LayerTiles {
-    qkv: TakenTiles,
-    o: TakenTiles,
+    pub(super) qkv: TakenTiles,
+    pub(super) o: TakenTiles,
     gate_up: TakenTiles,
     down: TakenTiles,
 }
@@ -193,7 +200,7 @@ impl Pass<'_> {
         chunk.position + row - chunk.rows.start
     }
 
-    /// One layer: attention, then the feed-forward block.
+    /// One layer: attention or a delta net, then the feed-forward block.
     unsafe fn layer(
         &self,
         worker: Worker<'_>,
@@ -203,31 +210,22 @@ impl Pass<'_> {
         layer: &LayerWeights,
     ) {
         let hidden = self.shape.hidden_size;
-        let (query, kv) = (self.shape.query_len(), self.shape.kv_len());
         let taken = &self.taken[index];
         // SAFETY: as `run` says; each product writes the columns of taken tiles alone.
         unsafe {
-            let (norm, step) = (&layer.attention_norm, (index, Step::AttentionNorm));
-            let x = self.normed_rows(worker, state, in_place(&own_rows), norm, ProductInput::Norm, step);
-            let matrices = [&layer.q, &layer.k, &layer.v];
-            while let Some(piece) = self.take(worker, &taken.qkv, tiles_of(matrices), x, hidden) {
-                let [q, k, v] = split(&piece, matrices);
-                self.product(&layer.q, q, x, &self.q, query);
-                self.product(&layer.k, k, x, &self.k, kv);
-                self.product(&layer.v, v, x, &self.v, kv);
-            }
+            let norm = &layer.attention_norm;
+            let bias = match &layer.mixer {
+                Mixer::Attention(weights) => {
+                    self.attention(worker, state, own_rows.clone(), index, norm, weights);
+                    weights.o_bias.as_deref()
+                }
+                Mixer::Delta(weights) => {
+                    self.delta_net(worker, state, own_rows.clone(), index, norm, weights);
+                    None
+                }
+            };
             worker.barrier();
-            self.rope_and_cache(worker, index, layer);
-            worker.barrier();
-            self.attend(worker, state, index, layer);
-            worker.barrier();
-            let (attended, step) = (&self.attended, (index, Step::Attention));
-            let x = self.plain_rows(worker, state, own_rows.clone(), attended, query, ProductInput::Attended, step);
-            while let Some(piece) = self.take(worker, &taken.o, layer.o.tiles(), x, query) {
-                self.product(&layer.o, piece, x, &self.delta, hidden);
-            }
-            worker.barrier();
-            let (bias, norm) = (layer.o_bias.as_deref(), layer.post_attention_norm.as_deref());
+            let norm = layer.post_attention_norm.as_deref();
             self.add(state, own_rows.clone(), bias, norm, (index, Step::AttentionOutput));
 
             let (norm, step) = (&layer.ffn_norm, (index, Step::FfnNorm));
@@ -254,6 +252,47 @@ impl Pass<'_> {
                         .part_mut(from..from + own_rows.len() * hidden)
                         .copy_from_slice(&state.x[own_rows.start * hidden..own_rows.end * hidden]);
                 }
+            }
+        }
+    }
+
+    /// Attention of all rows, which begins with a norm; its results become the addends of the residuals. A barrier follows before
+    /// they are read.
+    unsafe fn attention(
+        &self,
+        worker: Worker<'_>,
+        state: &mut ThreadState,
+        own_rows: Range<usize>,
+        index: usize,
+        norm: &[f32],
+        layer: &AttentionWeights,
+    ) {
+        let (hidden, query) = (self.shape.hidden_size, self.shape.query_len());
+        let taken = &self.taken[index];
+        // SAFETY: as `run` says; each product writes the columns of taken tiles alone.
+        unsafe {
+            let step = (index, Step::AttentionNorm);
+            let x = self.normed_rows(worker, state, in_place(&own_rows), norm, ProductInput::Norm, step);
+            let matrices = [&layer.q, &layer.k, &layer.v];
+            while let Some(piece) = self.take(worker, &taken.qkv, tiles_of(matrices), x, hidden) {
+                let outs = [&self.q, &self.k, &self.v];
+                for ((w, out), tiles) in matrices.into_iter().zip(outs).zip(split(&piece, matrices)) {
+                    self.product(w, tiles, x, out, w.rows());
+                }
+            }
+            worker.barrier();
+            self.rope_and_cache(worker, index, layer);
+            worker.barrier();
+            self.attend(worker, state, index, layer);
+            worker.barrier();
+            if self.shape.gates_attention {
+                self.gate_attention(worker, index);
+                worker.barrier();
+            }
+            let (attended, step) = (&self.attended, (index, Step::Attention));
+            let x = self.plain_rows(worker, state, own_rows, attended, query, ProductInput::Attended, step);
+            while let Some(piece) = self.take(worker, &taken.o, layer.o.tiles(), x, query) {
+                self.product(&layer.o, piece, x, &self.delta, hidden);
             }
         }
     }
@@ -336,7 +375,7 @@ impl Pass<'_> {
 
     /// Normalises and quantises residuals as the input of the next products. `places`: (place in the input, row). `step`
     /// names the norm and its layer.
-    unsafe fn normed_rows<'s>(
+    pub(super) unsafe fn normed_rows<'s>(
         &'s self,
         worker: Worker<'_>,
         state: &'s mut ThreadState,
@@ -368,7 +407,7 @@ impl Pass<'_> {
     /// Quantises rows that a layer's step computed, as the input of the next products.
     // The rows, their place and their step are apart in the callers.
     #[allow(clippy::too_many_arguments)]
-    unsafe fn plain_rows<'s>(
+    pub(super) unsafe fn plain_rows<'s>(
         &'s self,
         worker: Worker<'_>,
         state: &'s ThreadState,
@@ -395,7 +434,7 @@ impl Pass<'_> {
 
     /// The next of a step's `total` tiles, whose products are with rows of `k` elements; `None` once all are taken, or where
     /// the pass is cancelled.
-    fn take(
+    pub(super) fn take(
         &self,
         worker: Worker<'_>,
         taken: &TakenTiles,
@@ -418,6 +457,19 @@ impl Pass<'_> {
         out: &Shared<'_, f32>,
         ld: usize,
     ) {
+        // SAFETY: passed on from the caller.
+        unsafe { self.product_to(w, tiles, x, out.start(), ld) }
+    }
+
+    /// [`Pass::product`] with its results at `out`.
+    pub(super) unsafe fn product_to(
+        &self,
+        w: &Matrix,
+        tiles: Range<usize>,
+        x: PreparedInput<'_>,
+        out: *mut f32,
+        ld: usize,
+    ) {
         let rows = x.quantized.rows();
         // SAFETY: the input is complete and only read; the tiles' columns of `out` are this thread's.
         unsafe {
@@ -426,7 +478,7 @@ impl Pass<'_> {
             } else {
                 quant::Input::Quantized(x.quantized)
             };
-            quant::product(self.isa, w, tiles, input, 0..rows, out.start(), ld, Store::Set);
+            quant::product(self.isa, w, tiles, input, 0..rows, out, ld, Store::Set);
         }
     }
 
@@ -466,6 +518,6 @@ impl Pass<'_> {
 }
 
 /// Each row in its own place.
-fn in_place(rows: &Range<usize>) -> impl Iterator<Item = (usize, usize)> + use<> {
+pub(super) fn in_place(rows: &Range<usize>) -> impl Iterator<Item = (usize, usize)> + use<> {
     rows.clone().map(|row| (row, row))
 }

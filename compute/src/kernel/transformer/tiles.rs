@@ -53,14 +53,17 @@ impl TakenTiles {
 }
 
 /// The tiles of several matrices laid one after the other.
-pub(super) fn tiles_of<const N: usize>(matrices: [&Matrix; N]) -> usize {
-    matrices.iter().map(|w| w.tiles()).sum()
+pub(super) fn tiles_of<'a>(matrices: impl IntoIterator<Item = &'a Matrix>) -> usize {
+    matrices.into_iter().map(Matrix::tiles).sum()
 }
 
 /// A piece of [`tiles_of`] these matrices, as the tiles of each.
-pub(super) fn split<const N: usize>(piece: &Range<usize>, matrices: [&Matrix; N]) -> [Range<usize>; N] {
+pub(super) fn split<'a>(
+    piece: &Range<usize>,
+    matrices: impl IntoIterator<Item = &'a Matrix>,
+) -> impl Iterator<Item = Range<usize>> {
     let mut before = 0;
-    matrices.map(|w| {
+    matrices.into_iter().map(move |w| {
         let within = |at: usize| at.saturating_sub(before).min(w.tiles());
         let part = within(piece.start)..within(piece.end);
         before += w.tiles();

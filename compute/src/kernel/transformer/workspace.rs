@@ -1,9 +1,11 @@
 //! The buffers of forward passes, kept from one pass to the next. They only grow; their content is the pass's.
 
+use super::delta::NetWorkspace;
 use super::experts::ExpertWorkspace;
 use super::{Batch, FeedForward};
 use crate::Error;
 use crate::kernel::quant::Quantized;
+use crate::kernel::state::DeltaShape;
 
 /// The inputs of products, by the place of their quantised rows in a `[Quantized; INPUTS]`.
 #[derive(Clone, Copy)]
@@ -12,10 +14,11 @@ pub(super) enum ProductInput {
     Attended = 1,
     Gated = 2,
     Head = 3,
+    Delta = 4,
 }
 
 /// The number of [`ProductInput`]s.
-pub(super) const INPUTS: usize = 4;
+pub(super) const INPUTS: usize = 5;
 
 /// The buffers of one thread.
 #[derive(Default)]
@@ -36,7 +39,7 @@ pub(crate) struct Workspace {
     /// `[rows, h]`: normalised rows, where threads share them.
     pub(super) normed: Vec<f32>,
     pub(super) quantized: [Quantized; INPUTS],
-    /// `[rows, q]`
+    /// `[rows, q]`; with gates `[rows, 2q]`
     pub(super) q: Vec<f32>,
     /// `[rows, kv]`
     pub(super) k: Vec<f32>,
@@ -56,12 +59,14 @@ pub(crate) struct Workspace {
     pub(super) cos: Vec<f32>,
     /// `[2, rows, rotated / 2]`
     pub(super) sin: Vec<f32>,
+    pub(super) nets: NetWorkspace,
     pub(super) experts: ExpertWorkspace,
 }
 
 impl Workspace {
     /// Makes room for a batch whose attention needs `scores` floats of scratch memory for each thread and `split` floats for all
-    /// of them. With `replicated` every thread prepares the inputs of all rows.
+    /// of them, and whose delta nets take `run_rows` rows, those before the batch's included. With `replicated` every thread prepares
+    /// the inputs of all rows.
     ///
     /// # Errors
     /// [`Error::OutOfMemory`].
@@ -71,12 +76,15 @@ impl Workspace {
         threads: usize,
         replicated: bool,
         (scores, split): (usize, usize),
+        run_rows: usize,
     ) -> Result<(), Error> {
         let (shape, rows) = (batch.shape, batch.rows);
         let (hidden, intermediate) = (shape.hidden_size, shape.intermediate_size);
         let (query, kv) = (shape.query_len(), shape.kv_len());
+        let value = shape.delta.map_or(0, DeltaShape::value_len);
         // Rows and length of each product's input, in the order of `ProductInput`.
-        let inputs = [(rows, hidden), (rows, query), (rows, intermediate), (batch.logit_rows.len(), hidden)];
+        let logit_rows = batch.logit_rows.len();
+        let inputs = [(rows, hidden), (rows, query), (rows, intermediate), (logit_rows, hidden), (rows, value)];
         self.threads.resize_with(threads, ThreadState::default);
         for state in &mut self.threads {
             grow(&mut state.x, rows * hidden)?;
@@ -91,7 +99,7 @@ impl Workspace {
             reshape(&mut self.quantized, inputs)?;
         }
         for (buffer, len) in [
-            (&mut self.q, rows * query),
+            (&mut self.q, rows * shape.query_stride().1),
             (&mut self.k, rows * kv),
             (&mut self.v, rows * kv),
             (&mut self.split, split),
@@ -103,6 +111,9 @@ impl Workspace {
             (&mut self.sin, rows * shape.rope_dim),
         ] {
             grow(buffer, len)?;
+        }
+        if let Some(delta) = shape.delta {
+            self.nets.reserve(delta, rows, run_rows)?;
         }
         for layer in batch.layers {
             if let FeedForward::Experts(experts) = &layer.feed_forward {

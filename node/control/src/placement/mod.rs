@@ -51,7 +51,7 @@ pub use crate::pool::placed::{PlacedStage, Placement, PlacementRefusal};
 pub use cost::Prediction;
 pub use missing_layers::missing_layers;
 pub use no_plan::NoPlan;
-pub use offer::{LinkSpeed, ModelNeeds, NodeOffer};
+pub use offer::{LinkSpeed, ModelNeeds, NodeOffer, SESSION_POSITIONS};
 pub use placement_master::Note;
 pub use placer::{Action, Event, Placer};
 pub use plan::{Alternative, Plan, plan, predict};

@@ -62,8 +62,8 @@ pub struct LinkSpeed {
 /// Minimum number of sessions that a stage can hold.
 const SESSIONS: u64 = 3;
 
-/// Positions of each such session, if the model has as many: a conversation of some length.
-const SESSION_POSITIONS: u32 = 2048;
+/// Positions of a session that a placement makes room for, if the model has as many: a conversation of some length.
+pub const SESSION_POSITIONS: u32 = 2048;
 
 impl ModelSize {
     /// Minimum bytes of keys and values per layer.

@@ -6,6 +6,8 @@ use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use pangea_units::Rewind;
+
 use crate::Time;
 
 mod pages;
@@ -44,6 +46,10 @@ pub struct BatchLimits {
     pub window: usize,
     /// Positions by which a cache can go back from the start of its last step, whose window is the last that is kept.
     pub kept_behind: usize,
+    /// Whether layers have a recurrent state, which goes back only to where it was kept.
+    pub is_recurrent: bool,
+    /// Pages' worth of memory that a sequence's recurrent states take, whatever its length.
+    pub sequence_pages: usize,
     /// Caches of ended sequences that are kept for prompts with the same prefix.
     pub kept: usize,
     /// Steps in flight at once, one per stage: answers are spread over this many groups.
@@ -53,11 +59,18 @@ pub struct BatchLimits {
 impl BatchLimits {
     /// Maximum tokens of one sequence that has all pages to itself.
     pub fn longest(&self) -> usize {
-        (self.pages * self.page_tokens).saturating_sub(self.draft)
+        (self.pages.saturating_sub(self.sequence_pages) * self.page_tokens).saturating_sub(self.draft)
     }
 
     fn pages_of(&self, tokens: usize) -> usize {
-        tokens.div_ceil(self.page_tokens)
+        tokens.div_ceil(self.page_tokens) + self.sequence_pages
+    }
+
+    /// How many of the first `tokens` tokens a cache can go back to: all, or those before which recurrent states were kept, or none.
+    /// `deepest` is as for [`BatchLimits::can_go_back`].
+    fn reach(&self, deepest: usize, rewind: &Rewind, tokens: usize) -> usize {
+        let reached = if self.is_recurrent { rewind.reach(tokens) } else { tokens };
+        if self.can_go_back(deepest, reached) { reached } else { 0 }
     }
 
     /// Whether a cache whose last steps began at `deepest` at most still has what rows from `tokens` on see: layers with a
@@ -185,6 +198,8 @@ struct Sequence {
     computed: usize,
     /// Where the latest of the steps began that its cache has seen, under whatever name.
     deepest: usize,
+    /// Where its cache can go back to, as far as recurrent states count.
+    rewind: Rewind,
     /// Its rows in a step in flight, drafted ones included; it joins no other step until that one is done.
     under_way: usize,
     /// A sequence with the same prompt, which it waits for.
@@ -299,6 +314,8 @@ impl Batch {
                         if let Some(running) = self.running.iter_mut().find(|running| running.id == planned.sequence) {
                             running.under_way = planned.rows + planned.draft;
                             running.deepest = running.deepest.max(planned.start);
+                            running.rewind.begin();
+                            running.rewind.under_way(running.under_way);
                         }
                     }
                     actions.push(Action::Step(rows));
@@ -340,6 +357,7 @@ impl Batch {
                 tokens: prompt.clone(),
                 computed: 0,
                 deepest: 0,
+                rewind: Rewind::default(),
                 under_way: 0,
                 leader: (choice > 0 && !scored).then_some(first),
                 scored,
@@ -419,13 +437,15 @@ impl Batch {
             match source {
                 Source::Empty => {}
                 Source::Fork { from, tokens } => {
-                    sequence.deepest = self.deepest_of(from);
+                    (sequence.deepest, sequence.rewind) = self.past_of(from);
+                    sequence.rewind.truncate(tokens);
                     self.kept.touch(from, now);
                     sequence.copied_from = Some(from);
                     sequence.computed = tokens;
                 }
                 Source::Take { from, tokens } => {
-                    sequence.deepest = self.deepest_of(from);
+                    (sequence.deepest, sequence.rewind) = self.past_of(from);
+                    sequence.rewind.truncate(tokens);
                     self.kept.remove(from);
                     sequence.computed = tokens;
                 }
@@ -436,11 +456,12 @@ impl Batch {
         }
     }
 
-    /// Where the latest step of a running or kept sequence's cache began.
-    fn deepest_of(&self, id: SequenceId) -> usize {
-        let running = self.running.iter().find(|running| running.id == id).map(|running| running.deepest);
-        let kept = || self.kept.iter().find(|kept| kept.id == id).map(|kept| kept.deepest);
-        running.or_else(kept).unwrap_or(0)
+    /// Where the latest step of a running or kept sequence's cache began, and where it can go back to.
+    fn past_of(&self, id: SequenceId) -> (usize, Rewind) {
+        let running = self.running.iter().find(|running| running.id == id);
+        let running = running.map(|running| (running.deepest, running.rewind.clone()));
+        let kept = || self.kept.iter().find(|kept| kept.id == id).map(|kept| (kept.deepest, kept.rewind.clone()));
+        running.or_else(kept).unwrap_or_default()
     }
 
     fn waits_for_its_leader(&self, sequence: &Sequence) -> bool {
@@ -466,13 +487,12 @@ impl Batch {
         }
         // At least one token is computed, so that there are logits.
         let most = newcomer.tokens.len() - 1;
-        let shared = |tokens: &[u32], deepest: usize| {
-            let shared = common_prefix(tokens, &newcomer.tokens).min(most);
-            if self.limits.can_go_back(deepest, shared) { shared } else { 0 }
+        let shared = |tokens: &[u32], deepest: usize, rewind: &Rewind| {
+            self.limits.reach(deepest, rewind, common_prefix(tokens, &newcomer.tokens).min(most))
         };
-        let of_running = |other: &Sequence| shared(&other.tokens[..other.computed], other.deepest);
+        let of_running = |other: &Sequence| shared(&other.tokens[..other.computed], other.deepest, &other.rewind);
         let running = self.running.iter().map(|other| (of_running(other), Reverse(other.id))).max();
-        let of_kept = |kept: &Kept| shared(&kept.tokens, kept.deepest);
+        let of_kept = |kept: &Kept| shared(&kept.tokens, kept.deepest, &kept.rewind);
         let kept = self.kept.iter().map(|kept| (of_kept(kept), Reverse(kept.id), kept.tokens.len())).max();
         match (running, kept) {
             (Some((tokens, Reverse(from))), _)
@@ -526,7 +546,7 @@ impl Batch {
             actions.push(Action::Fail { sequence: sequence.id, needs, limit: bytes(self.limits.pages) });
             return true;
         }
-        (sequence.computed, sequence.deepest) = (0, 0);
+        (sequence.computed, sequence.deepest, sequence.rewind) = (0, 0, Rewind::default());
         self.waiting.push_front(sequence);
         true
     }
@@ -583,12 +603,15 @@ impl Batch {
     fn advance(&mut self, advance: Advance, now: Time, actions: &mut Vec<Action>) {
         let Some(at) = self.running.iter().position(|running| running.id == advance.sequence) else { return };
         let sequence = &mut self.running[at];
-        sequence.under_way = 0;
+        sequence.rewind.advance(std::mem::take(&mut sequence.under_way));
         sequence.tokens.extend(advance.chosen);
         sequence.computed = advance.computed.min(sequence.tokens.len());
         if !advance.ended {
             // A continuing sequence has at least one token to compute.
             sequence.computed = sequence.computed.min(sequence.tokens.len() - 1);
+        }
+        sequence.rewind.truncate(sequence.computed);
+        if !advance.ended {
             return;
         }
         let sequence = self.running.remove(at);
@@ -607,14 +630,14 @@ impl Batch {
             return;
         }
         for (shorter, len) in self.kept.beginnings_of(&sequence.tokens) {
-            if !self.limits.can_go_back(sequence.deepest, len) {
+            if self.limits.reach(sequence.deepest, &sequence.rewind, len) < len {
                 continue;
             }
             self.kept.remove(shorter);
             actions.push(Action::Drop(shorter));
         }
-        let Sequence { id, tokens, deepest, copied_from, .. } = sequence;
-        self.kept.push(Kept { id, tokens, deepest, copied_from, used: now });
+        let Sequence { id, tokens, deepest, rewind, copied_from, .. } = sequence;
+        self.kept.push(Kept { id, tokens, deepest, rewind, copied_from, used: now });
         while self.kept.len() > self.limits.kept
             && let Some(oldest) = self.kept.remove_oldest()
         {

@@ -32,6 +32,8 @@ const LIMITS: BatchLimits = BatchLimits {
     pages: 40,
     window: usize::MAX,
     kept_behind: 0,
+    is_recurrent: false,
+    sequence_pages: 0,
     kept: 2,
     groups: 2,
 };

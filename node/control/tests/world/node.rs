@@ -192,6 +192,8 @@ pub(crate) fn batch_limits(stages: usize, session_bytes: u64, layers: u32) -> Ba
         pages: (session_bytes / page_bytes) as usize,
         window: usize::MAX,
         kept_behind: 0,
+        is_recurrent: false,
+        sequence_pages: 0,
         kept: KEPT,
         groups: stages,
     }

@@ -317,7 +317,7 @@ impl Entry {
         });
         // Every chain has memory for the minimum.
         let session_bytes = settings.session_bytes.max(least);
-        let longest = session_bytes / (config.position_bytes() * config.layers as u64).max(1);
+        let longest = session_bytes / (blob::position_bytes(config) * config.layers as u64).max(1);
         let facts = ModelFacts {
             name: self.name.clone(),
             path: file.path().to_owned(),

@@ -1,6 +1,8 @@
 //! Caches of ended sequences, kept for requests with the same prefix: which exist, how large they are, and which is
 //! the oldest. Token ids only, not the caches themselves.
 
+use pangea_units::Rewind;
+
 use crate::Time;
 
 use super::{BatchLimits, SequenceId};
@@ -13,6 +15,8 @@ pub(super) struct Kept {
     pub(super) tokens: Vec<u32>,
     /// Where the latest of its steps began.
     pub(super) deepest: usize,
+    /// Where it can go back to, as far as recurrent states count.
+    pub(super) rewind: Rewind,
     /// The kept cache that its first positions were copied from.
     pub(super) copied_from: Option<SequenceId>,
     /// Time of its last use.

@@ -15,6 +15,8 @@ fn limits() -> BatchLimits {
         pages: 1000,
         window: usize::MAX,
         kept_behind: 0,
+        is_recurrent: false,
+        sequence_pages: 0,
         kept: 4,
         groups: 1,
     }
@@ -185,6 +187,55 @@ fn a_kept_beginning_stays_beside_a_longer_cache_that_cannot_go_back_to_it() {
     }
     assert_eq!(end(&mut batch, 1), [], "nothing is dropped");
     assert!(batch.keeps(SequenceId(0)) && batch.keeps(SequenceId(1)));
+}
+
+#[test]
+fn a_recurrent_state_goes_back_to_where_it_was_kept_and_the_rest_is_computed_again() {
+    let mut batch = Batch::new(BatchLimits { is_recurrent: true, ..limits() });
+    arrive(&mut batch, 0, (0..600).collect());
+    for token in 1_000..1_300 {
+        step(&mut batch, token);
+    }
+    end(&mut batch, 0);
+    // Steps began at 256, 512, 600, 601, … and the last one at 896: states are kept before 256, 512 and 768.
+    let told = |tokens: usize| (0..600).chain(1_002..1_300).take(tokens).chain([9_999]).collect::<Vec<u32>>();
+    let places = [(250, 0), (511, 256), (512, 512), (700, 512), (895, 768), (896, 896), (897, 897)];
+    for (id, (shared, reached)) in (1..).zip(places) {
+        arrive(&mut batch, id, told(shared));
+        let (actions, rows) = ready(&mut batch);
+        let from = SequenceId(0);
+        let source = match reached {
+            0 => Source::Empty,
+            897 => Source::Take { from, tokens: 897 },
+            tokens => Source::Fork { from, tokens },
+        };
+        assert_eq!(actions.last(), Some(&Action::Start { sequence: SequenceId(id), source }), "{shared} shared");
+        assert_eq!(rows[0].start, reached);
+        batch.handle(Event::Cancelled(SequenceId(id)), Time::ZERO);
+    }
+}
+
+#[test]
+fn choices_of_a_recurrent_model_share_all_but_the_last_token_of_their_prompt() {
+    let mut batch = Batch::new(BatchLimits { is_recurrent: true, ..limits() });
+    let arrived = Event::Arrived { first: SequenceId(0), choices: 2, prompt: vec![5; 300], scored: false };
+    batch.handle(arrived, Time::ZERO);
+    step(&mut batch, 1);
+    step(&mut batch, 1);
+    let (actions, _) = ready(&mut batch);
+    let source = Source::Fork { from: SequenceId(0), tokens: 299 };
+    assert_eq!(actions, [Action::Start { sequence: SequenceId(1), source }]);
+}
+
+#[test]
+fn the_states_of_a_sequence_take_pages_beside_its_tokens() {
+    let mut batch = Batch::new(BatchLimits { pages: 13, sequence_pages: 5, is_recurrent: true, ..limits() });
+    assert_eq!(batch.limits.longest(), 8 * 16);
+    arrive(&mut batch, 0, vec![1; 20]);
+    arrive(&mut batch, 1, vec![2; 20]);
+    // Two pages and five of each, and one more to grow, are sixteen.
+    assert_eq!(step(&mut batch, 7).len(), 1);
+    assert_eq!(batch.waiting(), 1);
 }
 
 #[test]

@@ -52,6 +52,8 @@ impl Stage {
             pages: 64,
             window: usize::MAX,
             kept_behind: 0,
+            is_recurrent: false,
+            sequence_pages: 0,
             kept: 0,
             groups: count as usize,
         };
