@@ -195,9 +195,11 @@ fn a_vote_goes_on_without_the_nodes_that_die_and_says_so() {
     let vote = std::thread::scope(|scope| {
         let (api, asked) = (one.api.as_str(), &asked);
         let voting = scope.spawn(move || post(api, VOTE, asked).json());
-        // It computes the samples of this vote, and has not given them.
+        // It computes the samples of this vote, and has not given them: it says so itself, the others hear of it later.
         eventually("the node computes samples", || {
-            listed(one, three).is_some_and(|peer| peer["models"][0]["running"].as_u64() > Some(0))
+            let metrics = get(&three.api, "/metrics").text();
+            let sessions = metrics.lines().filter_map(|line| line.strip_prefix("pangea_stage_sessions "));
+            sessions.flat_map(str::parse::<f64>).any(|sessions| sessions > 0.0)
         });
         three.kill9();
         voting.join().unwrap()
