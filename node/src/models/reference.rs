@@ -99,7 +99,8 @@ pub(super) fn stem_of(path: &Path) -> Option<&str> {
     }
 }
 
-/// Name under which a model is served: its short name if it has one, otherwise [`stem_of`] its file.
+/// Name under which a model is served: its short name if it has one, otherwise its file's name without extension, and without the
+/// number of a split model's first part.
 pub fn name_of(model: &str) -> &str {
     if model.starts_with("hf:") || model.contains("://") || is_path(model) {
         return stem_of(Path::new(model)).unwrap_or(model);
