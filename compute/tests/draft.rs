@@ -41,7 +41,7 @@ fn drafter(model: &Arc<Model>, share: f64) -> Drafter {
 fn drafter_within(model: &Arc<Model>, share: f64, budget: u64) -> Drafter {
     let of_bytes = (model.memory_bytes() as f64 / share) as u64;
     let draft = DraftModel::new(Arc::clone(model), pool(), PageBudget::new(budget), of_bytes).unwrap();
-    Drafter::with_model(draft)
+    Drafter::with_model(draft, VOCABULARY)
 }
 
 /// What a model chooses after a text, greedily.
@@ -148,7 +148,7 @@ fn a_long_prompt_is_read_only_once_the_answer_has_taken_its_time() {
     let budget = PageBudget::new(64 << 20);
     let of_bytes = model.memory_bytes() * 50;
     let draft = DraftModel::new(Arc::clone(&model), pool(), budget.clone(), of_bytes).unwrap();
-    let mut drafter = Drafter::with_model(draft);
+    let mut drafter = Drafter::with_model(draft, VOCABULARY);
     let mut told = text(VOCABULARY, 1);
     // Reading 300 tokens takes 0.9 passes of one row, a fiftieth of the time of 45 tokens; more with those of the answer.
     for (at, token) in random(60, 2).into_iter().enumerate() {
@@ -183,7 +183,7 @@ fn drafts_that_do_not_pay_are_rare_and_those_that_cannot_are_none() {
     // As large as the model that it drafts for.
     let budget = PageBudget::new(64 << 20);
     let draft = DraftModel::new(Arc::clone(&model), pool(), budget.clone(), model.memory_bytes()).unwrap();
-    let (_, _, drafted, _) = play(&mut Drafter::with_model(draft), &prompt, &truth, 1.0);
+    let (_, _, drafted, _) = play(&mut Drafter::with_model(draft, VOCABULARY), &prompt, &truth, 1.0);
     assert!(budget.used_bytes() == 0 && drafted < 20, "{drafted}");
 }
 
@@ -224,6 +224,23 @@ fn vocabularies_that_differ_are_refused_by_the_first_token_that_does() {
     assert!(said(&metadata("llama", &same, 2000)).contains("1000 tokens, the other one 2000"));
     let none = Gguf::from_bytes([&b"GGUF"[..], &3u32.to_le_bytes(), &[0; 20]].concat()).unwrap();
     assert!(said(&none).contains("has no tokenizer.ggml.tokens"));
+}
+
+/// Some files of small models have padding after their last token.
+#[test]
+fn tokens_that_the_large_model_does_not_have_are_not_drafted() {
+    let model = model("llama", 1);
+    let prompt = text(12, 1);
+    let first = Chooser { model: Arc::clone(&model), pool: pool() }.continued(&prompt, 1)[0];
+    for (vocabulary, is_drafted) in [(first as usize, false), (first as usize + 1, true)] {
+        let budget = PageBudget::new(64 << 20);
+        let draft = DraftModel::new(Arc::clone(&model), pool(), budget, model.memory_bytes() * 50).unwrap();
+        let mut drafter = Drafter::with_model(draft, vocabulary);
+        earn(&mut drafter);
+        let draft = drafter.propose(&prompt, 8);
+        assert_eq!(draft.first() == Some(&first), is_drafted, "{draft:?}");
+        assert!(draft.iter().all(|token| (*token as usize) < vocabulary), "{draft:?}");
+    }
 }
 
 #[test]

@@ -63,9 +63,9 @@ impl Drafter {
         }
     }
 
-    /// A drafter that lets a small model guess as well.
-    pub fn with_model(model: DraftModel) -> Drafter {
-        let model = ModelDrafts::new(model);
+    /// A drafter that lets a small model guess as well: tokens of the first `vocabulary`, which are all that the large model has.
+    pub fn with_model(model: DraftModel, vocabulary: usize) -> Drafter {
+        let model = ModelDrafts::new(model, vocabulary);
         let by_model = Drafting::new(model.assumed_cost(ASSUMED_ROW_COST));
         Drafter { model: Some(model), by_model, ..Drafter::new() }
     }

@@ -110,6 +110,8 @@ impl std::fmt::Debug for DraftModel {
 #[derive(Debug)]
 pub(super) struct ModelDrafts {
     of: DraftModel,
+    /// The number of tokens that the large model has.
+    vocabulary: usize,
     /// `None` until it is used, and after it failed.
     cache: Option<Cache>,
     /// The tokens that it holds.
@@ -122,7 +124,7 @@ pub(super) struct ModelDrafts {
 /// A drafter that has not drafted yet, for another text.
 impl Clone for ModelDrafts {
     fn clone(&self) -> ModelDrafts {
-        ModelDrafts::new(self.of.clone())
+        ModelDrafts::new(self.of.clone(), self.vocabulary)
     }
 }
 
@@ -138,8 +140,8 @@ pub(super) enum Drafted {
 }
 
 impl ModelDrafts {
-    pub(super) fn new(of: DraftModel) -> ModelDrafts {
-        ModelDrafts { of, cache: None, held: Vec::new(), prompt: None, failed: false }
+    pub(super) fn new(of: DraftModel, vocabulary: usize) -> ModelDrafts {
+        ModelDrafts { of, vocabulary, cache: None, held: Vec::new(), prompt: None, failed: false }
     }
 
     /// The cost of one more row of the large model and of one pass of this one, until it is measured.
@@ -237,8 +239,9 @@ impl ModelDrafts {
         let (row, mut tokens, mut cost, mut chance) = (drafting.row(), 1.0, 1.0, 1.0);
         while let Some((token, probability)) = next {
             chance *= probability;
-            // A row that gives fewer tokens for its time than those before it is not worth it.
-            if chance * cost <= row * tokens || token >= vocabulary {
+            // A row that gives fewer tokens for its time than those before it is not worth it, and a token that the large model does
+            // not have is refused by it.
+            if chance * cost <= row * tokens || token as usize >= self.vocabulary {
                 break;
             }
             draft.push(token);

@@ -98,7 +98,8 @@ impl Stage {
     /// `running`: present on the first stage.
     pub(super) fn new(setup: StageSetup, pipeline: Pipeline, running: Option<RunningPass>) -> Stage {
         let config = setup.model.config();
-        let drafter = setup.draft.map_or_else(draft::Drafter::new, draft::Drafter::with_model);
+        let drafter =
+            setup.draft.map_or_else(draft::Drafter::new, |draft| draft::Drafter::with_model(draft, config.vocabulary));
         let drafter = if setup.drafts == Drafts::Eager { drafter.eager() } else { drafter };
         let settings = StageSettings {
             chain: setup.chain,
