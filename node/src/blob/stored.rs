@@ -53,9 +53,9 @@ enum Bytes {
         /// Records the parts that are present.
         record: File,
     },
-    /// All files of a model of the user's: one, or the parts that it is split into. `model` says where a range is; it is
+    /// All files of a model of the user's: one, or the parts that it is split into. Of parts, `joined` says where a range is; it is
     /// read from the file, because reading what is mapped kills the process where somebody truncates the file.
-    Users { model: Gguf, files: Vec<UsersFile> },
+    Users { joined: Option<Gguf>, files: Vec<UsersFile> },
 }
 
 #[derive(Debug)]
@@ -68,11 +68,12 @@ struct UsersFile {
 impl Bytes {
     /// Reads a range of the model in one piece, as its manifest has it.
     fn read_exact_at(&self, to: &mut [u8], start: u64) -> std::io::Result<()> {
-        let (model, files) = match self {
+        let (joined, files) = match self {
             Bytes::Copy { file, .. } => return file.read_exact_at(to, start),
-            Bytes::Users { model, files } => (model, files),
+            Bytes::Users { joined: None, files } => return files[0].file.read_exact_at(to, start),
+            Bytes::Users { joined: Some(joined), files } => (joined, files),
         };
-        match model.located(start..start + to.len() as u64) {
+        match joined.located(start..start + to.len() as u64) {
             Some(Located::Bytes(bytes)) => to.copy_from_slice(bytes),
             Some(Located::File { part, start }) => files[part].file.read_exact_at(to, start)?,
             None => return Err(std::io::ErrorKind::UnexpectedEof.into()),
@@ -92,18 +93,18 @@ struct Present {
 impl Stored {
     /// A whole model that was just hashed, in one file or in parts of which `path` is the first.
     pub(super) fn whole(path: &Path, digest: Digest, manifest: Arc<Manifest>) -> Result<Stored> {
-        let model = Gguf::open(path).map_err(crate::compute_error)?;
         let open = |path: PathBuf| {
             let opened = File::open(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
             let (len, file) = opened.map_err(|error| reading(&path, &error))?;
             Ok(UsersFile { path, file, len })
         };
-        let files = Gguf::part_paths(path).into_iter().map(open).collect::<Result<_>>()?;
+        let files = Gguf::part_paths(path).into_iter().map(open).collect::<Result<Vec<_>>>()?;
+        let joined = (files.len() > 1).then(|| Gguf::open(path)).transpose().map_err(crate::compute_error)?;
         let full = PartSet::full(part_counts(&manifest));
         let present = Mutex::new(Present { parts: full.clone(), checked: full });
         let used = AtomicBool::new(true);
         let (path, name) = (path.to_owned(), OnceLock::new());
-        Ok(Stored { digest, manifest, path, bytes: Bytes::Users { model, files }, present, used, name })
+        Ok(Stored { digest, manifest, path, bytes: Bytes::Users { joined, files }, present, used, name })
     }
 
     /// Creates an empty copy in `folder`, replacing what was there.
