@@ -3,8 +3,9 @@
 //! One line per round: a prompt of `--prompt` tokens (0 for none), then `--decode` single tokens behind a context of `--depth`
 //! tokens, then reading memory with the same threads. The last line has the medians.
 
-use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
-use pangea_compute::{Buffer, Error, Pool};
+use pangea_compute::engine::{Input, Logits, Stage, Step};
+use pangea_compute::model::{Cache, ModelFile, ModelPart, PageBudget};
+use pangea_compute::{Buffer, Cancel, Engine, Error, Pool};
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -49,7 +50,7 @@ impl Options {
 }
 
 /// One round's rates: tokens per second of the prompt and of decoding, bytes per second of memory.
-fn round(options: &Options, model: &Model, pool: &Pool, memory: &Buffer) -> Result<[f64; 3], Error> {
+fn round(options: &Options, model: &Stage, memory: &Buffer) -> Result<[f64; 3], Error> {
     let budget = PageBudget::new(u64::MAX);
     let tokens = |from: usize, n: usize| -> Vec<u32> {
         (from..from + n).map(|i| (i * 7919 % model.config().vocabulary) as u32).collect()
@@ -57,16 +58,16 @@ fn round(options: &Options, model: &Model, pool: &Pool, memory: &Buffer) -> Resu
     let run = |cache: &mut Cache, tokens: &[u32]| -> Result<f64, Error> {
         let start = Instant::now();
         let step = Step { cache, rows: tokens.len(), logits: Logits::Last };
-        black_box(model.forward(pool, &mut [step], Input::Tokens(tokens))?);
+        black_box(model.forward(&mut [step], Input::Tokens(tokens), &Cancel::new())?);
         Ok(start.elapsed().as_secs_f64())
     };
     let mut rates = [0.0; 3];
     if options.prompt > 0 {
-        let seconds = run(&mut Cache::new(model, &budget), &tokens(0, options.prompt))?;
+        let seconds = run(&mut model.cache(&budget), &tokens(0, options.prompt))?;
         rates[0] = options.prompt as f64 / seconds;
     }
     if options.decode > 0 {
-        let mut cache = Cache::new(model, &budget);
+        let mut cache = model.cache(&budget);
         run(&mut cache, &tokens(0, options.depth.max(1)))?;
         let mut seconds = 0.0;
         for at in 0..options.decode {
@@ -101,17 +102,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("no model was named: nothing is measured");
         return Ok(());
     }
-    let pool = Pool::new(options.threads)?;
+    let engine = Engine::from(Pool::new(options.threads)?);
     let file = ModelFile::open(&options.model)?;
-    let model = Model::load(&file, ModelPart::whole(file.config()), &pool)?;
+    let model = engine.load(&file, ModelPart::whole(file.config()))?;
     // A token reads one row of the embedding, and all other weights.
     let of_token = ModelPart { embedding: false, ..ModelPart::whole(file.config()) };
-    let token_bytes = Model::load_bytes(&file, &of_token, options.threads)?.weights;
+    let token_bytes = engine.load_bytes(&file, &of_token)?.weights;
     let mut memory = Buffer::zeroed(READ_BYTES)?;
     memory.as_mut_slice().fill(1);
     let mut rounds = Vec::new();
     for _ in 0..options.rounds.max(1) {
-        let rates = round(&options, &model, &pool, &memory)?;
+        let rates = round(&options, &model, &memory)?;
         print(token_bytes, rates);
         rounds.push(rates);
     }

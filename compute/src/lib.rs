@@ -23,11 +23,13 @@
 //! | 4 | [`product`] | `C = A·B`, whole or from operands packed once |
 //! | 4 | [`json`] | matrices as JSON text |
 //! | 4 | [`sample`] | logits to tokens, grammars, stop strings |
-//! | 4 | [`model`] | language models: configuration, weights of a layer range, caches, the forward pass |
+//! | 4 | [`model`] | language models: configuration, plans of layer ranges, caches |
 //! | 5 | [`check`] | is this product right? (DESIGN §6) |
-//! | 5 | [`draft`] | guesses of the next tokens, from the text so far or by a small model |
-//! | 5 | [`commit`] | what a stage of a model commits to, and its replay (DESIGN §6) |
+//! | 5 | [`engine`] | stages of models on the CPU: weights in memory, the forward pass |
 //! | 5 | [`probe`] | measured speed of this machine |
+//! | 6 | [`draft`] | guesses of the next tokens, from the text so far or by a small model |
+//! | 6 | [`commit`] | what a stage of a model commits to, and its replay (DESIGN §6) |
+//! | 6 | [`perplexity`](mod@perplexity) | how well a model predicts a text |
 //! | 6 | [`operation`] | what a node computes from two tensors: needs, result, cost, check |
 
 #[cfg(target_endian = "big")]
@@ -40,6 +42,7 @@ pub mod commit;
 pub mod csv;
 pub mod draft;
 pub mod dtype;
+pub mod engine;
 pub mod error;
 pub mod gguf;
 mod isa;
@@ -49,6 +52,7 @@ mod mapping;
 pub mod model;
 pub mod npy;
 pub mod operation;
+pub mod perplexity;
 pub mod pool;
 pub mod probe;
 pub mod product;
@@ -59,6 +63,7 @@ pub mod tokenizer;
 pub use buffer::Buffer;
 pub use check::{CheckReport, ColumnProbe, Mismatch, detection_limit, likely_limit};
 pub use dtype::{DType, Element};
+pub use engine::{Bits, Engine, Stage};
 pub use error::Error;
 pub use isa::Isa;
 pub use kernel::linear::Linear;

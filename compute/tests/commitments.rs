@@ -10,10 +10,11 @@ use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_
 use pangea_compute::commit::{
     ClaimedOutput, Difference, Leaf, ModelSource, Replay, ReplayPace, Transcript, merkle_root, replay,
 };
+use pangea_compute::engine::{Input, Logits, Stage, Step};
 use pangea_compute::gguf::GgmlType;
-use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
+use pangea_compute::model::{Cache, ModelFile, ModelPart, PageBudget};
 use pangea_compute::sample::{Choice, Sampling, choose};
-use pangea_compute::{Cancel, Error, ErrorKind, Isa, Pool};
+use pangea_compute::{Cancel, Engine, Error, ErrorKind, Isa, Pool};
 use pangea_units::SplitMix64;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -30,9 +31,9 @@ fn available() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|isa| isa.is_available()).collect()
 }
 
-fn random_pool(random: &mut SplitMix64) -> Pool {
+fn random_engine(random: &mut SplitMix64) -> Engine {
     let isas = available();
-    Pool::with_isa(1 + random.index(3), isas[random.index(isas.len())]).unwrap()
+    Engine::from(Pool::with_isa(1 + random.index(3), isas[random.index(isas.len())]).unwrap())
 }
 
 fn at_once(cancel: &Cancel) -> ReplayPace<'_> {
@@ -48,9 +49,9 @@ struct Lie {
     bit: usize,
 }
 
-/// A model cut into stages, each on a pool of its own.
+/// A model cut into stages, each on an engine of its own.
 struct Line {
-    stages: Vec<(Model, Pool)>,
+    stages: Vec<Stage>,
 }
 
 /// What came of a session.
@@ -67,13 +68,13 @@ struct Session {
 }
 
 impl Line {
-    fn load(file: &ModelFile, cuts: &[u32], mut pool: impl FnMut() -> Pool) -> Line {
+    fn load(file: &ModelFile, cuts: &[u32], mut engine: impl FnMut() -> Engine) -> Line {
         let stages = ranges(cuts)
             .into_iter()
             .map(|layers| {
-                let pool = pool();
+                let engine = engine();
                 let part = ModelPart::of_layers(file.config(), layers.start as usize..layers.end as usize);
-                (Model::load(file, part, &pool).unwrap(), pool)
+                engine.load(file, part).unwrap()
             })
             .collect();
         Line { stages }
@@ -91,7 +92,7 @@ impl Line {
         lie: Option<Lie>,
     ) -> Result<Session, pangea_compute::Error> {
         let budget = PageBudget::new(1 << 30);
-        let mut caches: Vec<Cache> = self.stages.iter().map(|(model, _)| Cache::new(model, &budget)).collect();
+        let mut caches: Vec<Cache> = self.stages.iter().map(|stage| stage.cache(&budget)).collect();
         let chosen_from = tokens.len() - 1;
         let count = self.stages.len();
         let (mut received, mut given) = (vec![Vec::new(); count], vec![Vec::new(); count]);
@@ -100,7 +101,7 @@ impl Line {
             let rows = done..(done + chunk()).min(tokens.len()).min(positions);
             received[0].extend(rows.clone().map(|row| token_leaf(row as u64, tokens[row])));
             let mut activations: Vec<f32> = Vec::new();
-            for (stage, (model, pool)) in self.stages.iter().enumerate() {
+            for (stage, model) in self.stages.iter().enumerate() {
                 if stage > 0 {
                     let leaves = activations.chunks_exact(WIDTH).zip(rows.start as u64..);
                     received[stage].extend(leaves.map(|(row, position)| row_leaf(position, row)));
@@ -109,7 +110,7 @@ impl Line {
                     if stage == 0 { Input::Tokens(&tokens[rows.clone()]) } else { Input::Activations(&activations) };
                 let logits = if rows.end > chosen_from { Logits::Last } else { Logits::None };
                 let step = Step { cache: &mut caches[stage], rows: rows.len(), logits };
-                let mut output = model.forward(pool, &mut [step], input)?;
+                let mut output = model.forward(&mut [step], input, &Cancel::new())?;
                 let lie = lie.filter(|lie| lie.stage == stage && rows.contains(&lie.position));
                 if stage + 1 < count {
                     activations = output.activations().to_vec();
@@ -204,14 +205,14 @@ impl Session {
 /// The parts of a model, each loaded when it is first needed, `at_once` layers at most.
 struct Parts<'a> {
     file: &'a ModelFile,
-    pool: Pool,
+    engine: Engine,
     at_once: usize,
-    loaded: HashMap<Range<usize>, Arc<Model>>,
+    loaded: HashMap<Range<usize>, Arc<Stage>>,
 }
 
 impl Parts<'_> {
-    fn of(file: &ModelFile, pool: Pool, at_once: usize) -> Parts<'_> {
-        Parts { file, pool, at_once, loaded: HashMap::new() }
+    fn of(file: &ModelFile, engine: Engine, at_once: usize) -> Parts<'_> {
+        Parts { file, engine, at_once, loaded: HashMap::new() }
     }
 
     fn replay(
@@ -220,18 +221,18 @@ impl Parts<'_> {
         transcript: Transcript<'_>,
         pace: &mut ReplayPace<'_>,
     ) -> Result<Replay, Error> {
-        let Parts { file, pool, at_once, loaded } = self;
+        let Parts { file, engine, at_once, loaded } = self;
         let mut load = |part: ModelPart| {
             assert!(part.layers.len() <= *at_once);
             if let Some(model) = loaded.get(&part.layers) {
                 return Ok(Arc::clone(model));
             }
-            let model = Arc::new(Model::load(file, part.clone(), pool)?);
+            let model = Arc::new(engine.load(file, part.clone())?);
             loaded.insert(part.layers, Arc::clone(&model));
             Ok(model)
         };
         let mut source = ModelSource { config: file.config(), at_once: *at_once, load: &mut load };
-        replay(&mut source, pool, layers, transcript, pace)
+        replay(&mut source, layers, transcript, pace)
     }
 }
 
@@ -244,7 +245,7 @@ fn honest_sessions_have_the_roots_of_their_replay_on_any_mix_of_machines() {
         let weights = GgmlType::SUPPORTED[random.index(GgmlType::SUPPORTED.len())];
         let file = tiny(ARCHITECTURES[case as usize % ARCHITECTURES.len()], weights, case);
         let cuts = random_cuts(&mut random);
-        let line = Line::load(&file, &cuts, || random_pool(&mut random));
+        let line = Line::load(&file, &cuts, || random_engine(&mut random));
         let sampling = random_sampling(&mut random);
         let prompt_len = 1 + random.index(90);
         // After a failover a session begins with some of its answer.
@@ -253,7 +254,7 @@ fn honest_sessions_have_the_roots_of_their_replay_on_any_mix_of_machines() {
         let positions = length + random.index(100);
         let most = [1, 7, 200][random.index(3)];
         let session = line.run(tokens, prompt_len, positions, &sampling, || 1 + random.index(most), None).unwrap();
-        let mut parts = Parts::of(&file, random_pool(&mut random), 1 + random.index(LAYERS));
+        let mut parts = Parts::of(&file, random_engine(&mut random), 1 + random.index(LAYERS));
         let cancel = Cancel::new();
         let mut pace = ReplayPace { chunk_rows: 1 + random.index(300), ..at_once(&cancel) };
         let again = parts.replay(&ranges(&cuts), session.transcript(&sampling), &mut pace).unwrap();
@@ -278,8 +279,8 @@ fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
         let weights = [GgmlType::Q4_1, GgmlType::Q8_0, GgmlType::Q4K][random.index(3)];
         let file = tiny(ARCHITECTURES[case as usize % ARCHITECTURES.len()], weights, case);
         let cuts = random_cuts(&mut random);
-        let line = Line::load(&file, &cuts, || Pool::with_isa(1, Isa::best()).unwrap());
-        let mut parts = Parts::of(&file, Pool::with_isa(1, Isa::best()).unwrap(), LAYERS);
+        let line = Line::load(&file, &cuts, || Engine::from(Pool::with_isa(1, Isa::best()).unwrap()));
+        let mut parts = Parts::of(&file, Engine::from(Pool::with_isa(1, Isa::best()).unwrap()), LAYERS);
         let sampling = random_sampling(&mut random);
         let length = 1 + random.index(8);
         let prompt = text(&mut random, length);
@@ -324,8 +325,8 @@ fn no_lie_in_any_bit_of_any_stage_goes_unseen() {
 #[test]
 fn tokens_without_a_signature_are_chosen_again_as_well() {
     let file = tiny("llama", GgmlType::Q8_0, 1);
-    let mut parts = Parts::of(&file, Pool::new(1).unwrap(), LAYERS);
-    let line = Line::load(&file, &[2], || Pool::new(1).unwrap());
+    let mut parts = Parts::of(&file, Engine::from(Pool::new(1).unwrap()), LAYERS);
+    let line = Line::load(&file, &[2], || Engine::from(Pool::new(1).unwrap()));
     let sampling = Sampling::greedy();
     let first = line.run(text(&mut SplitMix64::new(3), 10), 10, 20, &sampling, || 64, None).unwrap();
     // Another line goes on from position 15, where the one before had put in a token of its own.
@@ -342,7 +343,7 @@ fn tokens_without_a_signature_are_chosen_again_as_well() {
 #[test]
 fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
     let file = tiny("llama", GgmlType::Q8_0, 1);
-    let mut parts = Parts::of(&file, Pool::new(1).unwrap(), LAYERS);
+    let mut parts = Parts::of(&file, Engine::from(Pool::new(1).unwrap()), LAYERS);
     let tokens = text(&mut SplitMix64::new(3), 40);
     let sampling = Sampling::greedy();
     let transcript = Transcript {
@@ -394,7 +395,7 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
 #[test]
 fn the_scores_of_a_prompt_are_part_of_what_the_last_stage_gives() {
     let file = tiny("llama", GgmlType::Q8_0, 1);
-    let mut parts = Parts::of(&file, Pool::new(1).unwrap(), LAYERS);
+    let mut parts = Parts::of(&file, Engine::from(Pool::new(1).unwrap()), LAYERS);
     let tokens = text(&mut SplitMix64::new(3), 12);
     let sampling = Sampling { logprobs: Some(2), ..Sampling::greedy() };
     let (prompt_len, positions, chosen_from) = (10, 11, 9);

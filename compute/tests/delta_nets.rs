@@ -5,18 +5,19 @@
 #[allow(dead_code, reason = "the other tests' own")]
 mod tiny;
 
+use pangea_compute::engine::Stage;
 use pangea_compute::gguf::GgmlType;
-use pangea_compute::model::{Model, ModelFile, ModelPart};
-use pangea_compute::{Error, ErrorKind, Pool};
+use pangea_compute::model::{ModelFile, ModelPart};
+use pangea_compute::{Engine, Error, ErrorKind, Pool};
 use tiny::{Changes, LAYERS, Tensor, Tiny};
 
 const DENSE: Tiny = Tiny { architecture: "qwen35", weights: GgmlType::Q8_0, seed: 7 };
 const MIXTURE: Tiny = Tiny { architecture: "qwen35moe", ..DENSE };
 
-fn load(tiny: Tiny, changes: Changes<'_>) -> Result<Model, Error> {
+fn load(tiny: Tiny, changes: Changes<'_>) -> Result<Stage, Error> {
     let file = ModelFile::from_bytes(tiny::gguf_changed(tiny, changes))?;
     let whole = ModelPart::whole(file.config());
-    Model::load(&file, whole, &Pool::new(1).unwrap())
+    Engine::from(Pool::new(1).unwrap()).load(&file, whole)
 }
 
 #[test]

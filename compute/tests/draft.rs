@@ -5,10 +5,11 @@
 #[allow(dead_code, reason = "the other tests' own")]
 mod tiny;
 
-use pangea_compute::Pool;
 use pangea_compute::draft::{DraftModel, Drafter, MAX_DRAFT};
+use pangea_compute::engine::{Input, Logits, Stage, Step};
 use pangea_compute::gguf::{GgmlType, Gguf};
-use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
+use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
+use pangea_compute::{Cancel, Engine, Pool};
 use pangea_units::SplitMix64;
 use std::sync::Arc;
 use tiny::{Tiny, VOCABULARY};
@@ -18,7 +19,7 @@ const SINGLE: f64 = 1e-3;
 const ROW: f64 = 0.1;
 
 /// A model that is sure of what it chooses.
-fn model(architecture: &'static str, seed: u64) -> Arc<Model> {
+fn model(architecture: &'static str, seed: u64) -> Arc<Stage> {
     let sure = |name: &str, elements: &mut [f32]| {
         if name == "output_norm.weight" {
             elements.iter_mut().for_each(|element| *element *= 100.0);
@@ -26,37 +27,36 @@ fn model(architecture: &'static str, seed: u64) -> Arc<Model> {
     };
     let bytes = tiny::gguf_with(Tiny { architecture, weights: GgmlType::F32, seed }, sure);
     let file = ModelFile::from_bytes(bytes).unwrap();
-    Arc::new(Model::load(&file, ModelPart::whole(file.config()), &pool()).unwrap())
+    Arc::new(engine().load(&file, ModelPart::whole(file.config())).unwrap())
 }
 
-fn pool() -> Arc<Pool> {
-    Arc::new(Pool::new(1).unwrap())
+fn engine() -> Engine {
+    Engine::from(Pool::new(1).unwrap())
 }
 
 /// Drafts by `model` for one whose passes take as long as those of `share` times its weights.
-fn drafter(model: &Arc<Model>, share: f64) -> Drafter {
+fn drafter(model: &Arc<Stage>, share: f64) -> Drafter {
     drafter_within(model, share, 64 << 20)
 }
 
-fn drafter_within(model: &Arc<Model>, share: f64, budget: u64) -> Drafter {
+fn drafter_within(model: &Arc<Stage>, share: f64, budget: u64) -> Drafter {
     let of_bytes = (model.memory_bytes() as f64 / share) as u64;
-    let draft = DraftModel::new(Arc::clone(model), pool(), PageBudget::new(budget), of_bytes).unwrap();
+    let draft = DraftModel::new(Arc::clone(model), PageBudget::new(budget), of_bytes).unwrap();
     Drafter::with_model(draft, VOCABULARY)
 }
 
 /// What a model chooses after a text, greedily.
 struct Chooser {
-    model: Arc<Model>,
-    pool: Arc<Pool>,
+    model: Arc<Stage>,
 }
 
 impl Chooser {
     fn continued(&self, text: &[u32], count: usize) -> Vec<u32> {
-        let mut cache = Cache::new(&self.model, &PageBudget::new(64 << 20));
+        let mut cache = self.model.cache(&PageBudget::new(64 << 20));
         let (mut given, mut chosen) = (text.to_vec(), Vec::new());
         while chosen.len() < count {
             let mut steps = [Step { cache: &mut cache, rows: given.len(), logits: Logits::Last }];
-            let output = self.model.forward(&self.pool, &mut steps, Input::Tokens(&given)).unwrap();
+            let output = self.model.forward(&mut steps, Input::Tokens(&given), &Cancel::new()).unwrap();
             let logits = output.logits(0);
             let best = (0..logits.len()).reduce(|best, at| if logits[at] > logits[best] { at } else { best }).unwrap();
             chosen.push(best as u32);
@@ -102,7 +102,7 @@ fn play(drafter: &mut Drafter, prompt: &[u32], truth: &[u32], share: f64) -> (f6
 fn a_model_drafts_what_it_would_choose_itself() {
     for (architecture, seed) in [("llama", 1), ("gemma3", 2), ("qwen3moe", 3)] {
         let model = model(architecture, seed);
-        let chooser = Chooser { model: Arc::clone(&model), pool: pool() };
+        let chooser = Chooser { model: Arc::clone(&model) };
         let prompt = text(12, seed);
         let truth = chooser.continued(&prompt, 120);
         let mut drafter = drafter(&model, 0.02);
@@ -121,7 +121,7 @@ fn a_model_drafts_what_it_would_choose_itself() {
 #[test]
 fn a_draft_is_of_the_text_as_it_is() {
     let model = model("llama", 1);
-    let chooser = Chooser { model: Arc::clone(&model), pool: pool() };
+    let chooser = Chooser { model: Arc::clone(&model) };
     let mut drafter = drafter(&model, 0.001);
     earn(&mut drafter);
     let mut random = SplitMix64::new(5);
@@ -147,7 +147,7 @@ fn a_long_prompt_is_read_only_once_the_answer_has_taken_its_time() {
     let model = model("llama", 1);
     let budget = PageBudget::new(64 << 20);
     let of_bytes = model.memory_bytes() * 50;
-    let draft = DraftModel::new(Arc::clone(&model), pool(), budget.clone(), of_bytes).unwrap();
+    let draft = DraftModel::new(Arc::clone(&model), budget.clone(), of_bytes).unwrap();
     let mut drafter = Drafter::with_model(draft, VOCABULARY);
     let mut told = text(VOCABULARY, 1);
     // Reading 300 tokens takes 0.9 passes of one row, a fiftieth of the time of 45 tokens; more with those of the answer.
@@ -182,7 +182,7 @@ fn drafts_that_do_not_pay_are_rare_and_those_that_cannot_are_none() {
     assert!(seconds < 1.015 * without + SINGLE, "{seconds} s of {without} s");
     // As large as the model that it drafts for.
     let budget = PageBudget::new(64 << 20);
-    let draft = DraftModel::new(Arc::clone(&model), pool(), budget.clone(), model.memory_bytes()).unwrap();
+    let draft = DraftModel::new(Arc::clone(&model), budget.clone(), model.memory_bytes()).unwrap();
     let (_, _, drafted, _) = play(&mut Drafter::with_model(draft, VOCABULARY), &prompt, &truth, 1.0);
     assert!(budget.used_bytes() == 0 && drafted < 20, "{drafted}");
 }
@@ -231,10 +231,10 @@ fn vocabularies_that_differ_are_refused_by_the_first_token_that_does() {
 fn tokens_that_the_large_model_does_not_have_are_not_drafted() {
     let model = model("llama", 1);
     let prompt = text(12, 1);
-    let first = Chooser { model: Arc::clone(&model), pool: pool() }.continued(&prompt, 1)[0];
+    let first = Chooser { model: Arc::clone(&model) }.continued(&prompt, 1)[0];
     for (vocabulary, is_drafted) in [(first as usize, false), (first as usize + 1, true)] {
         let budget = PageBudget::new(64 << 20);
-        let draft = DraftModel::new(Arc::clone(&model), pool(), budget, model.memory_bytes() * 50).unwrap();
+        let draft = DraftModel::new(Arc::clone(&model), budget, model.memory_bytes() * 50).unwrap();
         let mut drafter = Drafter::with_model(draft, vocabulary);
         earn(&mut drafter);
         let draft = drafter.propose(&prompt, 8);
@@ -248,6 +248,6 @@ fn a_part_of_a_model_drafts_nothing() {
     let bytes = tiny::gguf(Tiny { architecture: "llama", weights: GgmlType::F32, seed: 1 });
     let file = ModelFile::from_bytes(bytes).unwrap();
     let part = ModelPart::of_layers(file.config(), 0..2);
-    let model = Arc::new(Model::load(&file, part, &pool()).unwrap());
-    assert!(DraftModel::new(model, pool(), PageBudget::new(1 << 20), 1 << 20).is_err());
+    let model = Arc::new(engine().load(&file, part).unwrap());
+    assert!(DraftModel::new(model, PageBudget::new(1 << 20), 1 << 20).is_err());
 }

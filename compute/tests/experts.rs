@@ -5,9 +5,10 @@
 #[allow(dead_code, reason = "the other tests' own")]
 mod tiny;
 
+use pangea_compute::engine::{Input, Logits, Stage, Step};
 use pangea_compute::gguf::GgmlType;
-use pangea_compute::model::{Cache, Experts, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
-use pangea_compute::{Error, ErrorKind, Isa, Pool};
+use pangea_compute::model::{Experts, ModelFile, ModelPart, PageBudget};
+use pangea_compute::{Cancel, Engine, Error, ErrorKind, Isa, Pool};
 use tiny::{Changes, EXPERTS, LAYERS, Tensor, Tiny, USED_EXPERTS};
 
 const MIXTURE: Tiny = Tiny { architecture: "qwen3moe", weights: GgmlType::Q8_0, seed: 7 };
@@ -20,9 +21,9 @@ fn refusal(changes: Changes<'_>, header_shows: bool) -> Error {
         Err(error) => return error,
     };
     let whole = ModelPart::whole(file.config());
-    let planned = Model::load_bytes(&file, &whole, 1);
+    let planned = Engine::from(Pool::new(1).unwrap()).load_bytes(&file, &whole);
     assert_eq!(planned.is_err(), header_shows, "{planned:?}");
-    let loaded = Model::load(&file, whole, &Pool::new(1).unwrap()).unwrap_err();
+    let loaded = Engine::from(Pool::new(1).unwrap()).load(&file, whole).unwrap_err();
     if let Err(planned) = planned {
         assert_eq!(planned.to_string(), loaded.to_string());
     }
@@ -60,9 +61,9 @@ fn counts_that_do_not_fit_are_refused() {
         let integer = |name: &str, given: u32| Some(if name == "expert_used_count" { used } else { given });
         let file = tiny::gguf_changed(MIXTURE, Changes { integer: &integer, ..Changes::NONE });
         let file = ModelFile::from_bytes(file).unwrap();
-        let pool = Pool::new(1).unwrap();
-        let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
-        forward(&model, &pool, &[1, 2, 3]).unwrap();
+        let engine = Engine::from(Pool::new(1).unwrap());
+        let model = engine.load(&file, ModelPart::whole(file.config())).unwrap();
+        forward(&model, &[1, 2, 3]).unwrap();
     }
 }
 
@@ -73,7 +74,7 @@ fn what_a_glm_says_of_its_layers_is_checked() {
         let integer = |name: &str, given: u32| if name == key { value } else { Some(given) };
         let file = ModelFile::from_bytes(tiny::gguf_changed(GLM, Changes { integer: &integer, ..Changes::NONE }))?;
         let whole = ModelPart::whole(file.config());
-        Model::load(&file, whole, &Pool::new(1).unwrap()).map(|model| model.config().layers)
+        Engine::from(Pool::new(1).unwrap()).load(&file, whole).map(|model| model.config().layers)
     };
     assert_eq!(open("", None).unwrap(), LAYERS, "the block that predicts is no layer");
     for (key, value, why) in [
@@ -92,7 +93,7 @@ fn what_a_glm_says_of_its_layers_is_checked() {
         let full = format!("blk.1.{name}.weight");
         let changes = Changes { tensor: &|tensor| tensor.name != full, ..Changes::NONE };
         let file = ModelFile::from_bytes(tiny::gguf_changed(GLM, changes)).unwrap();
-        let error = Model::load(&file, ModelPart::whole(file.config()), &Pool::new(1).unwrap()).unwrap_err();
+        let error = Engine::from(Pool::new(1).unwrap()).load(&file, ModelPart::whole(file.config())).unwrap_err();
         assert!(error.to_string().contains(&full), "{error}");
     }
 }
@@ -101,10 +102,10 @@ fn what_a_glm_says_of_its_layers_is_checked() {
 #[test]
 fn a_gpt_oss_without_its_biases_or_sinks_is_refused() {
     const GPT_OSS: Tiny = Tiny { architecture: "gpt-oss", ..MIXTURE };
-    let pool = Pool::new(1).unwrap();
+    let engine = Engine::from(Pool::new(1).unwrap());
     let load = |changes: Changes<'_>| {
         let file = ModelFile::from_bytes(tiny::gguf_changed(GPT_OSS, changes)).unwrap();
-        Model::load(&file, ModelPart::whole(file.config()), &pool)
+        engine.load(&file, ModelPart::whole(file.config()))
     };
     load(Changes::NONE).unwrap();
     for name in [
@@ -144,7 +145,7 @@ fn a_gpt_oss_without_its_biases_or_sinks_is_refused() {
 /// The clamp of gpt-oss's activation makes a number of an infinity.
 #[test]
 fn an_infinity_before_the_clamp_of_gpt_oss_fails_the_pass() {
-    let pool = Pool::new(1).unwrap();
+    let engine = Engine::from(Pool::new(1).unwrap());
     let huge = |name: &str, elements: &mut [f32]| {
         if name == "blk.1.ffn_up_exps.bias" || name == "blk.1.ffn_gate_exps.bias" {
             elements.fill(f32::MAX);
@@ -155,8 +156,8 @@ fn an_infinity_before_the_clamp_of_gpt_oss_fails_the_pass() {
     };
     let tiny = Tiny { architecture: "gpt-oss", weights: GgmlType::F32, seed: 7 };
     let file = ModelFile::from_bytes(tiny::gguf_with(tiny, huge)).unwrap();
-    let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
-    let error = forward(&model, &pool, &[1, 2, 3]).unwrap_err();
+    let model = engine.load(&file, ModelPart::whole(file.config())).unwrap();
+    let error = forward(&model, &[1, 2, 3]).unwrap_err();
     assert!(matches!(error, Error::NonFinite { .. }), "{error}");
     assert!(error.to_string().contains("layer 1"), "{error}");
 }
@@ -220,10 +221,11 @@ fn weights_that_are_not_finite_are_refused_in_routers_and_in_every_expert() {
     }
 }
 
-fn forward(model: &Model, pool: &Pool, tokens: &[u32]) -> Result<Vec<f32>, Error> {
-    let mut cache = Cache::new(model, &PageBudget::new(1 << 30));
+fn forward(model: &Stage, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+    let mut cache = model.cache(&PageBudget::new(1 << 30));
     let mut steps = [Step { cache: &mut cache, rows: tokens.len(), logits: Logits::Last }];
-    let result = model.forward(pool, &mut steps, Input::Tokens(tokens)).map(|output| output.logits(0).to_vec());
+    let result =
+        model.forward(&mut steps, Input::Tokens(tokens), &Cancel::new()).map(|output| output.logits(0).to_vec());
     assert_eq!(cache.len(), if result.is_ok() { tokens.len() } else { 0 });
     result
 }
@@ -241,9 +243,9 @@ fn a_router_that_overflows_is_an_error_that_names_its_layer() {
         let file = ModelFile::from_bytes(file).unwrap();
         for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
             for (threads, rows) in [(1, 1), (2, 1), (2, 9), (3, 40)] {
-                let pool = Pool::with_isa(threads, isa).unwrap();
-                let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
-                let error = forward(&model, &pool, &vec![5; rows]).unwrap_err().to_string();
+                let engine = Engine::from(Pool::with_isa(threads, isa).unwrap());
+                let model = engine.load(&file, ModelPart::whole(file.config())).unwrap();
+                let error = forward(&model, &vec![5; rows]).unwrap_err().to_string();
                 let why = format!("the router values of layer {first} are not finite");
                 assert!(error.contains(&why), "{isa:?}, {threads} threads, {rows} rows: {error}");
             }
@@ -251,11 +253,12 @@ fn a_router_that_overflows_is_an_error_that_names_its_layer() {
         // A stage counts its layers from the model's first.
         if first > 0 {
             let part = ModelPart { layers: first..LAYERS, embedding: false, head: false };
-            let pool = Pool::new(1).unwrap();
-            let stage = Model::load(&file, part, &pool).unwrap();
-            let mut cache = Cache::new(&stage, &PageBudget::new(1 << 30));
+            let engine = Engine::from(Pool::new(1).unwrap());
+            let stage = engine.load(&file, part).unwrap();
+            let mut cache = stage.cache(&PageBudget::new(1 << 30));
             let mut steps = [Step { cache: &mut cache, rows: 1, logits: Logits::None }];
-            let error = stage.forward(&pool, &mut steps, Input::Activations(&[1.0; 256])).unwrap_err().to_string();
+            let error =
+                stage.forward(&mut steps, Input::Activations(&[1.0; 256]), &Cancel::new()).unwrap_err().to_string();
             assert!(error.contains(&format!("the router values of layer {first} are not finite")), "{error}");
         }
     }
@@ -264,11 +267,11 @@ fn a_router_that_overflows_is_an_error_that_names_its_layer() {
 #[test]
 fn every_expert_counts_as_memory_of_its_layer() {
     let file = ModelFile::from_bytes(tiny::gguf(MIXTURE)).unwrap();
-    let pool = Pool::new(2).unwrap();
+    let engine = Engine::from(Pool::new(2).unwrap());
     for layers in [0..1, 1..LAYERS] {
         let part = ModelPart { embedding: false, head: false, layers: layers.clone() };
-        let told = Model::load_bytes(&file, &part, pool.threads()).unwrap();
-        let loaded = Model::load(&file, part, &pool).unwrap();
+        let told = engine.load_bytes(&file, &part).unwrap();
+        let loaded = engine.load(&file, part).unwrap();
         assert_eq!((told.weights, told.scratch), (loaded.memory_bytes(), 0));
         let names = [
             "attn_q",

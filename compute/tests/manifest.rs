@@ -7,8 +7,8 @@ mod tiny;
 
 use pangea_compute::gguf::{GgmlType, Gguf};
 use pangea_compute::model::manifest::{MAX_MANIFEST_BYTES, PART_BYTES};
-use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, Wanted};
-use pangea_compute::{Error, Pool};
+use pangea_compute::model::{Architecture, LayerPlan, Manifest, ModelFile, ModelPart, StagePlan, Wanted};
+use pangea_compute::{Engine, Error, Pool};
 use proptest::prelude::*;
 use tiny::{EXPERTS, LAYERS, Tiny, USED_EXPERTS};
 
@@ -131,7 +131,7 @@ fn hostile_manifests_are_refused_and_cost_nothing() {
 
 #[test]
 fn a_range_of_layers_reads_what_is_selected_for_it_and_nothing_else() {
-    let pool = Pool::new(1).unwrap();
+    let engine = Engine::from(Pool::new(1).unwrap());
     for architecture in ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3"] {
         let bytes = tiny(architecture);
         let manifest = manifest(bytes.clone());
@@ -149,7 +149,7 @@ fn a_range_of_layers_reads_what_is_selected_for_it_and_nothing_else() {
             }
             let file = ModelFile::from_bytes(partial.clone()).unwrap();
             manifest.check_file(file.gguf()).unwrap();
-            Model::load(&file, part.clone(), &pool).unwrap_or_else(|error| panic!("{architecture} {part:?}: {error}"));
+            engine.load(&file, part.clone()).unwrap_or_else(|error| panic!("{architecture} {part:?}: {error}"));
             // And without any one matrix of it, it is.
             for piece in
                 selected.iter().map(|index| &manifest.pieces()[*index]).filter(|piece| !piece.name().is_empty())
@@ -157,7 +157,7 @@ fn a_range_of_layers_reads_what_is_selected_for_it_and_nothing_else() {
                 let mut less = partial.clone();
                 less[piece.offset() as usize..(piece.offset() + piece.len_bytes()) as usize].fill(0xff);
                 let file = ModelFile::from_bytes(less).unwrap();
-                let loaded = Model::load(&file, part.clone(), &pool);
+                let loaded = engine.load(&file, part.clone());
                 assert!(loaded.is_err(), "{architecture} {part:?} does not need {}", piece.name());
             }
         }
@@ -215,5 +215,33 @@ proptest! {
         }
         bytes.truncate(cut % bytes.len());
         prop_assert!(Manifest::from_bytes(&bytes).is_err());
+    }
+}
+
+#[test]
+fn a_plan_says_where_every_weight_lies_and_is_the_same_however_layers_are_cut() {
+    for architecture in Architecture::ALL.map(Architecture::name) {
+        let file = ModelFile::from_bytes(tiny(architecture)).unwrap();
+        let plan = |layers| StagePlan::of(&file, &ModelPart::of_layers(file.config(), layers)).unwrap();
+        let layers = file.config().layers;
+        let whole = plan(0..layers);
+        let parts = [plan(0..1), plan(1..2), plan(2..layers)];
+        let cut: Vec<_> = parts.iter().flat_map(|part| part.layers.iter().flat_map(LayerPlan::matrices)).collect();
+        assert!(whole.layers.iter().flat_map(LayerPlan::matrices).eq(cut), "{architecture}");
+        // Every byte of every tensor that is a matrix, or one of each expert, once.
+        let mut planned: Vec<_> = whole.matrices().map(|matrix| (matrix.bytes.clone(), &*matrix.name)).collect();
+        planned.sort_unstable_by_key(|(bytes, _)| bytes.start);
+        planned.dedup_by(|next, before| {
+            let joins = next.1 == before.1 && next.0.start == before.0.end;
+            before.0.end = if joins { next.0.end } else { before.0.end };
+            joins
+        });
+        let no_matrix = ["conv1d.weight", "_exps.bias", "nextn.eh_proj.weight"];
+        let tensors = file.gguf().tensors().map(Result::unwrap);
+        let matrices =
+            tensors.filter(|tensor| tensor.shape.len() > 1 && !no_matrix.iter().any(|end| tensor.name.ends_with(end)));
+        let mut expected: Vec<_> = matrices.map(|tensor| (file.gguf().range_of(&tensor), tensor.name)).collect();
+        expected.sort_unstable_by_key(|(bytes, _)| bytes.start);
+        assert_eq!(planned, expected, "{architecture}");
     }
 }

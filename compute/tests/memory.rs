@@ -6,9 +6,9 @@
 #[allow(dead_code, reason = "the other tests' own")]
 mod tiny;
 
-use pangea_compute::Pool;
 use pangea_compute::gguf::GgmlType;
-use pangea_compute::model::{Model, ModelFile, ModelPart};
+use pangea_compute::model::{ModelFile, ModelPart};
+use pangea_compute::{Engine, Pool};
 use tiny::{Sizes, Tiny};
 
 /// Bytes beside the packed weights, at most: a piece of the file for each of two threads, the vectors, a huge page at the end.
@@ -33,7 +33,7 @@ fn loading_a_model_takes_its_packed_weights_and_little_more() {
         vocabulary: 8192,
         context: 512,
     };
-    let pool = Pool::new(2).unwrap();
+    let engine = Engine::from(Pool::new(2).unwrap());
     for architecture in ["llama", "qwen3moe"] {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&path, tiny::gguf_of(Tiny { architecture, weights: GgmlType::Q4K, seed: 1 }, sizes, |_, _| {}))
@@ -42,7 +42,7 @@ fn loading_a_model_takes_its_packed_weights_and_little_more() {
         let before = status("VmRSS");
         // Sets the peak to what is in use now.
         std::fs::write("/proc/self/clear_refs", "5").unwrap();
-        let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
+        let model = engine.load(&file, ModelPart::whole(file.config())).unwrap();
         let beside = (status("VmHWM") - before).saturating_sub(model.memory_bytes());
         eprintln!("{architecture}: {} of weights, {beside} bytes beside them at most", model.memory_bytes());
         assert!(model.memory_bytes() > 60 << 20, "too small to tell");

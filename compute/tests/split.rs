@@ -7,8 +7,8 @@
 mod tiny;
 
 use pangea_compute::gguf::{GgmlType, Gguf, Located, PartName};
-use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, Wanted};
-use pangea_compute::{ErrorKind, Pool};
+use pangea_compute::model::{Manifest, ModelFile, ModelPart, Wanted};
+use pangea_compute::{Engine, ErrorKind, Pool};
 use pangea_units::SplitMix64;
 use std::path::{Path, PathBuf};
 use tiny::Tiny;
@@ -139,10 +139,10 @@ fn the_first_part_opens_all_and_loads_as_the_whole_model() {
     assert_eq!(Gguf::part_paths(Path::new("a/b.gguf")), [PathBuf::from("a/b.gguf")]);
     let file = ModelFile::open(&path).unwrap();
     assert_eq!(file.path(), path);
-    let pool = Pool::new(1).unwrap();
-    let loaded = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
+    let engine = Engine::from(Pool::new(1).unwrap());
+    let loaded = engine.load(&file, ModelPart::whole(file.config())).unwrap();
     let expected = ModelFile::from_bytes(whole).unwrap();
-    let expected = Model::load(&expected, ModelPart::whole(expected.config()), &pool).unwrap();
+    let expected = engine.load(&expected, ModelPart::whole(expected.config())).unwrap();
     assert_eq!(loaded.memory_bytes(), expected.memory_bytes());
     // Pages that were read are released; reading them again gives the same bytes.
     let before = file.gguf().require("blk.1.ffn_up.weight").unwrap().bytes.to_vec();
@@ -217,7 +217,7 @@ fn pieces_of_parts_make_the_same_partial_copy_as_pieces_of_a_whole_file() {
     let file = ModelFile::from_bytes(copy).unwrap();
     manifest.check_file(file.gguf()).unwrap();
     let part = ModelPart { layers: 1..2, embedding: false, head: false };
-    Model::load(&file, part, &Pool::new(1).unwrap()).unwrap();
+    Engine::from(Pool::new(1).unwrap()).load(&file, part).unwrap();
 }
 
 #[test]

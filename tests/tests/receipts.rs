@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use libp2p::identity::Keypair;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaves};
 use pangea_compute::commit::{Claim, Leaf, merkle_root};
-use pangea_compute::model::{Cache, Input, Logits, Manifest, Model, ModelFile, ModelPart, NUMERICS, PageBudget, Step};
+use pangea_compute::engine::{Input, Logits, Stage, Step};
+use pangea_compute::model::{Cache, Manifest, ModelFile, ModelPart, NUMERICS, PageBudget};
 use pangea_compute::sample::grammar::GrammarVocabulary;
 use pangea_compute::sample::{AnswerFormat, Choice, Sampling, choose};
-use pangea_compute::{Digest, Pool};
+use pangea_compute::{Cancel, Digest, Engine, Pool};
 use pangea_control::trust::Verdict;
 use pangea_node::trust::{
     Audit, CommitChain, Expected, Receipt, ReceiptModel, ReceiptStage, ReceiptStore, Received, Segment, terms_digest,
@@ -79,13 +80,13 @@ impl Home {
 
     /// Continues `tokens` (prompt and answer so far) over both stages until the answer is complete.
     fn segment(&self, asked: &Asked, tokens: &mut Vec<u32>, lie: Lie) -> Segment {
-        let pool = Pool::new(1).unwrap();
+        let engine = Engine::from(Pool::new(1).unwrap());
         let models = LAYERS.map(|layers| {
             let part = ModelPart::of_layers(self.file.config(), layers.start as usize..layers.end as usize);
-            Model::load(&self.file, part, &pool).unwrap()
+            engine.load(&self.file, part).unwrap()
         });
         let budget = PageBudget::new(1 << 26);
-        let mut caches = [Cache::new(&models[0], &budget), Cache::new(&models[1], &budget)];
+        let mut caches = [models[0].cache(&budget), models[1].cache(&budget)];
         let mut grammar = asked.form.grammar(|| GrammarVocabulary::new(&self.file.tokenizer()?)).unwrap();
         let chosen_from = tokens.len() - 1;
         let positions = asked.prompt.len() + asked.answer - 1;
@@ -94,14 +95,14 @@ impl Home {
             let next = caches[0].len()..tokens.len();
             let width = self.file.config().hidden_size;
             let step = Step { cache: &mut caches[0], rows: next.len(), logits: Logits::None };
-            let output = models[0].forward(&pool, &mut [step], Input::Tokens(&tokens[next.clone()])).unwrap();
+            let output = models[0].forward(&mut [step], Input::Tokens(&tokens[next.clone()]), &Cancel::new()).unwrap();
             let mut activations = output.activations().to_vec();
             if let Some((0, position)) = lie.filter(|(_, position)| next.contains(position)) {
                 pangea_node::fault::twist_row(&mut activations[(position - next.start) * width..][..width], 3);
             }
             rows.extend(activations.chunks_exact(width).zip(next.start as u64..).map(|(row, at)| row_leaf(at, row)));
             let step = Step { cache: &mut caches[1], rows: next.len(), logits: Logits::Last };
-            let mut output = models[1].forward(&pool, &mut [step], Input::Activations(&activations)).unwrap();
+            let mut output = models[1].forward(&mut [step], Input::Activations(&activations), &Cancel::new()).unwrap();
             chosen.extend((next.start..next.end - 1).map(|position| nothing_leaf(position as u64)));
             let allowed = grammar.as_mut().map(|grammar| grammar.mask().unwrap());
             let (prompt, answer) = tokens.split_at(asked.prompt.len());

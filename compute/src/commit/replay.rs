@@ -3,10 +3,11 @@
 //! use the pool between chunks. Signatures are the node's.
 
 use super::merkle::{Leaf, chosen_leaf, merkle_root, nothing_leaf, row_leaf, token_leaves};
-use crate::model::{Cache, Input, Logits, Model, ModelConfig, ModelPart, Output, PageBudget, Step};
+use crate::engine::{Input, Logits, Output, Stage, Step};
+use crate::model::{Cache, ModelConfig, ModelPart, PageBudget};
 use crate::sample::grammar::Grammar;
 use crate::sample::{Choice, Sampling, choose, score};
-use crate::{Cancel, Error, Pool};
+use crate::{Cancel, Error};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -147,7 +148,7 @@ pub struct ModelSource<'a> {
     /// Layers of one part, at most; at least 1.
     pub at_once: usize,
     /// Loads a part. Parts are loaded in order, each once.
-    pub load: &'a mut dyn FnMut(ModelPart) -> Result<Arc<Model>, Error>,
+    pub load: &'a mut dyn FnMut(ModelPart) -> Result<Arc<Stage>, Error>,
 }
 
 /// Replays a session from its tokens, one part of the model after the other, for stages with these `layers`
@@ -156,10 +157,9 @@ pub struct ModelSource<'a> {
 ///
 /// # Errors
 /// [`Error::Invalid`] for layers that do not cover the model in order, tokens outside its vocabulary, or an impossible
-/// transcript; [`Error::Cancelled`]; errors of loading, [`Model::forward`] and [`choose`].
+/// transcript; [`Error::Cancelled`]; errors of loading, [`Stage::forward`] and [`choose`].
 pub fn replay(
     source: &mut ModelSource<'_>,
-    pool: &Pool,
     layers: &[Range<u32>],
     transcript: Transcript<'_>,
     pace: &mut ReplayPace<'_>,
@@ -184,7 +184,7 @@ pub fn replay(
             let end = (start + source.at_once.max(1)).min(stage.end as usize);
             let model = (source.load)(ModelPart::of_layers(config, start..end))?;
             let input = if start == 0 { Input::Tokens(tokens) } else { Input::Activations(&activations) };
-            let mut pass = Pass { model: &model, pool, positions: tokens.len(), input };
+            let mut pass = Pass { model: &model, positions: tokens.len(), input };
             if model.part().head {
                 chosen = pass.choose(&mut chooser, pace)?;
             } else {
@@ -226,8 +226,7 @@ fn check(transcript: &Transcript<'_>, positions: usize) -> Result<(), Error> {
 
 /// One part of the model, over all rows of a session.
 struct Pass<'a> {
-    model: &'a Model,
-    pool: &'a Pool,
+    model: &'a Stage,
     positions: usize,
     input: Input<'a>,
 }
@@ -268,8 +267,8 @@ impl Pass<'_> {
         next: impl Fn(usize) -> (usize, Logits),
         mut take: impl FnMut(Range<usize>, &mut Output) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let budget = PageBudget::new(Cache::bytes_for(self.model, self.positions));
-        let mut cache = Cache::new(self.model, &budget);
+        let budget = PageBudget::new(self.model.cache_shape().bytes_for(self.positions));
+        let mut cache = self.model.cache(&budget);
         let width = self.model.config().hidden_size;
         let mut start = 0;
         while start < self.positions {
@@ -283,7 +282,7 @@ impl Pass<'_> {
                 Input::Activations(values) => Input::Activations(&values[rows.start * width..rows.end * width]),
             };
             let step = Step { cache: &mut cache, rows: rows.len(), logits };
-            let mut output = self.model.forward_until(self.pool, &mut [step], input, pace.cancel)?;
+            let mut output = self.model.forward(&mut [step], input, pace.cancel)?;
             start = rows.end;
             take(rows, &mut output)?;
         }

@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::cost::Drafting;
+use crate::engine::{Input, Logits, Stage, Step};
 use crate::gguf::Metadata;
-use crate::model::{Cache, Input, Logits, Model, PageBudget, Step};
-use crate::{Error, Pool};
+use crate::model::{Cache, PageBudget};
+use crate::{Cancel, Error};
 
 /// Weight of a new observation of a guess: an average over about 20.
 const GUESS_WEIGHT: f64 = 0.05;
@@ -33,8 +34,7 @@ const PADDING: usize = 512;
 /// A small model that drafts for a large one of the same vocabulary. Clones share it.
 #[derive(Clone)]
 pub struct DraftModel {
-    model: Arc<Model>,
-    pool: Arc<Pool>,
+    model: Arc<Stage>,
     budget: PageBudget,
     /// Weights of this model for each one of the large model.
     share: f64,
@@ -57,13 +57,14 @@ impl DraftModel {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a part of a model.
-    pub fn new(model: Arc<Model>, pool: Arc<Pool>, budget: PageBudget, of_bytes: u64) -> Result<DraftModel, Error> {
+    pub fn new(model: Arc<Stage>, budget: PageBudget, of_bytes: u64) -> Result<DraftModel, Error> {
         if !model.is_whole() {
             return Err(Error::invalid("draft", "a model that drafts must be whole".to_owned()));
         }
         let share = model.memory_bytes() as f64 / of_bytes.max(1) as f64;
         let worth = Arc::new(Mutex::new(Worth { hit_rate: ASSUMED_HIT_RATE, credit: 0.0 }));
-        Ok(DraftModel { model, pool, budget, share, worth })
+
+        Ok(DraftModel { model, budget, share, worth })
     }
 
     fn worth(&self) -> MutexGuard<'_, Worth> {
@@ -223,7 +224,7 @@ impl ModelDrafts {
         if text.iter().rev().take(CATCH_UP).any(|token| *token >= vocabulary) {
             return Ok(Drafted::Nothing);
         }
-        let mut cache = self.cache.take().unwrap_or_else(|| Cache::new(&self.of.model, &self.of.budget));
+        let mut cache = self.cache.take().unwrap_or_else(|| self.of.model.cache(&self.of.budget));
         // At least the last token is computed again, so that there are logits.
         let same = self.held.iter().zip(text).take_while(|(held, token)| held == token).count();
         cache.truncate(same.min(text.len().saturating_sub(1)));
@@ -259,7 +260,7 @@ impl ModelDrafts {
     /// Computes tokens; with logits, returns the likeliest next one and its probability.
     fn pass(&mut self, cache: &mut Cache, tokens: &[u32], logits: Logits) -> Result<Option<(u32, f64)>, Error> {
         let mut steps = [Step { cache, rows: tokens.len(), logits }];
-        let output = self.of.model.forward(&self.of.pool, &mut steps, Input::Tokens(tokens))?;
+        let output = self.of.model.forward(&mut steps, Input::Tokens(tokens), &Cancel::new())?;
         self.held.extend_from_slice(tokens);
         let logits = output.logits(0);
         // The first one of equals.

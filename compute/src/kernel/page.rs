@@ -7,6 +7,14 @@ use super::simd::LANES;
 /// Positions of one page. Keys of [`LANES`] positions lie together, so it is a multiple of that.
 pub(crate) const PAGE_POSITIONS: usize = 32;
 
+/// Kinds of layers that attend. Each has rotary frequencies and pages of its own.
+pub(crate) const KINDS: usize = 2;
+
+/// The kind of a layer whose rows see `window` positions: 0 where it is all of them (`usize::MAX`), 1 with a sliding window.
+pub(crate) fn kind_of(window: usize) -> usize {
+    usize::from(window != usize::MAX)
+}
+
 const _: () = assert!(PAGE_POSITIONS.is_multiple_of(LANES));
 
 /// What a page holds: for each of its layers the keys of every key-value head, then the values, as f16. Keys of one head:

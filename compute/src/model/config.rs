@@ -333,12 +333,12 @@ impl ModelConfig {
 
     /// Bytes of a session in one layer that has a recurrent state, whatever its number of positions; 0 where no layer has one.
     pub fn sequence_bytes(&self) -> u64 {
-        self.delta.map_or(0, |shape| super::states::bytes(StateShape { layers: 1, shape }))
+        self.delta.map_or(0, |shape| super::cache::states::bytes(StateShape { layers: 1, shape }))
     }
 
     /// [`ModelConfig::sequence_bytes`] while a step of several passes is computed.
     pub(crate) fn most_sequence_bytes(&self) -> u64 {
-        self.delta.map_or(0, |shape| super::states::most_bytes(StateShape { layers: 1, shape }))
+        self.delta.map_or(0, |shape| super::cache::states::most_bytes(StateShape { layers: 1, shape }))
     }
 
     /// Bytes of one position of a session of `positions` positions, in the layer that takes most: of keys and values, or its share

@@ -90,7 +90,7 @@ impl Wanted {
         Wanted::default()
     }
 
-    /// The pieces that [`Model::load`](super::Model::load) reads for `part`.
+    /// The pieces that an engine reads to load `part`.
     pub fn of_part(part: &super::ModelPart) -> Wanted {
         let layer = |layer: usize| u32::try_from(layer).unwrap_or(u32::MAX);
         Wanted { layers: layer(part.layers.start)..layer(part.layers.end), embedding: part.embedding, head: part.head }

@@ -3,10 +3,11 @@
 
 use super::reference::{Reference, Row};
 use super::tiny::{self, Changes, Tiny, VOCABULARY, WINDOW};
-use super::{engine, judge, model_files};
-use pangea_compute::Pool;
+use super::{judge, logits_of, model_files};
+use pangea_compute::engine::{Input, Logits, Step};
 use pangea_compute::gguf::{GgmlType, Gguf};
-use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
+use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
+use pangea_compute::{Cancel, Engine, Pool};
 use pangea_units::SplitMix64;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -81,7 +82,7 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn tiny_models_of_every_architecture_and_weight_type_have_the_logits_of_llama_cpp() {
-    let pool = Pool::new(2).unwrap();
+    let engine = Engine::from(Pool::new(2).unwrap());
     let cases = cases();
     for architecture in ARCHITECTURES {
         let logits = std::fs::read(golden(&format!("{architecture}.f32"))).unwrap();
@@ -91,8 +92,8 @@ fn tiny_models_of_every_architecture_and_weight_type_have_the_logits_of_llama_cp
             let of_this = |case: &&Case| case.tiny.architecture == architecture && case.tiny.weights == weights;
             let Case { tiny, tokens } = cases.iter().find(of_this).unwrap_or_else(|| panic!("no case of {name}"));
             let file = ModelFile::from_bytes(file(*tiny)).unwrap();
-            let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
-            let ours = engine(&model, &pool, tokens, 7);
+            let model = engine.load(&file, ModelPart::whole(file.config())).unwrap();
+            let ours = logits_of(&model, tokens, 7);
             let mut worst = 0f64;
             for position in rows(architecture) {
                 let floats =
@@ -130,22 +131,22 @@ fn divergence(logits: &[f32], ids: &[u32], theirs: &[f64]) -> (f64, bool) {
 
 #[test]
 fn real_models_give_a_real_text_the_probabilities_of_llama_cpp() {
-    let pool = Pool::new(2).unwrap();
+    let engine = Engine::from(Pool::new(2).unwrap());
     for (name, mean_bound, row_bound) in REAL {
         let test = "real_models_give_a_real_text_the_probabilities_of_llama_cpp";
         let Some(path) = model_files::find(test, name) else { continue };
         let file = ModelFile::open(&path).unwrap();
-        let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
+        let model = engine.load(&file, ModelPart::whole(file.config())).unwrap();
         let tokens = std::fs::read_to_string(golden(&format!("{name}.tokens"))).unwrap();
         let tokens: Vec<u32> = tokens.trim().split(',').map(|token| token.parse().unwrap()).collect();
         let top = std::fs::read(golden(&format!("{name}.top"))).unwrap();
         let (rows, rest) = top.as_chunks::<{ 8 * TOP }>();
         assert!(rows.len() == tokens.len() && rest.is_empty(), "{name}: {} rows", rows.len());
-        let mut cache = Cache::new(&model, &PageBudget::new(1 << 30));
+        let mut cache = model.cache(&PageBudget::new(1 << 30));
         let (mut sum, mut worst, mut same) = (0.0, 0f64, 0);
         for (chunk, rows) in tokens.chunks(50).zip(rows.chunks(50)) {
             let mut steps = [Step { cache: &mut cache, rows: chunk.len(), logits: Logits::All }];
-            let output = model.forward(&pool, &mut steps, Input::Tokens(chunk)).unwrap();
+            let output = model.forward(&mut steps, Input::Tokens(chunk), &Cancel::new()).unwrap();
             for (logits, row) in output.logits(0).chunks_exact(file.config().vocabulary).zip(rows) {
                 let (ids, logs) = row.split_at(4 * TOP);
                 let ids: Vec<u32> = ids.as_chunks().0.iter().map(|id| u32::from_le_bytes(*id)).collect();

@@ -11,9 +11,10 @@ mod reference;
 mod tiny;
 mod weights;
 
-use pangea_compute::Pool;
+use pangea_compute::engine::{Input, Logits, Stage, Step};
 use pangea_compute::gguf::GgmlType;
-use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
+use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
+use pangea_compute::{Cancel, Engine, Pool};
 use pangea_units::SplitMix64;
 use reference::{Reference, Row, softmax};
 use tiny::{Tiny, VOCABULARY, WINDOW};
@@ -27,12 +28,12 @@ const FLOAT_ERROR: f64 = 2e-3;
 const QUANTIZED_ERROR: f64 = 0.04;
 
 /// Every row of a text by the engine, in chunks.
-fn engine(model: &Model, pool: &Pool, tokens: &[u32], chunk: usize) -> Vec<Vec<f64>> {
-    let mut cache = Cache::new(model, &PageBudget::new(1 << 30));
+fn logits_of(model: &Stage, tokens: &[u32], chunk: usize) -> Vec<Vec<f64>> {
+    let mut cache = model.cache(&PageBudget::new(1 << 30));
     let mut rows = Vec::new();
     for tokens in tokens.chunks(chunk) {
         let mut steps = [Step { cache: &mut cache, rows: tokens.len(), logits: Logits::All }];
-        let output = model.forward(pool, &mut steps, Input::Tokens(tokens)).unwrap();
+        let output = model.forward(&mut steps, Input::Tokens(tokens), &Cancel::new()).unwrap();
         let logits = output.logits(0).chunks_exact(VOCABULARY);
         rows.extend(logits.map(|row| row.iter().map(|logit| f64::from(*logit)).collect::<Vec<f64>>()));
     }
@@ -100,17 +101,17 @@ fn bound(ty: GgmlType) -> f64 {
 
 #[test]
 fn dense_architectures_agree_with_the_papers_in_every_weight_type() {
-    let pool = Pool::new(2).unwrap();
+    let engine = Engine::from(Pool::new(2).unwrap());
     // Past the window of windowed layers.
     let tokens = text(11, WINDOW + 6);
     for architecture in ["llama", "qwen2", "qwen3", "gemma3", "qwen35"] {
         for weights in GgmlType::SUPPORTED {
             let file = file(architecture, weights, 21);
-            let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
+            let model = engine.load(&file, ModelPart::whole(file.config())).unwrap();
             let expected = Reference::new(file.gguf()).rows(&tokens);
             let bound = bound(weights) * if has_delta_nets(architecture) { 2.0 } else { 1.0 };
             let mut worst = 0f64;
-            for (position, (ours, row)) in engine(&model, &pool, &tokens, 17).iter().zip(&expected).enumerate() {
+            for (position, (ours, row)) in logits_of(&model, &tokens, 17).iter().zip(&expected).enumerate() {
                 let name = format!("{architecture} {} at {position}", weights.name());
                 worst = worst.max(judge(&name, ours, row, bound));
             }
@@ -129,7 +130,7 @@ fn mixtures_of_experts_agree_with_the_papers_in_every_weight_type() {
 }
 
 fn mixture_agrees(architecture: &'static str, weights: GgmlType) {
-    let pool = Pool::new(2).unwrap();
+    let engine = Engine::from(Pool::new(2).unwrap());
     // gpt-oss multiplies by `1 + up`, so the error of a gate is passed on even where nothing is let through by `up`; the experts of
     // the small GLM count one and a half times.
     let clear_by = 2.0 * bound(weights) * if architecture == "qwen3moe" { 1.0 } else { 1.5 };
@@ -143,13 +144,13 @@ fn mixture_agrees(architecture: &'static str, weights: GgmlType) {
             break;
         }
         let file = file(architecture, weights, seed);
-        let model = Model::load(&file, ModelPart::whole(file.config()), &pool).unwrap();
+        let model = engine.load(&file, ModelPart::whole(file.config())).unwrap();
         let reference = Reference::new(file.gguf());
         for case in 0..40 {
             let tokens = text(100 + case, 4);
             let expected = reference.rows(&tokens);
             let clear = expected.iter().take_while(|row| row.margin > clear_by).count();
-            let ours = engine(&model, &pool, &tokens, 1 + case as usize % 4);
+            let ours = logits_of(&model, &tokens, 1 + case as usize % 4);
             for (position, (ours, row)) in ours.iter().zip(&expected).take(clear).enumerate() {
                 if may_choose_otherwise && relative_error(ours, row) > bound {
                     otherwise += 1;

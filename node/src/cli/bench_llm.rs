@@ -1,11 +1,13 @@
 //! `pangea bench llm`: tokens per second that a model reads and generates, with llama-bench's test names. The model is
 //! loaded in this process; no node is asked, nothing is sampled.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use pangea_compute::Pool;
-use pangea_compute::model::{Cache, Input, Logits, Model, ModelFile, ModelPart, PageBudget, Step};
+use pangea_compute::engine::{Engine, Input, Logits, Stage, Step};
+use pangea_compute::model::{Cache, ModelFile, ModelPart, PageBudget};
+use pangea_compute::{Cancel, Pool};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde::Serialize;
@@ -146,18 +148,13 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
     progress.phase("measuring", total as u64);
     let mut lines = Vec::new();
     for &threads in &threads {
-        let pool = Pool::new(threads)?;
-        let model = Model::load(&file, ModelPart::whole(file.config()), &pool)?;
+        let pool = Arc::new(Pool::new(threads)?);
+        let model = Engine::Cpu(Arc::clone(&pool)).load(&file, ModelPart::whole(file.config()))?;
+        let shape = model.cache_shape();
         // Every run goes on from a copy of the context, whose last page and states are its own.
-        let copy = Cache::page_bytes(&model) + Cache::sequence_bytes(&model);
-        let budget = PageBudget::new(Cache::bytes_for(&model, longest + deepest) + copy);
-        let mut bench = Bench {
-            pool: &pool,
-            cache: Cache::new(&model, &budget),
-            model: &model,
-            bos,
-            random: StdRng::seed_from_u64(SEED),
-        };
+        let copy = shape.page_bytes() + shape.sequence_bytes();
+        let budget = PageBudget::new(shape.bytes_for(longest + deepest) + copy);
+        let mut bench = Bench { cache: model.cache(&budget), model: &model, bos, random: StdRng::seed_from_u64(SEED) };
         for &depth in &args.depth {
             for &test in &tests {
                 let (tokens_per_s, stddev) = mean(&bench.measure(test, depth, args.runs)?);
@@ -184,8 +181,7 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
 
 /// A model under test.
 struct Bench<'a> {
-    model: &'a Model,
-    pool: &'a Pool,
+    model: &'a Stage,
     cache: Cache,
     bos: Option<u32>,
     random: StdRng,
@@ -229,7 +225,7 @@ impl Bench<'_> {
             ids[0] = bos;
         }
         let step = Step { cache: &mut self.cache, rows: tokens, logits: Logits::Last };
-        self.model.forward(self.pool, &mut [step], Input::Tokens(&ids))?;
+        self.model.forward(&mut [step], Input::Tokens(&ids), &Cancel::new())?;
         Ok(())
     }
 }

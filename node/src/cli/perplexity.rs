@@ -2,10 +2,12 @@
 //! [`Perplexity`] does the arithmetic.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::Args;
-use pangea_compute::Pool;
-use pangea_compute::model::{Model, ModelFile, ModelPart, Perplexity};
+use pangea_compute::model::{ModelFile, ModelPart};
+use pangea_compute::perplexity::Perplexity;
+use pangea_compute::{Engine, Pool};
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, StoreArgs};
@@ -79,8 +81,8 @@ pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failur
         tokens.truncate((chunks as usize).saturating_mul(args.ctx));
     }
     let bos = tokenizer.added_bos();
-    let pool = Pool::new(threads)?;
-    let model = Model::load(&file, ModelPart::whole(file.config()), &pool)?;
+    let pool = Arc::new(Pool::new(threads)?);
+    let model = Engine::Cpu(Arc::clone(&pool)).load(&file, ModelPart::whole(file.config()))?;
     let chunks = tokens.len() / args.ctx.max(1);
     note(&output, format!("{} tokens, {chunks} chunks of {}", tokens.len(), args.ctx));
     let mut progress = Progress::new(output.quiet);

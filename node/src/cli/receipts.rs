@@ -8,7 +8,7 @@ use pangea_client::ErrorKind;
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::commit::ReplayPace;
 use pangea_compute::model::{Manifest, ModelFile};
-use pangea_compute::{Cancel, Pool};
+use pangea_compute::{Cancel, Engine, Pool};
 
 use super::args::{DataDirArgs, JsonArgs, OutputArgs};
 use super::failure::{Exit, Failure};
@@ -208,7 +208,7 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     if manifest.digest() == receipt.model.digest {
         note(&output, format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
     }
-    let pool = Pool::new(threads)?;
+    let engine = Engine::from(Pool::new(threads)?);
     let mut progress = Progress::new(output.quiet);
     progress.phase("replaying", receipt.tokens().len() as u64);
     let cancel = Cancel::new();
@@ -216,7 +216,7 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
         ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut |rows| progress.done(rows as u64) };
     let room = host::memory_bytes().map_or(u64::MAX, |installed| installed / MEMORY_SHARE);
     let mut weights = Weights { file: &file, manifest: &manifest, room, fetch: &mut |_| Ok(()) };
-    let found = verify(&receipt, &mut weights, &pool, &mut pace)?;
+    let found = verify(&receipt, &mut weights, &engine, &mut pace)?;
     drop(progress);
     if args.json.json {
         print_json(&found)?;

@@ -6,7 +6,7 @@
 //! run to their end, each phase of an answer's step would wait for a phase of a product.
 
 use pangea_client::Result;
-use pangea_compute::Pool;
+use pangea_compute::{Engine, Pool};
 use pangea_control::devices::turns::Class;
 
 use super::{Devices, Turn};
@@ -58,6 +58,14 @@ impl Devices {
             Purpose::Probe => pool,
             purpose => pool.on(self.shared.cores.of(class(purpose))),
         })
+    }
+
+    /// Creates the engine that computes layers for `purpose`.
+    ///
+    /// # Errors
+    /// As [`Devices::pool`].
+    pub fn engine(&self, purpose: Purpose) -> Result<Engine> {
+        self.pool(purpose).map(Engine::from)
     }
 
     /// The cores for a measurement. Blocks while more urgent work computes, at most for the longest wait of its class.

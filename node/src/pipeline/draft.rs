@@ -7,7 +7,8 @@ use std::sync::Arc;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Pool;
 use pangea_compute::draft::DraftModel;
-use pangea_compute::model::{Cache, Model, ModelFile, ModelPart, PageBudget};
+use pangea_compute::engine::Stage;
+use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
 
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind, Lease};
@@ -21,7 +22,7 @@ const POSITIONS: usize = 8192;
 pub struct Draft {
     name: String,
     file: ModelFile,
-    model: Arc<Model>,
+    model: Stage,
     budget: PageBudget,
     /// Weights and sessions.
     memory: [Lease; 2],
@@ -40,18 +41,18 @@ impl Draft {
         };
         let path = models::resolve(folder, model).map_err(about)?;
         let file = ModelFile::open(&path).map_err(compute_error).map_err(about)?;
-        let pool = devices.pool(Purpose::Loading).map_err(about)?;
+        let engine = devices.engine(Purpose::Loading).map_err(about)?;
         let whole = ModelPart::whole(file.config());
-        let needs = Model::load_bytes(&file, &whole, pool.threads()).map_err(compute_error).map_err(about)?;
+        let needs = engine.load_bytes(&file, &whole).map_err(compute_error).map_err(about)?;
         let weights = devices.lease(Kind::Weights, needs.weights).map_err(about)?;
         let packed = {
             let _scratch = devices.lease(Kind::Loading, needs.scratch).map_err(about)?;
-            Model::load(&file, whole, &pool).map_err(compute_error).map_err(about)?
+            engine.load(&file, whole).map_err(compute_error).map_err(about)?
         };
         let positions = packed.config().context.min(POSITIONS);
-        let sessions = devices.lease(Kind::Sessions, Cache::bytes_for(&packed, positions)).map_err(about)?;
+        let sessions = devices.lease(Kind::Sessions, packed.cache_shape().bytes_for(positions)).map_err(about)?;
         let budget = PageBudget::new(sessions.bytes());
-        Ok(Draft { name, file, model: Arc::new(packed), budget, memory: [weights, sessions] })
+        Ok(Draft { name, file, model: packed, budget, memory: [weights, sessions] })
     }
 
     /// Bytes of its weights and sessions.
@@ -78,6 +79,7 @@ impl Draft {
     /// # Errors
     /// None in fact: the model is whole.
     pub fn on(&self, pool: &Arc<Pool>, of_bytes: u64) -> Result<DraftModel> {
-        DraftModel::new(Arc::clone(&self.model), Arc::clone(pool), self.budget.clone(), of_bytes).map_err(compute_error)
+        DraftModel::new(Arc::new(self.model.with_pool(Arc::clone(pool))), self.budget.clone(), of_bytes)
+            .map_err(compute_error)
     }
 }

@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Digest;
 use pangea_compute::draft::DraftModel;
-use pangea_compute::model::{Model, PageBudget};
-use pangea_compute::{Digest, Pool};
+use pangea_compute::engine;
+use pangea_compute::model::PageBudget;
 use tokio::sync::{mpsc, watch};
 
 use super::limits::MAX_PAYLOAD_BYTES;
@@ -52,10 +53,8 @@ pub struct StageSetup {
     pub stages: Vec<StageAt>,
     /// Index of this stage.
     pub index: usize,
-    /// Its layers; stages of several chains may share them.
-    pub model: Arc<Model>,
-    /// Its compute threads.
-    pub pool: Arc<Pool>,
+    /// Its layers on the engine that computes them; stages of several chains may share the weights.
+    pub model: Arc<engine::Stage>,
     /// Memory for keys and values.
     pub budget: PageBudget,
     /// On the first stage, the limits of its batch.
@@ -123,9 +122,7 @@ struct Inner {
 /// A whole model on this node, for passes besides those of its sessions.
 pub struct WholeModel {
     /// All layers.
-    pub model: Arc<Model>,
-    /// The compute threads of its stage.
-    pub pool: Arc<Pool>,
+    pub model: Arc<engine::Stage>,
     /// The stage's memory for keys and values.
     pub budget: PageBudget,
     /// Keeps the leases of weights and sessions.
@@ -134,8 +131,7 @@ pub struct WholeModel {
 
 struct StageHandle {
     events: SyncSender<StageEvent>,
-    model: Arc<Model>,
-    pool: Arc<Pool>,
+    model: Arc<engine::Stage>,
     budget: PageBudget,
     memory: Arc<[Lease; 2]>,
     /// Decides who may send what to the stage.
@@ -239,7 +235,7 @@ impl Pipeline {
             return Ok(());
         }
         let model = Arc::clone(&setup.model);
-        let (pool, budget, memory) = (Arc::clone(&setup.pool), setup.budget.clone(), Arc::clone(&setup.memory));
+        let (budget, memory) = (setup.budget.clone(), Arc::clone(&setup.memory));
         let config = setup.model.config();
         let largest = MessageBytes {
             frame: (FRAME_ROWS * (config.hidden_size * size_of::<f32>()) as u64).min(u64::from(MAX_PAYLOAD_BYTES)),
@@ -257,7 +253,6 @@ impl Pipeline {
         let handle = StageHandle {
             events,
             model,
-            pool,
             budget,
             memory,
             gate,
@@ -293,7 +288,6 @@ impl Pipeline {
         let stage = stages.get(&chain).filter(|stage| stage.model.is_whole())?;
         Some(WholeModel {
             model: Arc::clone(&stage.model),
-            pool: Arc::clone(&stage.pool),
             budget: stage.budget.clone(),
             memory: Arc::clone(&stage.memory),
         })
@@ -339,8 +333,8 @@ impl Pipeline {
     }
 
     /// Whether the stage of a chain uses exactly these layers.
-    pub fn uses(&self, chain: ChainId, model: &Arc<Model>) -> bool {
-        self.stages().get(&chain).is_some_and(|stage| Arc::ptr_eq(&stage.model, model))
+    pub fn uses(&self, chain: ChainId, model: &engine::Stage) -> bool {
+        self.stages().get(&chain).is_some_and(|stage| stage.model.shares_weights(model))
     }
 
     /// Whether a chain has failed.

@@ -9,8 +9,9 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
 use pangea_compute::commit::{Claim, Leaf, merkle_root};
-use pangea_compute::model::{Cache, Input, Logits, Model, NUMERICS, Output, PageBudget, Step};
-use pangea_compute::{Cancel, Digest, ErrorKind as ComputeErrorKind, Pool};
+use pangea_compute::engine::{Bits, Input, Logits, Output, Stage, Step};
+use pangea_compute::model::PageBudget;
+use pangea_compute::{Cancel, Digest, ErrorKind as ComputeErrorKind};
 
 use super::history::{History, Rows};
 use super::pass_faults::PassFaults;
@@ -25,8 +26,7 @@ use crate::trust::{CommitChain, terms_digest};
 
 /// The layers of one stage with the caches of its sequences.
 pub(super) struct Layers {
-    model: Arc<Model>,
-    pool: Arc<Pool>,
+    model: Arc<Stage>,
     budget: PageBudget,
     faults: PassFaults,
     histories: HashMap<u64, History>,
@@ -64,22 +64,21 @@ pub(super) struct Passed {
 
 impl Layers {
     pub(super) fn new(
-        model: Arc<Model>,
-        pool: Arc<Pool>,
+        model: Arc<Stage>,
         budget: PageBudget,
         faults: PassFaults,
         sampler: Option<Sampler>,
         running: Option<RunningPass>,
     ) -> Layers {
-        Layers { model, pool, budget, faults, histories: HashMap::new(), sessions: HashMap::new(), sampler, running }
+        Layers { model, budget, faults, histories: HashMap::new(), sessions: HashMap::new(), sampler, running }
     }
 
-    pub(super) fn model(&self) -> &Model {
+    pub(super) fn model(&self) -> &Stage {
         &self.model
     }
 
     pub(super) fn threads(&self) -> usize {
-        self.pool.threads()
+        self.model.threads()
     }
 
     pub(super) fn faults(&self) -> &PassFaults {
@@ -150,7 +149,7 @@ impl Layers {
                 history
             }),
         };
-        let history = history.unwrap_or_else(|| History::empty(Cache::new(&self.model, &self.budget)));
+        let history = history.unwrap_or_else(|| History::empty(self.model.cache(&self.budget)));
         // Rows from before a preemption are recomputed.
         if let Some(signable) = self.sessions.get_mut(&start.session) {
             signable.rows = None;
@@ -204,11 +203,15 @@ impl Layers {
             }
             None => root(&rows.given)?,
         };
+        let Bits::Exact(numerics) = self.model.bits() else {
+            let why = format!("an engine with {} cannot claim bits that others recompute", self.model.bits());
+            return Err(Error::new(ErrorKind::VerificationFailed, why));
+        };
         let claim = Claim {
             session: session.0,
             epoch: stage.chain.epoch,
             model: stage.chain.model,
-            numerics: NUMERICS,
+            numerics,
             layers: stage.at.layers.clone(),
             positions: u64::from(positions),
             chosen_from: signable.chosen_from,
@@ -285,10 +288,8 @@ impl Layers {
         let width = self.model.config().hidden_size;
         let mut taken = Vec::with_capacity(rows.len());
         for rows in rows {
-            let mut history = self
-                .histories
-                .remove(&rows.sequence)
-                .unwrap_or_else(|| History::empty(Cache::new(&self.model, &self.budget)));
+            let mut history =
+                self.histories.remove(&rows.sequence).unwrap_or_else(|| History::empty(self.model.cache(&self.budget)));
             history.truncate(rows.start as usize);
             let session = protocol.session_of(rows.sequence);
             let chooser = session.and_then(|session| self.sampler.as_ref()?.get(&session));
@@ -317,7 +318,7 @@ impl Layers {
                 .collect();
             let sessions = || rows.iter().filter_map(|rows| protocol.session_of(rows.sequence)).collect();
             let cancel = self.running.as_ref().map_or_else(Cancel::new, |running| running.begin(sessions()));
-            let result = self.model.forward_until(&self.pool, &mut steps, input, &cancel);
+            let result = self.model.forward(&mut steps, input, &cancel);
             if let Some(running) = &self.running {
                 running.finish();
             }

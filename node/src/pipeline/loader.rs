@@ -14,7 +14,8 @@ use std::time::Duration;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::draft::MAX_DRAFT;
-use pangea_compute::model::{Cache, Model, ModelFile, ModelPart, PageBudget};
+use pangea_compute::engine::Stage;
+use pangea_compute::model::{Cache, ModelFile, ModelPart, PageBudget};
 use pangea_compute::{Cancel, Digest};
 use tokio::sync::watch;
 
@@ -67,10 +68,10 @@ pub struct ChainLimits {
 
 impl ChainLimits {
     /// The first stage's batch limits for layers with this much memory for sessions, in a chain of `stages` stages.
-    pub fn batch(self, model: &Model, session_bytes: u64, stages: usize, drafts: Drafts) -> BatchLimits {
+    pub fn batch(self, model: &Stage, session_bytes: u64, stages: usize, drafts: Drafts) -> BatchLimits {
         let page_tokens = Cache::PAGE_POSITIONS;
         // A part without attention has no pages; then the states alone count.
-        let page_bytes = Cache::page_bytes(model).max(1);
+        let page_bytes = model.cache_shape().page_bytes().max(1);
         let several = stages > 1;
         BatchLimits {
             running: self.running * stages,
@@ -85,7 +86,8 @@ impl ChainLimits {
             window: model.config().window().unwrap_or(usize::MAX),
             kept_behind: Cache::KEPT_BEHIND,
             is_recurrent: model.config().is_recurrent(),
-            sequence_pages: usize::try_from(Cache::sequence_bytes(model).div_ceil(page_bytes)).unwrap_or(usize::MAX),
+            sequence_pages: usize::try_from(model.cache_shape().sequence_bytes().div_ceil(page_bytes))
+                .unwrap_or(usize::MAX),
             kept: KEPT,
             groups: stages,
         }
@@ -98,7 +100,7 @@ pub struct LoadedLayers {
     /// Name of the model, for the log.
     name: Arc<str>,
     /// The layers.
-    pub model: Arc<Model>,
+    pub model: Arc<Stage>,
     /// Memory for their sessions.
     pub budget: PageBudget,
     /// The text side, if this stage chooses tokens.
@@ -251,10 +253,10 @@ impl Loader {
             return Ok(loaded.clone());
         }
         let part = ModelPart::of_layers(file.config(), layers.start as usize..layers.end as usize);
-        let pool = self.0.devices.pool(Purpose::Loading)?;
-        let needs = Model::load_bytes(file, &part, pool.threads()).map_err(compute_error)?;
+        let engine = self.0.devices.engine(Purpose::Loading)?;
+        let needs = engine.load_bytes(file, &part).map_err(compute_error)?;
         let [weights, sessions] = self.lease(model, file, &layers, needs.weights, session_bytes)?;
-        let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &pool, &self.0.devices)?;
+        let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &engine, &self.0.devices)?;
         let loaded = LoadedLayers {
             name: name.into(),
             model: Arc::new(packed),
@@ -355,8 +357,7 @@ impl Loader {
             drafts: inner.drafts,
             draft: drafting.map(|(draft, of_bytes)| draft.on(&pool, of_bytes)).transpose()?,
             text: (index + 1 == count).then(|| loaded.text.clone()).flatten(),
-            model: Arc::clone(&loaded.model),
-            pool,
+            model: Arc::new(loaded.model.with_pool(pool)),
             budget: loaded.budget.clone(),
             name: loaded.name.to_string(),
             metrics: Arc::clone(&loaded.metrics),

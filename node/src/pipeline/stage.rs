@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use pangea_client::{Error, Result};
 use pangea_compute::draft;
-use pangea_compute::model::{Input, NUMERICS};
+use pangea_compute::engine::Input;
+use pangea_compute::model::NUMERICS;
 use pangea_control::session::stage::{Action, Count, Event, Incoming, Notice, Opening, StageProtocol, StageSettings};
 use pangea_control::session::{Drafter, Drafts};
 
@@ -115,7 +116,7 @@ impl Stage {
         let faults = PassFaults::new(pipeline.clone(), setup.index, setup.stages.len());
         let log = RequestLog::new(pipeline.local(), setup.name, &setup.stages[setup.index]);
         let sampler = setup.text.map(Sampler::new);
-        let layers = Layers::new(setup.model, setup.pool, setup.budget, faults, sampler, running.clone());
+        let layers = Layers::new(setup.model, setup.budget, faults, sampler, running.clone());
         Stage {
             chain: setup.chain,
             stages: setup.stages,

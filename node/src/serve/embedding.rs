@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_compute::model::Cache;
 use pangea_control::generation::Exclusions;
 use pangea_control::routing::Prefix;
 use tokio::sync::Semaphore;
@@ -89,7 +88,7 @@ impl Engine {
 }
 
 fn embed(whole: &WholeModel, tokens: &[u32]) -> Result<Embedding> {
-    let mut cache = Cache::new(&whole.model, &whole.budget);
-    let values = whole.model.embed(&whole.pool, &mut cache, tokens).map_err(compute_error)?;
+    let mut cache = whole.model.cache(&whole.budget);
+    let values = whole.model.embed(&mut cache, tokens).map_err(compute_error)?;
     Ok(Embedding { values, tokens: tokens.len() })
 }

@@ -10,7 +10,7 @@ use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
 use pangea_compute::chat::answer::AnswerReader;
-use pangea_compute::model::{Model, ModelFile, ModelPart, PageBudget};
+use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
 use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_control::Time;
@@ -182,12 +182,13 @@ impl Engine {
         let about =
             |error: Error| Error::new(error.kind(), format!("cannot load the model {name}: {}", error.message()));
         let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
-        let pool = devices.pool(Purpose::Stage).map_err(about)?;
+        let pool = Arc::new(devices.pool(Purpose::Stage).map_err(about)?);
+        let engine = pangea_compute::Engine::Cpu(Arc::clone(&pool));
         let whole = ModelPart::whole(file.config());
-        let needs = Model::load_bytes(&file, &whole, pool.threads()).map_err(compute_error).map_err(about)?;
+        let needs = engine.load_bytes(&file, &whole).map_err(compute_error).map_err(about)?;
         let weights = devices.lease(Kind::Weights, needs.weights).map_err(about)?;
         let sessions = devices.lease(Kind::Sessions, settings.session_bytes).map_err(about)?;
-        let LoadedPart { model, text } = LoadedPart::load(&file, whole, &pool, devices).map_err(about)?;
+        let LoadedPart { model, text } = LoadedPart::load(&file, whole, &engine, devices).map_err(about)?;
         let no_text = || Error::new(ErrorKind::Internal, "a whole model was loaded without its tokenizer");
         let text = Arc::new(text.ok_or_else(no_text).map_err(about)?);
         let limits = settings.limits().batch(&model, settings.session_bytes, 1, settings.drafts);
@@ -213,7 +214,6 @@ impl Engine {
         // Two models of one process are distinguished by their paths; no other node sees this digest.
         let chain = ChainId::alone(Digest(*blake3::hash(path.as_os_str().as_encoded_bytes()).as_bytes()));
         let stages = vec![StageAt { peer: pipeline.local(), layers: 0..config.layers as u32 }];
-        let pool = Arc::new(pool);
         draft.map(|draft| draft.check(&file)).transpose()?;
         let draft = draft.map(|draft| draft.on(&pool, file.gguf().size_bytes())).transpose()?;
         pipeline.start(StageSetup {
@@ -221,7 +221,6 @@ impl Engine {
             stages: stages.clone(),
             index: 0,
             model: Arc::new(model),
-            pool,
             budget: PageBudget::new(settings.session_bytes),
             limits: Some(limits),
             drafts: settings.drafts,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pangea_client::Result;
 use pangea_compute::commit::ReplayPace;
 use pangea_compute::model::{ModelFile, ModelPart, Wanted};
-use pangea_compute::{Cancel, Pool};
+use pangea_compute::{Cancel, Engine};
 use pangea_control::devices::roomy_audit_bytes;
 
 use super::auditor::ModelSource;
@@ -26,21 +26,21 @@ const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The threads of replays for one purpose, started with the first replay.
 pub(super) struct Replayer {
     purpose: Purpose,
-    pool: OnceLock<Pool>,
+    engine: OnceLock<Engine>,
 }
 
 impl Replayer {
     /// For replays of this purpose.
     pub(super) fn new(purpose: Purpose) -> Replayer {
-        Replayer { purpose, pool: OnceLock::new() }
+        Replayer { purpose, engine: OnceLock::new() }
     }
 
-    fn pool(&self, devices: &Devices) -> Result<&Pool> {
-        match self.pool.get() {
-            Some(pool) => Ok(pool),
+    fn engine(&self, devices: &Devices) -> Result<&Engine> {
+        match self.engine.get() {
+            Some(engine) => Ok(engine),
             None => {
-                let made = devices.pool(self.purpose)?;
-                Ok(self.pool.get_or_init(|| made))
+                let made = devices.engine(self.purpose)?;
+                Ok(self.engine.get_or_init(|| made))
             }
         }
     }
@@ -60,13 +60,13 @@ impl Replayer {
     ) -> Result<Verification> {
         let ModelSource { path, manifest } = fetch(Wanted::header())?;
         let file = ModelFile::open(&path).map_err(compute_error)?;
-        let pool = self.pool(devices)?;
-        let least = least_room(receipt, &file, pool.threads(), CHUNK_ROWS)?;
+        let engine = self.engine(devices)?;
+        let least = least_room(receipt, &file, engine, CHUNK_ROWS)?;
         let most = roomy_audit_bytes(devices.limit());
         let room = devices.lease_up_to(Kind::Audits, least, most, MEMORY_TIMEOUT)?;
         let mut fetch = |part: &ModelPart| fetch(Wanted::of_part(part)).map(drop);
         let mut weights = Weights { file: &file, manifest: &manifest, room: room.bytes(), fetch: &mut fetch };
         let mut pace = ReplayPace { chunk_rows: CHUNK_ROWS, cancel, between };
-        verify(receipt, &mut weights, pool, &mut pace)
+        verify(receipt, &mut weights, engine, &mut pace)
     }
 }

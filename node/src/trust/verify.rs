@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Digest;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, token_leaves};
 use pangea_compute::commit::{Claim, ModelSource, Replay, ReplayBytes, ReplayPace, Transcript, merkle_root, replay};
-use pangea_compute::model::{Manifest, Model, ModelFile, ModelPart, NUMERICS};
+use pangea_compute::engine::{Engine, Stage};
+use pangea_compute::model::{Manifest, ModelFile, ModelPart, NUMERICS};
 use pangea_compute::sample::Sampling;
 use pangea_compute::sample::grammar::GrammarVocabulary;
-use pangea_compute::{Digest, Pool};
 use serde::Serialize;
 
 use super::{Receipt, Received, Segment, terms_digest};
@@ -159,15 +160,15 @@ pub struct Weights<'a> {
 /// Parts of a model that are loaded, as many as fit.
 struct Loaded<'a, 'w> {
     weights: &'a mut Weights<'w>,
-    pool: &'a Pool,
+    engine: &'a Engine,
     needs: ReplayNeeds,
-    parts: Vec<Arc<Model>>,
+    parts: Vec<Arc<Stage>>,
     /// Error of a fetch, kept because the replay's error type cannot carry it.
     failed: Option<Error>,
 }
 
 impl Loaded<'_, '_> {
-    fn get(&mut self, part: ModelPart) -> std::result::Result<Arc<Model>, pangea_compute::Error> {
+    fn get(&mut self, part: ModelPart) -> std::result::Result<Arc<Stage>, pangea_compute::Error> {
         if let Some(model) = self.parts.iter().find(|model| *model.part() == part) {
             return Ok(Arc::clone(model));
         }
@@ -176,11 +177,11 @@ impl Loaded<'_, '_> {
             return Err(pangea_compute::Error::Cancelled);
         }
         let kept: u64 = self.parts.iter().map(|model| model.memory_bytes()).sum();
-        let load = Model::load_bytes(self.weights.file, &part, self.pool.threads())?;
+        let load = self.engine.load_bytes(self.weights.file, &part)?;
         if kept + load.weights + load.scratch + self.needs.beside(part.layers.len()) > self.weights.room {
             self.parts.clear();
         }
-        let model = Arc::new(Model::load(self.weights.file, part, self.pool)?);
+        let model = Arc::new(self.engine.load(self.weights.file, part)?);
         self.parts.push(Arc::clone(&model));
         Ok(model)
     }
@@ -191,11 +192,11 @@ impl Loaded<'_, '_> {
         transcript: Transcript<'_>,
         pace: &mut ReplayPace<'_>,
     ) -> Result<Replay> {
-        let (config, pool) = (self.weights.file.config(), self.pool);
+        let config = self.weights.file.config();
         let at_once = self.needs.layers_in(self.weights.room);
         let mut load = |part| self.get(part);
         let mut source = ModelSource { config, at_once, load: &mut load };
-        let replayed = replay(&mut source, pool, layers, transcript, pace);
+        let replayed = replay(&mut source, layers, transcript, pace);
         replayed.map_err(|error| self.failed.take().unwrap_or_else(|| compute_error(error)))
     }
 }
@@ -217,9 +218,9 @@ struct ReplayNeeds {
 }
 
 impl ReplayNeeds {
-    fn of(receipt: &Receipt, file: &ModelFile, threads: usize, chunk_rows: usize) -> Result<ReplayNeeds> {
+    fn of(receipt: &Receipt, file: &ModelFile, engine: &Engine, chunk_rows: usize) -> Result<ReplayNeeds> {
         let config = file.config();
-        let bytes = |part: &ModelPart| Model::load_bytes(file, part, threads).map_err(compute_error);
+        let bytes = |part: &ModelPart| engine.load_bytes(file, part).map_err(compute_error);
         let inner = |layers| ModelPart { layers, embedding: false, head: false };
         let mut layer = 0;
         for index in 0..config.layers {
@@ -259,8 +260,8 @@ impl ReplayNeeds {
 ///
 /// # Errors
 /// `InvalidInput` for a file that is no supported model.
-pub fn least_room(receipt: &Receipt, file: &ModelFile, threads: usize, chunk_rows: usize) -> Result<u64> {
-    Ok(ReplayNeeds::of(receipt, file, threads, chunk_rows)?.part(1))
+pub fn least_room(receipt: &Receipt, file: &ModelFile, engine: &Engine, chunk_rows: usize) -> Result<u64> {
+    Ok(ReplayNeeds::of(receipt, file, engine, chunk_rows)?.part(1))
 }
 
 /// Checks `receipt` against its model: signatures and links first, then one prefill for each segment.
@@ -271,7 +272,7 @@ pub fn least_room(receipt: &Receipt, file: &ModelFile, threads: usize, chunk_row
 pub fn verify(
     receipt: &Receipt,
     weights: &mut Weights<'_>,
-    pool: &Pool,
+    engine: &Engine,
     pace: &mut ReplayPace<'_>,
 ) -> Result<Verification> {
     let wrong = |why: String| Err(Error::new(ErrorKind::InvalidInput, why));
@@ -297,8 +298,8 @@ pub fn verify(
     let sampling = Sampling::from(&receipt.sampling);
     sampling.check(file.config().vocabulary).map_err(compute_error)?;
     let grammar = receipt.form.grammar(|| GrammarVocabulary::new(&file.tokenizer()?)).map_err(compute_error)?;
-    let needs = ReplayNeeds::of(receipt, file, pool.threads(), pace.chunk_rows)?;
-    let mut loaded = Loaded { weights, pool, needs, parts: Vec::new(), failed: None };
+    let needs = ReplayNeeds::of(receipt, file, engine, pace.chunk_rows)?;
+    let mut loaded = Loaded { weights, engine, needs, parts: Vec::new(), failed: None };
     let transcript = Transcript {
         tokens: &tokens,
         prompt_len: receipt.prompt_tokens.len(),

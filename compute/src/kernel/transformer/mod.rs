@@ -29,7 +29,7 @@ pub(crate) use experts::{ExpertBiases, ExpertWeights};
 pub(crate) use workspace::Workspace;
 
 use super::float::activation::Activation;
-use super::page::PageShape;
+use super::page::{KINDS, PageShape, kind_of};
 use super::quant::Matrix;
 use super::shared::Shared;
 use super::state::{DeltaShape, StateShape};
@@ -95,14 +95,10 @@ pub(crate) struct AttentionWeights {
     pub(crate) page_layer: usize,
 }
 
-/// Kinds of layers, as [`AttentionWeights::kind`] numbers them.
-pub(crate) const KINDS: usize = 2;
-
 impl AttentionWeights {
-    /// 0 for a layer that attends to all positions, 1 for one with a sliding window. Each kind has frequencies and pages of
-    /// its own.
+    /// Which frequencies and pages the layer has.
     pub(crate) fn kind(&self) -> usize {
-        usize::from(self.sliding_window != usize::MAX)
+        kind_of(self.sliding_window)
     }
 }
 

@@ -9,12 +9,12 @@ use super::fault::{Fault, FirstFault, Step};
 use super::tiles::{PieceLimits, TakenTiles, split, tiles_of};
 use super::workspace::{INPUTS, ProductInput, ThreadState};
 use super::{
-    AttentionWeights, DenseWeights, FeedForward, Head, KINDS, LayerWeights, Mixer, ModelShape, RowSource, SequenceChunk,
+    AttentionWeights, DenseWeights, FeedForward, Head, LayerWeights, Mixer, ModelShape, RowSource, SequenceChunk,
 };
 use crate::kernel::float::activation::{all_finite, gated, soft_cap};
 use crate::kernel::float::norm::rms_norm;
 use crate::kernel::float::{environment, rope};
-use crate::kernel::page::PageShape;
+use crate::kernel::page::{KINDS, PageShape};
 use crate::kernel::quant::{self, Matrix, Quantized, Store};
 use crate::kernel::shared::Shared;
 use crate::kernel::state::StateShape;

@@ -7,7 +7,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use pangea_compute::model::embed::unit;
+use pangea_compute::engine::unit;
 use pangea_control::jobs::Owner;
 use serde::Deserialize;
 use serde_json::{Value, json};

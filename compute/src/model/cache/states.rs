@@ -2,10 +2,9 @@
 //! kept ones to which it goes back. States are never changed: a pass writes new ones, so forks share them, and after an error the
 //! session has what it had. Their layout is the kernels' (`kernel::state`); which are kept is [`Rewind`]'s rule.
 
-use super::cache::{Page, PageBudget};
+use super::storage::{Page, PageBudget};
 use crate::Error;
 use crate::kernel::state::{KEPT_INPUTS, StateShape};
-use crate::kernel::transformer::ChunkState;
 use pangea_units::Rewind;
 use pangea_units::rewind::CHECKPOINTS;
 use std::sync::Arc;
@@ -17,12 +16,12 @@ const IN_A_PASS: u64 = 3;
 const IN_SEVERAL_PASSES: u64 = 2;
 
 /// Bytes of a session's states while a step of one pass is computed.
-pub(super) fn bytes(shape: StateShape) -> u64 {
+pub(in crate::model) fn bytes(shape: StateShape) -> u64 {
     (BETWEEN_PASSES + IN_A_PASS) * shape.bytes() as u64 + 2 * shape.inputs_bytes() as u64
 }
 
 /// The same while a step of any number of passes is computed.
-pub(super) fn most_bytes(shape: StateShape) -> u64 {
+pub(in crate::model) fn most_bytes(shape: StateShape) -> u64 {
     bytes(shape) + IN_SEVERAL_PASSES * shape.bytes() as u64 + shape.inputs_bytes() as u64
 }
 
@@ -58,6 +57,25 @@ struct Next {
     checkpoint: Option<Page>,
 }
 
+/// What a pass reads of a session's states, and where what the session has after it goes. Pages are those of the part's
+/// [`StateShape`].
+pub(crate) struct StateRows<'a> {
+    /// The state before position `base`; `None` before the first position.
+    pub(crate) from: Option<&'a Page>,
+    /// At most the pass's first position.
+    pub(crate) base: usize,
+    /// The inputs of the positions from `base` to the pass's first.
+    pub(crate) inputs: Option<&'a Page>,
+    /// Where the state after the pass goes.
+    pub(crate) to: &'a mut Page,
+    /// Where the states before some of the positions go, if they are kept.
+    pub(crate) kept: [Option<(usize, &'a mut Page)>; 2],
+    /// The first position whose inputs are kept, at least `base`.
+    pub(crate) inputs_from: usize,
+    /// Where the inputs go of the positions from `inputs_from` to the pass's end.
+    pub(crate) inputs_to: &'a mut Page,
+}
+
 impl Clone for States {
     /// Without what a pass at hand writes.
     fn clone(&self) -> States {
@@ -84,10 +102,6 @@ impl States {
             checkpoints: Vec::new(),
             next: None,
         }
-    }
-
-    pub(super) fn shape(&self) -> StateShape {
-        self.shape
     }
 
     /// The last of the positions up to `position` to which the session can go back.
@@ -125,12 +139,11 @@ impl States {
         }
     }
 
-    /// Takes the memory for a pass over the next `rows` positions, and says what the pass reads and writes. The pointers are valid
-    /// until the states change.
+    /// Takes the memory for a pass over the next `rows` positions, and says what the pass reads and writes.
     ///
     /// # Errors
     /// [`Error::Busy`], [`Error::OutOfMemory`].
-    pub(super) fn chunk(&mut self, rows: usize, budget: &PageBudget) -> Result<ChunkState, Error> {
+    pub(super) fn rows(&mut self, rows: usize, budget: &PageBudget) -> Result<StateRows<'_>, Error> {
         let (position, end) = (self.rewind.len(), self.rewind.len() + rows);
         let exact = self.rewind.exact_from(end);
         // From the base on where the session will have to go back to before its last state.
@@ -145,29 +158,26 @@ impl States {
         };
         let is_due = self.rewind.checkpoints().last() == Some(&position)
             && self.checkpoints.last().is_none_or(|at| at.position < position);
-        let mut next = Next {
+        let next = self.next.insert(Next {
             last: page()?,
             base,
             inputs: budget.take(self.shape.inputs_bytes())?,
             checkpoint: is_due.then(page).transpose()?,
-        };
+        });
+        let inputs_from = next.base.0;
         let kept_base = match &mut next.base {
-            (position, Err(page)) => Some((*position, floats_mut(page))),
+            (position, Err(page)) => Some((*position, page)),
             _ => None,
         };
-        let read =
-            |page: &Option<Arc<Page>>| page.as_ref().map_or(std::ptr::null(), |page| page.bytes().as_ptr().cast());
-        let chunk = ChunkState {
-            from: read(&from.state),
+        Ok(StateRows {
+            from: from.state.as_deref(),
             base: from.position,
-            inputs: read(&self.inputs),
-            to: floats_mut(&mut next.last),
-            kept: [kept_base, next.checkpoint.as_mut().map(|page| (position, floats_mut(page)))],
-            inputs_from: next.base.0,
-            inputs_to: floats_mut(&mut next.inputs),
-        };
-        self.next = Some(next);
-        Ok(chunk)
+            inputs: self.inputs.as_deref(),
+            to: &mut next.last,
+            kept: [kept_base, next.checkpoint.as_mut().map(|page| (position, page))],
+            inputs_from,
+            inputs_to: &mut next.inputs,
+        })
     }
 
     /// The pass over `rows` positions is computed.
@@ -186,8 +196,4 @@ impl States {
         let of = |at: &At| usize::from(at.state.is_some());
         self.last.iter().chain([&self.base]).chain(&self.checkpoints).map(of).sum()
     }
-}
-
-fn floats_mut(page: &mut Page) -> *mut f32 {
-    page.bytes_mut().as_mut_ptr().cast()
 }

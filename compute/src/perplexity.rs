@@ -1,8 +1,9 @@
 //! Perplexity of a text under a model, as llama.cpp's tool of that name defines it, so that the figures can be
 //! compared. Input is tokens; files and output are the caller's.
 
-use crate::model::{Cache, Input, Logits, Model, PageBudget, Step};
-use crate::{Error, Pool};
+use crate::engine::{Input, Logits, Stage, Step};
+use crate::model::PageBudget;
+use crate::{Cancel, Error, Pool};
 use std::sync::{Mutex, PoisonError};
 
 /// Logits held at a time, in elements (32 MiB): a whole chunk's would be 256 MiB with a vocabulary of 262,144.
@@ -29,6 +30,7 @@ impl Perplexity {
     /// is predicted from all tokens before it in the chunk. With `bos`, that token replaces each chunk's first. Tokens
     /// after the last whole chunk are not used.
     ///
+    /// The logits are read on the threads of `pool`.
     /// `progress` is called after every chunk with the chunks done, all chunks, and the perplexity so far. It may stop
     /// the work by returning an error.
     ///
@@ -36,9 +38,9 @@ impl Perplexity {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a context beyond the model's, a text of less than two chunks, and a model without
-    /// embedding or head; errors of [`Model::forward`] and `progress`.
+    /// embedding or head; errors of [`Stage::forward`] and `progress`.
     pub fn measure(
-        model: &Model,
+        model: &Stage,
         pool: &Pool,
         tokens: &[u32],
         bos: Option<u32>,
@@ -47,12 +49,12 @@ impl Perplexity {
     ) -> Result<Perplexity, Error> {
         check(model, tokens, context)?;
         let vocabulary = model.config().vocabulary;
-        let budget = PageBudget::new(Cache::bytes_for(model, context));
-        let mut cache = Cache::new(model, &budget);
+        let budget = PageBudget::new(model.cache_shape().bytes_for(context));
+        let mut cache = model.cache(&budget);
         let slice = (HELD_LOGITS / vocabulary).clamp(1, context);
         let first = context / 2;
         let chunks = tokens.len() / context;
-        let mut sum = Sum::default();
+        let (mut sum, cancel) = (Sum::default(), Cancel::new());
         let mut chunk = Vec::with_capacity(context);
         for index in 0..chunks {
             chunk.clear();
@@ -62,12 +64,12 @@ impl Perplexity {
             }
             cache.truncate(0);
             let step = Step { cache: &mut cache, rows: first, logits: Logits::None };
-            model.forward(pool, &mut [step], Input::Tokens(&chunk[..first]))?;
+            model.forward(&mut [step], Input::Tokens(&chunk[..first]), &cancel)?;
             // The last token would predict the next chunk's first, which has another context.
             for start in (first..context - 1).step_by(slice) {
                 let end = (start + slice).min(context - 1);
                 let step = Step { cache: &mut cache, rows: end - start, logits: Logits::All };
-                let output = model.forward(pool, &mut [step], Input::Tokens(&chunk[start..end]))?;
+                let output = model.forward(&mut [step], Input::Tokens(&chunk[start..end]), &cancel)?;
                 for nll in negative_log_likelihoods(pool, output.logits(0), vocabulary, &chunk[start + 1..=end]) {
                     sum.add(nll);
                 }
@@ -79,7 +81,7 @@ impl Perplexity {
     }
 }
 
-fn check(model: &Model, tokens: &[u32], context: usize) -> Result<(), Error> {
+fn check(model: &Stage, tokens: &[u32], context: usize) -> Result<(), Error> {
     let wrong = |what: String| Err(Error::invalid("perplexity", what));
     let config = model.config();
     if !model.part().embedding || !model.part().head || model.part().layers != (0..config.layers) {

@@ -1,25 +1,20 @@
 //! Embeddings of texts: the hidden state after the last layer and the final norm, pooled over the positions as the file says, and
 //! scaled to length 1. The bits are the same on every machine.
 
-use super::cache::Cache;
-use super::config::Pooling;
-use super::forward::{Input, Logits, PASS_ROWS, Step};
-use super::weights::Model;
-use crate::kernel::float::norm::rms_norm;
-use crate::{Error, Pool};
+use super::cpu::PASS_ROWS;
+use super::{Input, Loaded, Logits, Stage, Step};
+use crate::Error;
+use crate::model::{Cache, Pooling};
 
 const OPERATION: &str = "embedding";
 
-impl Model {
+impl Stage {
     /// The embedding of a text: `[hidden_size]`, of length 1. `cache` is empty, and holds the text's keys and values afterwards.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a part of a model, for no tokens, and for those of [`Model::forward`]; [`Error::NonFinite`] for a
+    /// [`Error::Invalid`] for a part of a model without its last layer, for no tokens, and for those of [`Stage::forward`]; [`Error::NonFinite`] for a
     /// state that has no length.
-    pub fn embed(&self, pool: &Pool, cache: &mut Cache, tokens: &[u32]) -> Result<Vec<f32>, Error> {
-        let Some(head) = &self.head else {
-            return Err(Error::invalid(OPERATION, "only a model with its last layer has embeddings"));
-        };
+    pub fn embed(&self, cache: &mut Cache, tokens: &[u32]) -> Result<Vec<f32>, Error> {
         if tokens.is_empty() {
             return Err(Error::invalid(OPERATION, "the text has no tokens"));
         }
@@ -28,7 +23,7 @@ impl Model {
         let (mut sum, mut normed) = (vec![0.0_f64; width], vec![0.0_f32; width]);
         for (pass, rows) in tokens.chunks(PASS_ROWS).enumerate() {
             let step = Step { cache, rows: rows.len(), logits: Logits::None };
-            let states = self.hidden_states(pool, &mut [step], Input::Tokens(rows))?;
+            let states = self.hidden_states(&mut [step], Input::Tokens(rows))?;
             for (row, state) in states.chunks_exact(width).enumerate() {
                 let position = pass * PASS_ROWS + row;
                 let counts = match config.pooling {
@@ -39,8 +34,13 @@ impl Model {
                 if !counts {
                     continue;
                 }
-                if !rms_norm(pool.isa(), state, &head.norm, config.epsilon, &mut normed) {
-                    return Err(infinite());
+                let is_finite = match &self.loaded {
+                    Loaded::Cpu(stage) => stage.final_norm(config, state, &mut normed),
+                };
+                match is_finite {
+                    Some(true) => {}
+                    Some(false) => return Err(infinite()),
+                    None => return Err(Error::invalid(OPERATION, "only a model with its last layer has embeddings")),
                 }
                 sum.iter_mut().zip(&normed).for_each(|(sum, value)| *sum += f64::from(*value));
             }

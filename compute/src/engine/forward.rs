@@ -1,13 +1,12 @@
-//! The forward pass: batches of sessions through the layers of a [`Model`]. Input is checked, long batches are cut, and
+//! The forward pass: batches of sessions through the layers of a [`Stage`]. Input is checked, long batches are cut, and
 //! every cache is as before when anything fails.
 
-use crate::kernel::transformer::{self, Batch, MAX_SLOTS, ModelShape, Results, RowSource, SequenceChunk};
-use crate::model::cache::Cache;
-use crate::model::{Experts, Model, ModelConfig};
-use crate::{Cancel, Error, Pool};
-
-/// Rows that go through all layers together: their activations stay in a core's cache beside the weights' tiles.
-pub(super) const PASS_ROWS: usize = 256;
+use super::cpu::CpuStage;
+use super::{Loaded, Stage};
+use crate::model::Cache;
+use crate::model::cache::SessionRows;
+use crate::{Cancel, Error};
+use std::ops::Range;
 
 /// The rows of a step whose logits are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,69 +85,78 @@ pub struct Observed<'a> {
     pub activations: &'a [f32],
 }
 
-impl Model {
-    /// Runs the next rows of several sessions through this part of the model.
+/// Rows of sessions that go through all layers together, checked, and where their results go.
+pub(super) struct Pass<'a> {
+    /// These rows alone.
+    pub(super) input: Input<'a>,
+    pub(super) sessions: Vec<PassSession<'a>>,
+    /// The number of rows of all sessions.
+    pub(super) rows: usize,
+    /// The first of the stage's layers, counted from the model's first.
+    pub(super) first_layer: usize,
+    /// Whether the head is computed; without it the result is the activations.
+    pub(super) has_head: bool,
+    /// The rows whose logits are wanted, in order.
+    pub(super) logit_rows: &'a [usize],
+    /// `[layers, rows, hidden_size]`: the residual after each layer, for an observer.
+    pub(super) trace: Option<&'a mut [f32]>,
+    pub(super) cancel: &'a Cancel,
+    /// `[logit_rows, vocabulary]` with the head.
+    pub(super) logits: &'a mut [f32],
+    /// `[rows, hidden_size]` without the head.
+    pub(super) activations: &'a mut [f32],
+}
+
+/// The rows of one session in a pass.
+pub(super) struct PassSession<'a> {
+    /// The rows of the pass that hold the session's next positions.
+    pub(super) rows: Range<usize>,
+    pub(super) cache: SessionRows<'a>,
+}
+
+impl Stage {
+    /// Runs the next rows of several sessions through the stage, unless it is cancelled: the flag is looked at before each piece
+    /// of work, some milliseconds long.
     ///
-    /// A row's result depends on its session alone, bit for bit: not on the other steps, on how the session's rows were
-    /// cut into steps, or on the pool's threads or instruction set.
+    /// On an exact engine a row's result depends on its session alone, bit for bit: not on the other steps, on how the session's
+    /// rows were cut into steps, or on threads or instruction set.
     ///
     /// # Errors
     /// [`Error::Invalid`] for no rows, ids outside the vocabulary, input of another kind or length than the part takes,
     /// positions beyond the context, and queries, keys or values beyond their range; [`Error::NonFinite`] where any step of
     /// any layer gives NaN or an infinity, with the first such step and its layer, the same on every instruction set;
-    /// [`Error::Busy`] where the caches' budget is exhausted; [`Error::OutOfMemory`]. After an error every cache is as
-    /// before.
-    pub fn forward(&self, pool: &Pool, steps: &mut [Step<'_>], input: Input<'_>) -> Result<Output, Error> {
-        self.forward_until(pool, steps, input, &Cancel::new())
+    /// [`Error::Busy`] where the caches' budget is exhausted; [`Error::OutOfMemory`]; [`Error::Cancelled`] where the flag was set
+    /// before the last piece. After an error every cache is as before.
+    pub fn forward(&self, steps: &mut [Step<'_>], input: Input<'_>, cancel: &Cancel) -> Result<Output, Error> {
+        unchanged_on_error(steps, |steps| self.passes(steps, input, self.part().head, None, cancel))
     }
 
-    /// [`Model::forward`], unless it is cancelled: the flag is looked at before each piece of work, some milliseconds long.
+    /// [`Stage::forward`] with an observer that sees the output of every layer.
     ///
     /// # Errors
-    /// As [`Model::forward`]; [`Error::Cancelled`] where the flag was set before the last piece. Every cache is then as before.
-    pub fn forward_until(
-        &self,
-        pool: &Pool,
-        steps: &mut [Step<'_>],
-        input: Input<'_>,
-        cancel: &Cancel,
-    ) -> Result<Output, Error> {
-        unchanged_on_error(steps, |steps| self.pass(pool, steps, input, self.head.is_some(), None, cancel))
-    }
-
-    /// [`Model::forward`] with an observer that sees the output of every layer.
-    ///
-    /// # Errors
-    /// As [`Model::forward`].
+    /// As [`Stage::forward`].
     pub fn forward_observed(
         &self,
-        pool: &Pool,
         steps: &mut [Step<'_>],
         input: Input<'_>,
-        observer: Option<&mut dyn FnMut(Observed<'_>)>,
+        observer: &mut dyn FnMut(Observed<'_>),
     ) -> Result<Output, Error> {
         let cancel = Cancel::new();
-        unchanged_on_error(steps, |steps| self.pass(pool, steps, input, self.head.is_some(), observer, &cancel))
+        unchanged_on_error(steps, |steps| self.passes(steps, input, self.part().head, Some(observer), &cancel))
     }
 
     /// The states of all rows after the last layer, `[rows, hidden_size]`, whether or not this part has a head. After an error
     /// the caches are of no use.
     ///
     /// # Errors
-    /// As [`Model::forward`].
-    pub(super) fn hidden_states(
-        &self,
-        pool: &Pool,
-        steps: &mut [Step<'_>],
-        input: Input<'_>,
-    ) -> Result<Vec<f32>, Error> {
-        self.pass(pool, steps, input, false, None, &Cancel::new()).map(Output::into_activations)
+    /// As [`Stage::forward`].
+    pub(super) fn hidden_states(&self, steps: &mut [Step<'_>], input: Input<'_>) -> Result<Vec<f32>, Error> {
+        self.passes(steps, input, false, None, &Cancel::new()).map(Output::into_activations)
     }
 
     /// `has_head`: whether the head is computed; without it the result is the activations.
-    fn pass(
+    fn passes(
         &self,
-        pool: &Pool,
         steps: &mut [Step<'_>],
         input: Input<'_>,
         has_head: bool,
@@ -160,8 +168,9 @@ impl Model {
         for step in steps.iter_mut() {
             step.cache.reserve(step.rows)?;
         }
-        let config = self.config();
-        let mut output = Output { vocabulary: config.vocabulary, starts: vec![0], ..Output::default() };
+        let (config, first_layer) = (self.config(), self.part().layers.start);
+        let (vocabulary, width) = (config.vocabulary, config.hidden_size);
+        let mut output = Output { vocabulary, starts: vec![0], ..Output::default() };
         for step in steps.iter() {
             let count = match step.logits {
                 Logits::All if has_head => step.rows,
@@ -170,19 +179,20 @@ impl Model {
             };
             output.starts.push(output.starts[output.starts.len() - 1] + count);
         }
-        zeros(&mut output.logits, output.starts[steps.len()] * config.vocabulary)?;
+        zeros(&mut output.logits, output.starts[steps.len()] * vocabulary)?;
         if !has_head {
-            zeros(&mut output.activations, rows * config.hidden_size)?;
+            zeros(&mut output.activations, rows * width)?;
         }
-        let mut workspace = self.workspace();
         let mut trace = Vec::new();
         let (mut first, mut logits_done) = (0, 0);
-        let pass_rows = pass_rows(config.experts);
+        let pass_rows = match &self.loaded {
+            Loaded::Cpu(_) => CpuStage::pass_rows(config.experts),
+        };
         while first < rows {
             cancel.check()?;
             let end = rows.min(first + pass_rows);
-            // The chunks of steps that lie in this pass, and its rows whose logits are requested.
-            let (mut chunks, mut logit_rows, mut held) = (Vec::new(), Vec::new(), Vec::new());
+            // The rows of sessions that lie in this pass, and those whose logits are requested.
+            let (mut sessions, mut logit_rows, mut held) = (Vec::new(), Vec::new(), Vec::new());
             let mut at = 0;
             for (index, step) in steps.iter_mut().enumerate() {
                 let (from, to) = (at.max(first), (at + step.rows).min(end));
@@ -193,12 +203,7 @@ impl Model {
                         Logits::Last if has_head && to == at + step.rows => logit_rows.push(range.end - 1),
                         _ => {}
                     }
-                    chunks.push(SequenceChunk {
-                        rows: range,
-                        position: step.cache.len(),
-                        pages: step.cache.page_starts(),
-                        state: step.cache.chunk_state(to - from)?,
-                    });
+                    sessions.push(PassSession { rows: range, cache: step.cache.begin_pass(to - from)? });
                     held.push((index, to - from));
                 }
                 at += step.rows;
@@ -206,50 +211,39 @@ impl Model {
             let count = end - first;
             let logits_end = logits_done + logit_rows.len();
             if observer.is_some() {
-                zeros(&mut trace, self.layers.len() * count * config.hidden_size)?;
+                zeros(&mut trace, self.part().layers.len() * count * width)?;
             }
-            let batch = Batch {
-                shape: shape(config),
-                page_shapes: self.page_shapes(),
-                state_shape: self.state_shape(),
-                layers: &self.layers,
-                first_layer: self.part().layers.start,
-                head: self.head.as_ref().filter(|_| has_head),
-                frequencies: [&self.frequencies[0].radians, &self.frequencies[1].radians],
-                magnitudes: [self.frequencies[0].magnitude, self.frequencies[1].magnitude],
-                source: match (input, &self.embedding) {
-                    (Input::Tokens(tokens), Some(embedding)) => RowSource::Tokens(&tokens[first..end], embedding),
-                    (Input::Tokens(_), None) => RowSource::Activations(&[]),
-                    (Input::Activations(rows), _) => {
-                        RowSource::Activations(&rows[first * config.hidden_size..end * config.hidden_size])
-                    }
+            let pass = Pass {
+                input: match input {
+                    Input::Tokens(tokens) => Input::Tokens(&tokens[first..end]),
+                    Input::Activations(values) => Input::Activations(&values[first * width..end * width]),
                 },
-                chunks: &chunks,
+                sessions,
                 rows: count,
+                first_layer,
+                has_head,
                 logit_rows: &logit_rows,
                 trace: observer.is_some().then_some(trace.as_mut_slice()),
                 cancel,
-            };
-            let results = Results {
-                logits: &mut output.logits[logits_done * config.vocabulary..logits_end * config.vocabulary],
-                activations: if has_head {
-                    &mut []
-                } else {
-                    &mut output.activations[first * config.hidden_size..end * config.hidden_size]
+                logits: &mut output.logits[logits_done * vocabulary..logits_end * vocabulary],
+                activations: match has_head {
+                    true => &mut [],
+                    false => &mut output.activations[first * width..end * width],
                 },
             };
-            transformer::run(pool, batch, &mut workspace, results)?;
+            match &self.loaded {
+                Loaded::Cpu(stage) => stage.run(config, &self.cache_shape(), pass)?,
+            }
             for (index, rows) in held {
                 steps[index].cache.advance(rows);
             }
             if let Some(observer) = &mut observer {
-                for (layer, activations) in trace.chunks_exact((count * config.hidden_size).max(1)).enumerate() {
-                    observer(Observed { layer: self.part().layers.start + layer, first_row: first, activations });
+                for (layer, activations) in trace.chunks_exact((count * width).max(1)).enumerate() {
+                    observer(Observed { layer: first_layer + layer, first_row: first, activations });
                 }
             }
             (first, logits_done) = (end, logits_end);
         }
-        self.keep_workspace(workspace);
         Ok(output)
     }
 
@@ -258,12 +252,12 @@ impl Model {
         if rows == 0 || steps.iter().any(|step| step.rows == 0) {
             return wrong("a step needs at least one token".to_owned());
         }
-        if steps.iter().any(|step| !step.cache.is_for(self)) {
+        if steps.iter().any(|step| step.cache.shape() != self.cache_shape()) {
             return wrong("a session's cache belongs to another model or to other layers".to_owned());
         }
         let config = self.config();
         match input {
-            Input::Tokens(_) if self.embedding.is_none() => {
+            Input::Tokens(_) if !self.part().embedding => {
                 wrong(format!("layers from {} on take activations, not tokens", self.part().layers.start))
             }
             Input::Tokens(tokens) if tokens.len() != rows => {
@@ -277,7 +271,7 @@ impl Model {
                 )),
                 None => Ok(()),
             },
-            Input::Activations(_) if self.embedding.is_some() => {
+            Input::Activations(_) if self.part().embedding => {
                 wrong("the first layers take tokens, not activations".to_owned())
             }
             Input::Activations(values) if values.len() != rows * config.hidden_size => {
@@ -309,50 +303,4 @@ fn zeros(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
     buffer.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len as u64 * 4, what: "logits" })?;
     buffer.resize(len, 0.0);
     Ok(())
-}
-
-/// Rows of a pass, at most: fewer where a row uses so many experts that their slots would exceed [`MAX_SLOTS`].
-fn pass_rows(experts: Option<Experts>) -> usize {
-    experts.map_or(PASS_ROWS, |experts| (MAX_SLOTS / (experts.used + experts.shared)).clamp(1, PASS_ROWS))
-}
-
-fn shape(config: &ModelConfig) -> ModelShape {
-    ModelShape {
-        hidden_size: config.hidden_size,
-        heads: config.heads,
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        gates_attention: config.architecture.has_delta_nets(),
-        delta: config.delta,
-        intermediate_size: config.experts.map_or(config.intermediate_size, |experts| experts.dense_intermediate_size),
-        vocabulary: config.vocabulary,
-        rope_dim: config.rope_dim,
-        epsilon: config.epsilon,
-        attention_scale: config.attention_scale,
-        attention_soft_cap: config.attention_soft_cap,
-        logit_soft_cap: config.logit_soft_cap,
-        embedding_scale: config.embedding_scale,
-        activation: config.architecture.activation(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pass_has_fewer_rows_where_their_slots_would_be_too_many() {
-        let experts = |used| Experts {
-            count: 1024,
-            used,
-            shared: 0,
-            dense_layers: 0,
-            dense_intermediate_size: 0,
-            sigmoid: false,
-            scale: 1.0,
-        };
-        let rows = |used: usize| pass_rows(Some(experts(used)));
-        assert_eq!(pass_rows(None), PASS_ROWS);
-        assert_eq!([1, 8, 16, 17, 64, 1024].map(rows), [256, 256, 256, 240, 64, 4]);
-    }
 }

@@ -1,0 +1,239 @@
+//! What is cached of a session: keys and values, in pages of [`Cache::PAGE_POSITIONS`] positions for all layers of one kind of
+//! a part, those with a sliding window, whose old pages are evicted, and those without; and recurrent states. How keys and
+//! values lie in a page is the kernels' (`kernel::page`).
+//!
+//! | file | owns |
+//! |---|---|
+//! | here | the cache of a session, and what it takes: [`CacheShape`] |
+//! | `table` | which page holds which positions |
+//! | `states` | the recurrent states, and to which of them a session goes back |
+//! | `storage` | the memory of pages and states, its budget |
+
+pub(super) mod states;
+mod storage;
+mod table;
+
+pub(crate) use states::StateRows;
+pub(crate) use storage::Page;
+pub use storage::PageBudget;
+pub(crate) use table::CacheRows;
+
+use super::ModelConfig;
+use crate::Error;
+use crate::kernel::page::{KINDS, PAGE_POSITIONS, PageShape, kind_of};
+use crate::kernel::state::StateShape;
+use states::States;
+use std::ops::Range;
+use table::PageTable;
+
+/// What sessions of a part of a model take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Positions of a session, at most.
+    context: usize,
+    /// What pages hold of each kind of layers.
+    pub(crate) pages: [PageShape; KINDS],
+    /// Positions that rows of each kind of layers see, at most; 0 without such layers.
+    windows: [usize; KINDS],
+    /// What states hold of the layers that have such.
+    pub(crate) states: Option<StateShape>,
+}
+
+impl CacheShape {
+    /// For layers `layers` of a model, which it has.
+    pub fn of(config: &ModelConfig, layers: Range<usize>) -> CacheShape {
+        let ModelConfig { kv_heads, head_dim, .. } = *config;
+        let mut shape = CacheShape {
+            context: config.context,
+            pages: [PageShape { layers: 0, kv_heads, head_dim }; KINDS],
+            windows: [0; KINDS],
+            states: None,
+        };
+        for layer in layers {
+            match config.delta.filter(|_| config.is_delta[layer]) {
+                Some(delta) => {
+                    let before = shape.states.map_or(0, |states| states.layers);
+                    shape.states = Some(StateShape { layers: before + 1, shape: delta });
+                }
+                None => {
+                    let window = config.sliding_window[layer];
+                    let kind = kind_of(window);
+                    shape.pages[kind].layers += 1;
+                    shape.windows[kind] = shape.windows[kind].max(window);
+                }
+            }
+        }
+        shape
+    }
+
+    /// Bytes of a session of `positions` positions, if none of them is evicted: what a pass over all of them takes.
+    pub fn bytes_for(&self, positions: usize) -> u64 {
+        positions.div_ceil(PAGE_POSITIONS) as u64 * self.page_bytes() + self.states.map_or(0, states::most_bytes)
+    }
+
+    /// Bytes of keys and values of [`Cache::PAGE_POSITIONS`] positions; 0 for a part without attention.
+    pub fn page_bytes(&self) -> u64 {
+        self.pages.iter().map(|shape| shape.bytes() as u64).sum()
+    }
+
+    /// Bytes of a session's recurrent states, whatever its number of positions, while a step of one pass is computed; 0 for a part
+    /// without such layers.
+    pub fn sequence_bytes(&self) -> u64 {
+        self.states.map_or(0, states::bytes)
+    }
+}
+
+/// Keys, values and recurrent states of one session for the layers of one stage. Of layers with a sliding window, pages that
+/// no further row sees are dropped when the next pass begins.
+pub struct Cache {
+    shape: CacheShape,
+    /// Of each kind of layers.
+    tables: [PageTable; KINDS],
+    /// Where layers have recurrent states.
+    states: Option<States>,
+    len: usize,
+    budget: PageBudget,
+}
+
+/// What a pass over some positions of a session reads and writes.
+pub(crate) struct SessionRows<'a> {
+    /// The first of these positions.
+    pub(crate) position: usize,
+    /// The pages of each kind of layers, in order, up to those of these positions.
+    pub(crate) pages: [Vec<CacheRows<'a>>; KINDS],
+    /// Where layers have recurrent states.
+    pub(crate) state: Option<StateRows<'a>>,
+}
+
+/// What a cache held before a step.
+pub(crate) struct Before {
+    len: usize,
+    states: Option<States>,
+}
+
+impl Cache {
+    /// Positions of one page: the granularity in which memory is taken.
+    pub const PAGE_POSITIONS: usize = PAGE_POSITIONS;
+
+    /// Positions before those that the last pass's first row saw, which stay: a session can go back by that many, to where an
+    /// answer is asked for again or a conversation forks. Half a window of the models that have small ones.
+    pub const KEPT_BEHIND: usize = 256;
+
+    /// An empty cache for sessions of stages of this shape.
+    pub(crate) fn new(shape: CacheShape, budget: &PageBudget) -> Cache {
+        let tables = std::array::from_fn(|kind| PageTable::new(shape.pages[kind].bytes(), shape.windows[kind]));
+        Cache { shape, tables, states: shape.states.map(States::new), len: 0, budget: budget.clone() }
+    }
+
+    /// The number of positions held.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no positions are held.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Drops the positions from `len` on. Where what a next row would see was evicted, drops all: a cache can always go back
+    /// to where its last pass began, and [`Cache::KEPT_BEHIND`] positions further. Recurrent states go back to any of the last
+    /// positions of the latest step, and else to the nearest earlier position whose state was kept
+    /// ([`Rewind`](pangea_units::Rewind)): the positions from [`Cache::len`] to `len` are then to be computed again.
+    pub fn truncate(&mut self, len: usize) {
+        let len = self.states.as_ref().map_or(len, |states| states.reach(len));
+        let reaches_back = self.tables.iter().all(|table| table.reaches_back_from(len));
+        if len < self.len {
+            self.len = if reaches_back { len } else { 0 };
+        }
+        if let Some(states) = &mut self.states {
+            states.truncate(self.len);
+        }
+        self.drop_reserved();
+    }
+
+    /// Pages that were reserved for a pass that failed go.
+    fn drop_reserved(&mut self) {
+        self.tables.iter_mut().for_each(|table| table.truncate(self.len));
+    }
+
+    /// What the cache holds, for [`Cache::restore`].
+    pub(crate) fn before(&self) -> Before {
+        Before { len: self.len, states: self.states.clone() }
+    }
+
+    /// Goes back to what the cache held before a step, which added positions at most.
+    pub(crate) fn restore(&mut self, before: Before) {
+        (self.len, self.states) = (before.len, before.states);
+        self.drop_reserved();
+    }
+
+    /// A second session with the same positions. Pages are shared until one of the two writes, states always.
+    pub fn fork(&self) -> Cache {
+        Cache {
+            shape: self.shape,
+            tables: self.tables.clone(),
+            states: self.states.clone(),
+            len: self.len,
+            budget: self.budget.clone(),
+        }
+    }
+
+    /// What the cache is for.
+    pub(crate) fn shape(&self) -> CacheShape {
+        self.shape
+    }
+
+    /// Makes room for `rows` more positions in pages that are not shared; the length does not change. Evicts what these rows do
+    /// not see.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where the positions exceed the model's context, [`Error::Busy`] where pages exceed the
+    /// budget,
+    /// [`Error::OutOfMemory`].
+    pub(crate) fn reserve(&mut self, rows: usize) -> Result<(), Error> {
+        let end = self.len + rows;
+        if end > self.shape.context {
+            return Err(Error::Invalid {
+                operation: "context",
+                what: format!(
+                    "{end} positions do not fit the model's context of {}; shorten the prompt or ask for fewer tokens",
+                    self.shape.context
+                ),
+            });
+        }
+        for table in &mut self.tables {
+            table.evict(self.len, Cache::KEPT_BEHIND);
+            table.reserve(self.len, end, &self.budget)?;
+        }
+        if let Some(states) = &mut self.states {
+            states.begin();
+        }
+        Ok(())
+    }
+
+    /// What a pass over the next `rows` reserved positions reads and writes. Takes the memory for its recurrent states.
+    ///
+    /// # Errors
+    /// As [`Cache::reserve`].
+    pub(crate) fn begin_pass(&mut self, rows: usize) -> Result<SessionRows<'_>, Error> {
+        let state = self.states.as_mut().map(|states| states.rows(rows, &self.budget)).transpose()?;
+        let pages = self.tables.each_mut().map(|table| table.rows(self.len));
+        Ok(SessionRows { position: self.len, pages, state })
+    }
+
+    /// Adds `rows` reserved positions, now written, to the length.
+    pub(crate) fn advance(&mut self, rows: usize) {
+        self.len += rows;
+        if let Some(states) = &mut self.states {
+            states.advance(rows);
+        }
+    }
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let held = self.tables.iter().map(PageTable::held).sum::<usize>();
+        let states = self.states.as_ref().map_or(0, States::count);
+        write!(f, "Cache({} positions, {held} pages, {states} states)", self.len)
+    }
+}

@@ -1,0 +1,101 @@
+//! Which page holds which positions of a session: eviction behind sliding windows, pages that forks share until one of them
+//! writes. What a page is made of is `storage`'s.
+
+use super::storage::{Page, PageBudget};
+use crate::Error;
+use crate::kernel::page::PAGE_POSITIONS;
+use std::sync::Arc;
+
+/// The pages of one kind of a part's layers.
+#[derive(Clone)]
+pub(super) struct PageTable {
+    /// Bytes of a page; 0 for a part without such layers.
+    page_bytes: usize,
+    /// Positions that a row sees, its own included.
+    window: usize,
+    /// `None` where the page was evicted; all such pages are at the beginning.
+    pages: Vec<Option<Arc<Page>>>,
+}
+
+/// A page during a pass.
+pub(crate) enum CacheRows<'a> {
+    /// No row of the pass sees its positions.
+    Evicted,
+    /// Its positions are complete, and other sessions may share it.
+    Read(&'a Page),
+    /// Positions of the pass belong to it. No other session has it.
+    Write(&'a mut Page),
+}
+
+impl PageTable {
+    pub(super) fn new(page_bytes: usize, window: usize) -> PageTable {
+        PageTable { page_bytes, window, pages: Vec::new() }
+    }
+
+    /// Pages that are in memory.
+    pub(super) fn held(&self) -> usize {
+        self.pages.iter().flatten().count()
+    }
+
+    /// Positions at the beginning whose pages were evicted.
+    fn evicted(&self) -> usize {
+        self.pages.iter().take_while(|page| page.is_none()).count() * PAGE_POSITIONS
+    }
+
+    /// Whether the rows from `len` on have all positions before them that they see.
+    pub(super) fn reaches_back_from(&self, len: usize) -> bool {
+        self.evicted() <= (len + 1).saturating_sub(self.window)
+    }
+
+    /// Drops pages that no row from `len` on sees, but for the `kept_behind` positions before those.
+    pub(super) fn evict(&mut self, len: usize, kept_behind: usize) {
+        let seen_from = (len + 1).saturating_sub(self.window.saturating_add(kept_behind));
+        self.pages.iter_mut().take(seen_from / PAGE_POSITIONS).for_each(|page| *page = None);
+    }
+
+    /// Drops pages of which no position lies before `len`.
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.pages.truncate(len.div_ceil(PAGE_POSITIONS));
+    }
+
+    /// Makes room for positions `len` to `end` in pages that are not shared.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], [`Error::OutOfMemory`].
+    pub(super) fn reserve(&mut self, len: usize, end: usize, budget: &PageBudget) -> Result<(), Error> {
+        if self.page_bytes == 0 {
+            return Ok(());
+        }
+        for index in len / PAGE_POSITIONS..end.div_ceil(PAGE_POSITIONS) {
+            let Some(page) = self.pages.get_mut(index) else {
+                self.pages.push(Some(Arc::new(budget.take(self.page_bytes)?)));
+                continue;
+            };
+            if let Some(page) = page
+                && Arc::get_mut(page).is_none()
+            {
+                let mut own = budget.take(self.page_bytes)?;
+                own.copy_from(page);
+                *page = Arc::new(own);
+            }
+        }
+        Ok(())
+    }
+
+    /// All pages, in order, for a pass over reserved positions from `len` on.
+    pub(super) fn rows(&mut self, len: usize) -> Vec<CacheRows<'_>> {
+        let writable = len / PAGE_POSITIONS;
+        self.pages.iter_mut().enumerate().map(|(index, page)| CacheRows::of(page, index >= writable)).collect()
+    }
+}
+
+impl CacheRows<'_> {
+    fn of(page: &mut Option<Arc<Page>>, is_reserved: bool) -> CacheRows<'_> {
+        let Some(page) = page else { return CacheRows::Evicted };
+        // What is reserved is not shared; it is asked all the same, because kernels write there.
+        match is_reserved && Arc::get_mut(page).is_some() {
+            true => Arc::get_mut(page).map_or(CacheRows::Evicted, CacheRows::Write),
+            false => CacheRows::Read(page),
+        }
+    }
+}
