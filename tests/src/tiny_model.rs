@@ -1,5 +1,5 @@
-//! A model file small enough to be made in a test: a Llama, or a Qwen 3 with a mixture of experts, of a few layers with
-//! pseudo-random weights and a tokenizer of single bytes. Its answers make no sense, but everything that runs a model runs it.
+//! A model file small enough to be made in a test: a Llama, a Qwen 3 with a mixture of experts or a Qwen 3.5 with recurrent
+//! states, of a few layers with pseudo-random weights and a tokenizer of single bytes. Its answers make no sense, but everything that runs a model runs it.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ pub const CONTEXT: usize = 512;
 /// The contents of a file; tests of errors change them.
 #[derive(Clone, Debug)]
 pub struct TinyModel {
-    /// Architecture: `llama`, or an unknown one.
+    /// Architecture: `llama`, `qwen3moe`, `qwen35`, or an unknown one.
     pub architecture: String,
     /// Name of the model in the file.
     pub name: String,
@@ -33,6 +33,13 @@ pub struct TinyModel {
     /// Experts of each layer, of which [`USED_EXPERTS`] compute a row; 0 for a dense model.
     pub experts: usize,
 }
+
+/// The architecture with gated delta nets, of which every fourth layer is none.
+const RECURRENT: &str = "qwen35";
+const ATTENTION_INTERVAL: usize = 4;
+
+/// Of a delta net: the positions that its convolution sees.
+const CONV_KERNEL: usize = 4;
 
 /// Experts that compute a row, of a mixture.
 pub const USED_EXPERTS: usize = 2;
@@ -57,6 +64,11 @@ impl TinyModel {
     /// A Qwen 3 whose layers have this many experts.
     pub fn mixture(experts: usize) -> TinyModel {
         TinyModel { architecture: "qwen3moe".to_owned(), experts, ..TinyModel::default() }
+    }
+
+    /// A Qwen 3.5, three of whose four layers are gated delta nets.
+    pub fn recurrent() -> TinyModel {
+        TinyModel { architecture: RECURRENT.to_owned(), layers: 4, ..TinyModel::default() }
     }
 
     /// The bytes of the file.
@@ -130,6 +142,20 @@ impl TinyModel {
                 (of_model("expert_feed_forward_length"), Value::U32(self.width as u32)),
             ]);
         }
+        if self.architecture == RECURRENT {
+            let head = self.width / HEADS;
+            metadata.extend(
+                [
+                    ("full_attention_interval", ATTENTION_INTERVAL),
+                    ("ssm.conv_kernel", CONV_KERNEL),
+                    ("ssm.state_size", head),
+                    ("ssm.group_count", HEADS / 2),
+                    ("ssm.time_step_rank", HEADS),
+                    ("ssm.inner_size", self.width),
+                ]
+                .map(|(key, value)| (of_model(key), Value::U32(value as u32))),
+            );
+        }
         metadata
     }
 
@@ -137,17 +163,13 @@ impl TinyModel {
         let width = self.width;
         let mut tensors = vec![("token_embd.weight".to_owned(), vec![width, VOCABULARY])];
         for layer in 0..self.layers {
-            let attention = [
-                ("attn_norm", vec![width]),
-                ("attn_q", vec![width, width]),
-                ("attn_k", vec![width, width / 2]),
-                ("attn_v", vec![width, width / 2]),
-                ("attn_output", vec![width, width]),
-                ("ffn_norm", vec![width]),
-            ];
-            let feed_forward = self.feed_forward();
-            for (name, shape) in attention.into_iter().chain(feed_forward) {
-                tensors.push((format!("blk.{layer}.{name}.weight"), shape));
+            let mixer = match self.architecture == RECURRENT {
+                false => self.attention(),
+                true if (layer + 1) % ATTENTION_INTERVAL == 0 => self.gated_attention(),
+                true => self.delta_net(),
+            };
+            for (name, shape) in mixer.into_iter().chain(self.feed_forward()) {
+                tensors.push((format!("blk.{layer}.{name}"), shape));
             }
         }
         tensors.push(("output_norm.weight".to_owned(), vec![width]));
@@ -177,7 +199,12 @@ fn file(metadata: &BTreeMap<String, Value>, tensors: &[(String, Vec<usize>)], ra
     for (name, shape) in tensors {
         out.resize(out.len().next_multiple_of(ALIGNMENT), 0);
         for _ in 0..shape.iter().product() {
-            let weight = if name.contains("norm") { 1.0 } else { random.signed_unit() * 0.2 };
+            let weight = match name {
+                norm if norm.contains("norm") => 1.0,
+                // States forget, some within a few positions, some within a hundred.
+                rate if rate.ends_with("ssm_a") => 0.19 * random.signed_unit() - 0.2,
+                _ => random.signed_unit() * 0.2,
+            };
             out.extend(weight.to_le_bytes());
         }
     }
@@ -185,24 +212,70 @@ fn file(metadata: &BTreeMap<String, Value>, tensors: &[(String, Vec<usize>)], ra
     out
 }
 
+/// The tensors of a layer, by their names in it.
+type LayerTensors = Vec<(&'static str, Vec<usize>)>;
+
 impl TinyModel {
-    /// The tensors of a feed-forward block, and what else an architecture with experts has in a layer.
-    fn feed_forward(&self) -> Vec<(&'static str, Vec<usize>)> {
+    fn attention(&self) -> LayerTensors {
+        let width = self.width;
+        vec![
+            ("attn_norm.weight", vec![width]),
+            ("attn_q.weight", vec![width, width]),
+            ("attn_k.weight", vec![width, width / 2]),
+            ("attn_v.weight", vec![width, width / 2]),
+            ("attn_output.weight", vec![width, width]),
+            ("ffn_norm.weight", vec![width]),
+        ]
+    }
+
+    fn gated_attention(&self) -> LayerTensors {
+        let width = self.width;
+        vec![
+            ("attn_norm.weight", vec![width]),
+            ("attn_q.weight", vec![width, 2 * width]),
+            ("attn_k.weight", vec![width, width / 2]),
+            ("attn_v.weight", vec![width, width / 2]),
+            ("attn_output.weight", vec![width, width]),
+            ("attn_q_norm.weight", vec![width / HEADS]),
+            ("attn_k_norm.weight", vec![width / HEADS]),
+            ("post_attention_norm.weight", vec![width]),
+        ]
+    }
+
+    fn delta_net(&self) -> LayerTensors {
+        let (width, channels) = (self.width, 2 * self.width);
+        vec![
+            ("attn_norm.weight", vec![width]),
+            ("attn_qkv.weight", vec![width, channels]),
+            ("attn_gate.weight", vec![width, width]),
+            ("ssm_beta.weight", vec![width, HEADS]),
+            ("ssm_alpha.weight", vec![width, HEADS]),
+            ("ssm_conv1d.weight", vec![CONV_KERNEL, channels]),
+            ("ssm_dt.bias", vec![HEADS]),
+            ("ssm_a", vec![HEADS]),
+            ("ssm_norm.weight", vec![width / HEADS]),
+            ("ssm_out.weight", vec![width, width]),
+            ("post_attention_norm.weight", vec![width]),
+        ]
+    }
+
+    /// A feed-forward block, and what else an architecture with experts has in a layer.
+    fn feed_forward(&self) -> LayerTensors {
         let (width, experts) = (self.width, self.experts);
         if experts == 0 {
             return vec![
-                ("ffn_gate", vec![width, 2 * width]),
-                ("ffn_up", vec![width, 2 * width]),
-                ("ffn_down", vec![2 * width, width]),
+                ("ffn_gate.weight", vec![width, 2 * width]),
+                ("ffn_up.weight", vec![width, 2 * width]),
+                ("ffn_down.weight", vec![2 * width, width]),
             ];
         }
         vec![
-            ("attn_q_norm", vec![width / HEADS]),
-            ("attn_k_norm", vec![width / HEADS]),
-            ("ffn_gate_inp", vec![width, experts]),
-            ("ffn_gate_exps", vec![width, width, experts]),
-            ("ffn_up_exps", vec![width, width, experts]),
-            ("ffn_down_exps", vec![width, width, experts]),
+            ("attn_q_norm.weight", vec![width / HEADS]),
+            ("attn_k_norm.weight", vec![width / HEADS]),
+            ("ffn_gate_inp.weight", vec![width, experts]),
+            ("ffn_gate_exps.weight", vec![width, width, experts]),
+            ("ffn_up_exps.weight", vec![width, width, experts]),
+            ("ffn_down_exps.weight", vec![width, width, experts]),
         ]
     }
 }

@@ -3,11 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod answers;
+mod architectures;
 mod every_token;
 mod lies;
 mod losses;
 mod memory;
-mod mixtures;
+
 mod names;
 mod speeds;
 

@@ -1,22 +1,21 @@
-//! A mixture of experts: whoever has whichever layers, the same experts are chosen and the same text comes.
+//! Mixtures of experts and models with recurrent states: whoever has whichever layers, the same text comes.
 
 use pangea_tests::tiny_model::TinyModel;
 
 use super::*;
 
 const COMPLETIONS: &str = "/v1/completions";
-const NAME: &str = "mixture";
+const NAME: &str = "tiny";
 
 /// Tokens of an answer: enough that a node can be killed while it comes.
 const TOKENS: usize = 400;
 
-fn stage() -> Stage {
+fn stage(model: TinyModel) -> Stage {
     let cluster = Cluster::new();
-    let model = cluster.folder().join(format!("{NAME}.gguf"));
+    let path = cluster.folder().join(format!("{NAME}.gguf"));
     // As many layers as the model of the other tests has.
-    let mixture = TinyModel { layers: LAYERS as usize, width: 128, seed: 3, ..TinyModel::mixture(16) };
-    std::fs::write(&model, mixture.gguf()).unwrap();
-    Stage { cluster, model }
+    std::fs::write(&path, TinyModel { layers: LAYERS as usize, width: 128, ..model }.gguf()).unwrap();
+    Stage { cluster, model: path }
 }
 
 fn prompt(stream: bool) -> Value {
@@ -36,8 +35,17 @@ fn answer(node: &Node) -> (String, Value) {
 }
 
 #[test]
-fn three_nodes_give_the_text_of_one_whoever_dies_and_their_receipts_hold() {
-    let stage = stage();
+fn three_nodes_with_a_mixture_give_the_text_of_one_whoever_dies_and_their_receipts_hold() {
+    three_nodes_give_the_text_of_one(TinyModel { seed: 3, ..TinyModel::mixture(16) });
+}
+
+#[test]
+fn three_nodes_with_recurrent_states_give_the_text_of_one_whoever_dies_and_their_receipts_hold() {
+    three_nodes_give_the_text_of_one(TinyModel { seed: 3, ..TinyModel::recurrent() });
+}
+
+fn three_nodes_give_the_text_of_one(model: TinyModel) {
+    let stage = stage(model);
     let alone = stage.serving("alone").start();
     let (undisturbed, pangea) = answer(&alone);
     assert_eq!(stages(&pangea), [alone.peer.as_str()], "{pangea}");
