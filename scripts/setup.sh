@@ -296,6 +296,7 @@ run_tests() {
   need_rust_component cargo-clippy clippy
   need_capnp
   need_namespaces
+  need_software_gpu
   need_ssh_server
   need_python_env
   need_cargo_deny

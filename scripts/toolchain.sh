@@ -120,6 +120,17 @@ need_namespaces() {
   has ip || install_packages "The 'ip' command (tests across network namespaces)" 'iproute2' ''
 }
 
+# A GPU that is software, for the tests of GPU kernels: only for root on Linux; elsewhere those tests take a real one, or are
+# skipped.
+need_software_gpu() {
+  [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] || return 0
+  local driver
+  for driver in /usr/share/vulkan/icd.d/lvp_icd*.json /etc/vulkan/icd.d/lvp_icd*.json; do
+    [ -e "$driver" ] && return
+  done
+  install_packages 'A software GPU (tests of GPU kernels)' 'mesa-vulkan-drivers libvulkan1' ''
+}
+
 # The server that tests of SSH tunnels start on a host of their own, where they can run. The package would also make it a
 # service of this machine, which nobody asked for.
 need_ssh_server() {

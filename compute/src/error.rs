@@ -94,6 +94,14 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
+    /// A GPU that was reset, removed or given up, or whose driver failed. The same work can be done on another device.
+    #[error("the GPU {device} is lost: {why}; restart this program to use it again")]
+    DeviceLost {
+        /// The name of the adapter.
+        device: String,
+        /// What its driver says.
+        why: String,
+    },
     /// The work was cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -111,6 +119,7 @@ impl Error {
             }
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => ErrorKind::NotFound,
             Error::Io { .. } | Error::NonFinite { .. } => ErrorKind::Internal,
+            Error::DeviceLost { .. } => ErrorKind::Unavailable,
             Error::Cancelled => ErrorKind::Cancelled,
         }
     }

@@ -1,0 +1,224 @@
+//! An opened GPU: its queue, its compiled kernels, and what became of it. A lost device, a reset and any error that is not
+//! expected end it for good: everything after that is [`Error::DeviceLost`], and never a panic.
+
+use super::adapter::{self, AdapterKind, AdapterReport, GpuChoice, IMMEDIATE_BYTES};
+use super::buffer::GpuBuffer;
+use super::commands::Commands;
+use super::pipeline::{Kernel, KernelId};
+use crate::Error;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+/// An opened GPU. Buffers, matrices and recorded commands belong to one.
+pub struct Gpu {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    report: AdapterReport,
+    max_binding_bytes: u64,
+    loss: Arc<Loss>,
+    kernels: Mutex<HashMap<KernelId, Arc<Kernel>>>,
+    /// What kernels see where an optional input is left out.
+    nothing: OnceLock<GpuBuffer>,
+}
+
+/// Why a device was lost, once it is.
+#[derive(Default)]
+struct Loss(OnceLock<String>);
+
+/// Bytes of a binding that kernels are given at most: their indices are 32 bits wide, in words.
+const MAX_BINDING_BYTES: u64 = 1 << 31;
+
+impl Gpu {
+    /// Opens the adapter of that choice. One that is open in this process already, and not lost, is shared.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where no adapter of this machine is of that choice, with the reason of each;
+    /// [`Error::DeviceLost`] where its driver refuses.
+    pub fn open(choice: GpuChoice<'_>) -> Result<Arc<Gpu>, Error> {
+        // One device of an adapter has its compiled kernels; two would compile them twice.
+        static OPEN: Mutex<Vec<Weak<Gpu>>> = Mutex::new(Vec::new());
+        let found = choose(choice)?;
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|gpu| gpu.strong_count() > 0);
+        let shared =
+            open.iter().filter_map(Weak::upgrade).find(|gpu| gpu.report == found.report && gpu.check().is_ok());
+        if let Some(gpu) = shared {
+            return Ok(gpu);
+        }
+        let gpu = Arc::new(Gpu::new(found)?);
+        open.push(Arc::downgrade(&gpu));
+        Ok(gpu)
+    }
+
+    /// Opens the adapter of that choice for this caller alone.
+    ///
+    /// # Errors
+    /// As [`Gpu::open`].
+    pub fn open_alone(choice: GpuChoice<'_>) -> Result<Arc<Gpu>, Error> {
+        Gpu::new(choose(choice)?).map(Arc::new)
+    }
+
+    fn new(found: adapter::Found) -> Result<Gpu, Error> {
+        let adapter::Found { adapter, report, .. } = found;
+        let limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
+        let max_binding_bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("pangea"),
+            required_features: wgpu::Features::IMMEDIATES,
+            required_limits: limits,
+            ..wgpu::DeviceDescriptor::default()
+        };
+        let refused = |why: String| Error::DeviceLost { device: report.name.clone(), why };
+        let (device, queue) = super::ready(adapter.request_device(&descriptor))
+            .ok_or_else(|| refused("its driver did not answer".to_owned()))?
+            .map_err(|e| refused(e.to_string()))?;
+        let loss = Arc::new(Loss::default());
+        let of_callback = loss.clone();
+        device.set_device_lost_callback(move |reason, why| of_callback.set(format!("{reason:?}: {why}")));
+        let of_handler = loss.clone();
+        // Expected errors are caught where they arise. After any other one, results cannot be trusted.
+        device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| of_handler.set(e.to_string())));
+        Ok(Gpu {
+            device,
+            queue,
+            report,
+            max_binding_bytes: max_binding_bytes.min(MAX_BINDING_BYTES),
+            loss,
+            kernels: Mutex::default(),
+            nothing: OnceLock::new(),
+        })
+    }
+
+    /// What was opened.
+    pub fn report(&self) -> &AdapterReport {
+        &self.report
+    }
+
+    /// Bytes of a buffer that a kernel sees at once, at most.
+    pub fn max_binding_bytes(&self) -> u64 {
+        self.max_binding_bytes
+    }
+
+    /// Begins to record work.
+    pub fn commands(self: &Arc<Self>) -> Commands {
+        Commands::new(self.clone())
+    }
+
+    /// Whether the device still works.
+    ///
+    /// # Errors
+    /// [`Error::DeviceLost`].
+    pub fn check(&self) -> Result<(), Error> {
+        match self.loss.0.get() {
+            None => Ok(()),
+            Some(why) => Err(Error::DeviceLost { device: self.report.name.clone(), why: why.clone() }),
+        }
+    }
+
+    /// Ends the device, as a reset by its driver would: for tests of what comes after.
+    pub fn lose(&self) {
+        self.loss.set("it was given up".to_owned());
+        self.device.destroy();
+    }
+
+    /// Waits until a submission, or all of them, are done.
+    pub(super) fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<(), Error> {
+        self.check()?;
+        let poll = || self.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
+        // `poll` panics where the device is lost while it waits.
+        match catch_unwind(AssertUnwindSafe(poll)) {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => self.loss.set(e.to_string()),
+            Err(_) => self.loss.set("its driver failed while work was waited for".to_owned()),
+        }
+        self.check()
+    }
+
+    /// Runs `make`, which allocates `bytes` for `what`.
+    pub(super) fn allocate<T>(&self, bytes: u64, what: &'static str, make: impl FnOnce() -> T) -> Result<T, Error> {
+        self.check()?;
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let made = make();
+        match super::ready(scope.pop()) {
+            Some(None) => self.check().map(|()| made),
+            Some(Some(_)) => Err(Error::OutOfMemory { bytes, what }),
+            None => Err(Error::DeviceLost {
+                device: self.report.name.clone(),
+                why: "its driver did not say whether memory was allocated".to_owned(),
+            }),
+        }
+    }
+
+    /// The compiled kernel; compiled once.
+    pub(super) fn kernel(&self, id: KernelId) -> Result<Arc<Kernel>, Error> {
+        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = kernels.get(&id) {
+            return Ok(kernel.clone());
+        }
+        let kernel = Arc::new(Kernel::compile(&self.device, id));
+        self.check()?;
+        kernels.insert(id, kernel.clone());
+        Ok(kernel)
+    }
+
+    /// A small buffer of zeros, for inputs that are left out.
+    pub(super) fn nothing(self: &Arc<Self>) -> Result<&GpuBuffer, Error> {
+        if let Some(nothing) = self.nothing.get() {
+            return Ok(nothing);
+        }
+        let made = GpuBuffer::unowned(self, 64, "a placeholder")?;
+        Ok(self.nothing.get_or_init(|| made))
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gpu({})", self.report.name)
+    }
+}
+
+impl Loss {
+    /// The first reason stays.
+    fn set(&self, why: String) {
+        let _ = self.0.set(why);
+    }
+}
+
+fn choose(choice: GpuChoice<'_>) -> Result<adapter::Found, Error> {
+    let (fit, rest): (Vec<_>, Vec<_>) = adapter::found().into_iter().partition(|found| match choice {
+        GpuChoice::Best => found.report.unused_because.is_none(),
+        GpuChoice::BestOrSoftware => {
+            found.report.unused_because.is_none()
+                || found.missing.is_none() && found.report.kind == AdapterKind::Software
+        }
+        GpuChoice::Named(name) => {
+            found.missing.is_none() && found.report.name.to_lowercase().contains(&name.to_lowercase())
+        }
+    });
+    if let Some(first) = fit.into_iter().next() {
+        return Ok(first);
+    }
+    let wanted = match choice {
+        GpuChoice::Named(name) => format!("no usable GPU of this machine is named {name:?}"),
+        _ => "this machine has no usable GPU".to_owned(),
+    };
+    let reasons: Vec<String> = rest
+        .into_iter()
+        .map(|found| {
+            let why = found.missing.or(found.report.unused_because);
+            format!(
+                "{} ({}): {}",
+                found.report.name,
+                found.report.backend,
+                why.as_deref().unwrap_or("has another name")
+            )
+        })
+        .collect();
+    let reasons = if reasons.is_empty() {
+        "no driver shows one; install a driver for Vulkan, Metal or DirectX 12".to_owned()
+    } else {
+        reasons.join("; ")
+    };
+    Err(Error::invalid("gpu", format!("{wanted}: {reasons}")))
+}

@@ -1,0 +1,251 @@
+//! Kernels: which there are, what they bind, and how their source is put together and compiled. The arithmetic is in
+//! `shaders/`, the callers beside this file.
+//!
+//! A source is WGSL with two additions, so that nothing depends on a driver that unrolls loops: constants of the
+//! kernel stand above it, and lines between `#for i COUNT` and `#end` are repeated with `$i` = 0, 1, … in its place.
+
+use super::adapter::IMMEDIATE_BYTES;
+use crate::gguf::GgmlType;
+use crate::gguf::codebooks::{self, Codebook};
+
+/// A family of kernels: one file of WGSL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Shader {
+    /// Few rows times a matrix, or times one of many experts each.
+    Product,
+    /// Many rows times a matrix.
+    TiledProduct,
+    /// Rows of an embedding.
+    Embed,
+    /// Root mean square normalisation.
+    Norm,
+    /// Norms, rotation and the cache.
+    Rope,
+    /// Attention over a split of the positions.
+    Attend,
+    /// The splits of attention together.
+    CombineAttention,
+    /// Gate and up of a feed-forward block.
+    Activate,
+    /// Elementwise work.
+    Map,
+    /// The largest of a row.
+    Argmax,
+    /// What experts compute a row.
+    Route,
+    /// The weighted sum of experts' results.
+    ExpertSum,
+    /// The product of two float matrices of a task.
+    Matmul,
+    /// The exact product of two i8 matrices of a task.
+    IntegerMatmul,
+}
+
+/// A kernel: a family, the format of its matrix, and its constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct KernelId {
+    pub(super) shader: Shader,
+    /// Of the matrix that is read, if one is.
+    pub(super) format: Option<GgmlType>,
+    /// The values of [`Spec::constants`].
+    pub(super) constants: [u32; 3],
+}
+
+/// What a family of kernels consists of.
+struct Spec {
+    source: &'static str,
+    constants: &'static [&'static str],
+    /// One letter for each binding: `r` is read, `w` is read and written.
+    bindings: &'static str,
+    /// Whether it reports faults.
+    reports: bool,
+}
+
+impl Shader {
+    fn spec(self) -> Spec {
+        let (source, constants, bindings): (&str, &[&str], &str) = match self {
+            Shader::Product => (include_str!("shaders/product.wgsl"), &["ROWS", "EXPERTS"], "rrrwr"),
+            Shader::TiledProduct => (include_str!("shaders/tiled_product.wgsl"), &[], "rrrwr"),
+            Shader::Embed => (include_str!("shaders/embed.wgsl"), &[], "rrww"),
+            Shader::Norm => (include_str!("shaders/norm.wgsl"), &[], "rrww"),
+            Shader::Rope => (include_str!("shaders/rope.wgsl"), &[], "wrrwrrrw"),
+            Shader::Attend => (include_str!("shaders/attend.wgsl"), &["HEAD_DIM", "QUERIES", "OWN"], "rrrrrw"),
+            Shader::CombineAttention => (include_str!("shaders/combine_attention.wgsl"), &[], "rrrww"),
+            Shader::Activate => (include_str!("shaders/activate.wgsl"), &[], "wrw"),
+            Shader::Map => (include_str!("shaders/map.wgsl"), &["OPERATION"], "wrw"),
+            Shader::Argmax => (include_str!("shaders/argmax.wgsl"), &[], "rww"),
+            Shader::Route => (include_str!("shaders/route.wgsl"), &[], "rrrrww"),
+            Shader::ExpertSum => (include_str!("shaders/expert_sum.wgsl"), &[], "rrww"),
+            Shader::Matmul => (
+                concat!(include_str!("shaders/matmul_float.wgsl"), include_str!("shaders/matmul.wgsl")),
+                &["A_KIND", "B_KIND"],
+                "rrw",
+            ),
+            Shader::IntegerMatmul => {
+                (concat!(include_str!("shaders/matmul_integer.wgsl"), include_str!("shaders/matmul.wgsl")), &[], "rrw")
+            }
+        };
+        // The last binding of those that see what goes wrong.
+        let reports = source.contains("var<storage, read_write> fault:");
+        Spec { source, constants, bindings, reports }
+    }
+}
+
+/// What reads a block of a format.
+fn format_source(ty: GgmlType) -> [&'static str; 2] {
+    let of_format = match ty {
+        GgmlType::F32 => include_str!("shaders/formats/f32.wgsl"),
+        GgmlType::F16 => include_str!("shaders/formats/f16.wgsl"),
+        GgmlType::BF16 => include_str!("shaders/formats/bf16.wgsl"),
+        GgmlType::Q4_0 => include_str!("shaders/formats/q4_0.wgsl"),
+        GgmlType::Q4_1 => include_str!("shaders/formats/q4_1.wgsl"),
+        GgmlType::Q5_0 => include_str!("shaders/formats/q5_0.wgsl"),
+        GgmlType::Q5_1 => include_str!("shaders/formats/q5_1.wgsl"),
+        GgmlType::Q8_0 => include_str!("shaders/formats/q8_0.wgsl"),
+        GgmlType::IQ4NL => include_str!("shaders/formats/iq4_nl.wgsl"),
+        GgmlType::IQ4XS => include_str!("shaders/formats/iq4_xs.wgsl"),
+        GgmlType::MXFP4 => include_str!("shaders/formats/mxfp4.wgsl"),
+        GgmlType::Q2K => include_str!("shaders/formats/q2_k.wgsl"),
+        GgmlType::Q3K => include_str!("shaders/formats/q3_k.wgsl"),
+        GgmlType::Q4K => include_str!("shaders/formats/q4_k.wgsl"),
+        GgmlType::Q5K => include_str!("shaders/formats/q5_k.wgsl"),
+        GgmlType::Q6K => include_str!("shaders/formats/q6_k.wgsl"),
+    };
+    [include_str!("shaders/formats/planes.wgsl"), of_format]
+}
+
+/// The values of a format's codes, where a code chooses one.
+fn codebook(ty: GgmlType) -> Option<&'static Codebook> {
+    match ty {
+        GgmlType::IQ4NL | GgmlType::IQ4XS => Some(&codebooks::IQ4),
+        GgmlType::MXFP4 => Some(&codebooks::MXFP4),
+        _ => None,
+    }
+}
+
+/// A compiled kernel.
+pub(super) struct Kernel {
+    pub(super) pipeline: wgpu::ComputePipeline,
+    pub(super) bindings: wgpu::BindGroupLayout,
+}
+
+impl Kernel {
+    /// Errors of the compiler reach the device's handler.
+    pub(super) fn compile(device: &wgpu::Device, id: KernelId) -> Kernel {
+        let spec = id.shader.spec();
+        let label = format!("{id:?}");
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
+            .zip(spec.bindings.chars())
+            .map(|(binding, access)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only: access == 'r' },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            })
+            .collect();
+        let bindings = device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&bindings)],
+            immediate_size: IMMEDIATE_BYTES,
+        });
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(&label),
+            source: wgpu::ShaderSource::Wgsl(source(id).into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                constants: &[],
+                // Every kernel writes what it reads there.
+                zero_initialize_workgroup_memory: false,
+            },
+            cache: None,
+        });
+        Kernel { pipeline, bindings }
+    }
+}
+
+/// The whole source of a kernel.
+fn source(id: KernelId) -> String {
+    let spec = id.shader.spec();
+    let mut text = String::new();
+    let mut constants: Vec<(&str, u32)> = spec.constants.iter().copied().zip(id.constants).collect();
+    if let Some(book) = id.format.and_then(codebook) {
+        let words = book.as_chunks::<4>().0.iter().map(|four| u32::from_le_bytes(four.map(|value| value as u8)));
+        constants.extend(["BOOK0", "BOOK1", "BOOK2", "BOOK3"].into_iter().zip(words));
+    }
+    for (name, value) in &constants {
+        text += &format!("const {name}: u32 = {value}u;\n");
+    }
+    let mut parts = vec![include_str!("shaders/prelude.wgsl")];
+    if let Some(format) = id.format {
+        parts.extend(format_source(format));
+    }
+    if spec.reports {
+        parts.push(include_str!("shaders/fault.wgsl"));
+    }
+    parts.push(spec.source);
+    for part in parts {
+        let lines: Vec<&str> = part.lines().collect();
+        unroll(&lines, &constants, &mut text);
+    }
+    text
+}
+
+/// Writes the lines with their repetitions.
+///
+/// # Panics
+/// For a `#for` without its `#end` or with an unknown count, which the tests would meet.
+fn unroll(lines: &[&str], constants: &[(&str, u32)], out: &mut String) {
+    let mut at = 0;
+    while at < lines.len() {
+        let line = lines[at].trim_start();
+        at += 1;
+        let Some(head) = line.strip_prefix("#for ") else {
+            *out += lines[at - 1];
+            *out += "\n";
+            continue;
+        };
+        let mut words = head.split_whitespace();
+        let (name, count) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let constant = constants.iter().find(|(name, _)| *name == count).map(|(_, value)| *value);
+        let Some(count) = constant.or_else(|| count.parse().ok()) else { panic!("{line}: unknown count") };
+        let mut depth = 1;
+        let Some(len) = lines[at..].iter().position(|line| {
+            let line = line.trim_start();
+            depth += i32::from(line.starts_with("#for ")) - i32::from(line.starts_with("#end"));
+            depth == 0
+        }) else {
+            panic!("{line}: no #end")
+        };
+        let body = &lines[at..at + len];
+        at += len + 1;
+        for index in 0..count {
+            let body: Vec<String> =
+                body.iter().map(|line| line.replace(&format!("${name}"), &index.to_string())).collect();
+            unroll(&body.iter().map(String::as_str).collect::<Vec<_>>(), constants, out);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_lines_are_written_out_in_order_and_nested() {
+        let lines = ["a", "#for i N", "b$i", "#for j 2", "c$i$j", "#end", "#end", "d"];
+        let mut out = String::new();
+        unroll(&lines, &[("N", 2)], &mut out);
+        assert_eq!(out, "a\nb0\nc00\nc01\nb1\nc10\nc11\nd\n");
+    }
+}

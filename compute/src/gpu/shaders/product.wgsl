@@ -1,0 +1,143 @@
+// y[row, out] = Σ x[row, k] · W[out, k], for up to ROWS rows at a time: the weights are read once for them. 32 threads share two
+// outputs; thread t sums the blocks t, t + 32, … of a row of W, and the 32 sums are added in order.
+//
+// ROWS: rows of a workgroup. EXPERTS: 1 where W is of many experts, outputs after outputs, and a row, which is a slot, has one
+// of them; then ROWS is 1.
+
+struct Params {
+  rows: u32,
+  // Outputs of this chunk, blocks of a row of W.
+  outs: u32,
+  blocks: u32,
+  // Vectors of a row of x; floats of a row of y; the column of y where this chunk begins.
+  x_stride: u32,
+  y_stride: u32,
+  y_at: u32,
+  plane1: u32,
+  plane2: u32,
+  plane3: u32,
+  // 1: a bias is added. 2: y is added to.
+  flags: u32,
+  // Of experts: the first one of this chunk, how many it has; slots that share a row of x.
+  expert: u32,
+  experts: u32,
+  shared_by: u32,
+  pad0: u32,
+  pad1: u32,
+  pad2: u32,
+}
+var<immediate> p: Params;
+// The chunk of W in planes.
+@group(0) @binding(0) var<storage, read> w: array<vec4<u32>>;
+// [rows, x_stride]
+@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
+// [all outputs]
+@group(0) @binding(2) var<storage, read> bias: array<f32>;
+// [rows, y_stride]
+@group(0) @binding(3) var<storage, read_write> y: array<f32>;
+// [slots]: expert, bits of its weight
+@group(0) @binding(4) var<storage, read> chosen: array<vec2<u32>>;
+
+const LANES = 32u;
+// Outputs of a thread, and of a workgroup.
+const OUTS = 2u;
+const ALL_OUTS = 4u;
+
+// [ALL_OUTS, ROWS, LANES]
+var<workgroup> sums: array<f32, ALL_OUTS * ROWS * LANES>;
+
+@compute @workgroup_size(64)
+fn main(
+  @builtin(workgroup_id) group: vec3<u32>,
+  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(local_invocation_index) t: u32,
+) {
+  let lane = t & 31u;
+  let part = t >> 5u;
+  let out0 = spread(group, groups) * ALL_OUTS + part * OUTS;
+  let row0 = group.y * ROWS;
+  var w_row = 0u;
+  var x_row = row0;
+  var bias_at = p.y_at;
+  if (EXPERTS == 1u) {
+    let expert = chosen[row0].x;
+    if (expert < p.expert || expert >= p.expert + p.experts) {
+      return;
+    }
+    w_row = (expert - p.expert) * p.outs;
+    x_row = row0 / p.shared_by;
+    bias_at = expert * p.outs;
+  }
+  // What lies outside is computed from what lies inside, and left out at the end.
+#for o 2
+  let w$o = (w_row + min(out0 + $ou, p.outs - 1u)) * p.blocks;
+#end
+#for r ROWS
+  let x$r = min(x_row + $ru, p.rows - 1u) * p.x_stride;
+#for o 2
+  var y$o_$r = 0.0;
+#end
+#end
+  for (var b = lane; b < p.blocks; b += LANES) {
+#for o 2
+    let raw$o = load(w$o + b);
+#end
+#for h 2
+#for r ROWS
+    var sum$h_$r = 0.0;
+#for o 2
+    var dot$h_$o_$r = 0.0;
+#end
+#end
+#for q 4
+#for o 2
+    let codes$h_$q_$o = codes(raw$o, $hu * 4u + $qu);
+#end
+#for r ROWS
+    {
+      let v = x[x$r + b * 8u + $hu * 4u + $qu];
+      if (SHIFTED) {
+        sum$h_$r += v.x + v.y + v.z + v.w;
+      }
+#for o 2
+      dot$h_$o_$r += dot(codes$h_$q_$o, v);
+#end
+    }
+#end
+#end
+#for r ROWS
+#for o 2
+    y$o_$r += raw$o.scale[$hu] * dot$h_$o_$r;
+    if (SHIFTED) {
+      y$o_$r += raw$o.shift[$hu] * sum$h_$r;
+    }
+#end
+#end
+#end
+  }
+#for o 2
+#for r ROWS
+  sums[((part * OUTS + $ou) * ROWS + $ru) * LANES + lane] = y$o_$r;
+#end
+#end
+  workgroupBarrier();
+  for (var i = t; i < ALL_OUTS * ROWS; i += 64u) {
+    let out = spread(group, groups) * ALL_OUTS + i / ROWS;
+    let row = row0 + i % ROWS;
+    if (out >= p.outs || row >= p.rows) {
+      continue;
+    }
+    var total = 0.0;
+    for (var j = 0u; j < LANES; j++) {
+      total += sums[i * LANES + j];
+    }
+    if ((p.flags & 1u) != 0u) {
+      total += bias[bias_at + out];
+    }
+    let at = row * p.y_stride + p.y_at + out;
+    if ((p.flags & 2u) != 0u) {
+      total += y[at];
+    }
+    y[at] = total;
+  }
+}
