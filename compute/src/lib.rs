@@ -26,7 +26,7 @@
 //! | 4 | [`sample`] | logits to tokens, grammars, stop strings |
 //! | 4 | [`model`] | language models: configuration, plans of layer ranges, caches |
 //! | 5 | [`check`] | is this product right? (DESIGN §6) |
-//! | 5 | [`engine`] | stages of models on the CPU: weights in memory, the forward pass |
+//! | 5 | [`engine`] | stages of models on the CPU or a GPU: weights in memory, the forward pass |
 //! | 5 | [`probe`] | measured speed of this machine |
 //! | 6 | [`draft`] | guesses of the next tokens, from the text so far or by a small model |
 //! | 6 | [`commit`] | what a stage of a model commits to, and its replay (DESIGN §6) |

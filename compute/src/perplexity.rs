@@ -2,7 +2,6 @@
 //! compared. Input is tokens; files and output are the caller's.
 
 use crate::engine::{Input, Logits, Stage, Step};
-use crate::model::PageBudget;
 use crate::{Cancel, Error, Pool};
 use std::sync::{Mutex, PoisonError};
 
@@ -49,7 +48,7 @@ impl Perplexity {
     ) -> Result<Perplexity, Error> {
         check(model, tokens, context)?;
         let vocabulary = model.config().vocabulary;
-        let budget = PageBudget::new(model.cache_shape().bytes_for(context));
+        let budget = model.page_budget(model.cache_shape().bytes_for(context));
         let mut cache = model.cache(&budget);
         let slice = (HELD_LOGITS / vocabulary).clamp(1, context);
         let first = context / 2;

@@ -4,7 +4,7 @@
 
 use super::merkle::{Leaf, chosen_leaf, merkle_root, nothing_leaf, row_leaf, token_leaves};
 use crate::engine::{Input, Logits, Output, Stage, Step};
-use crate::model::{Cache, ModelConfig, ModelPart, PageBudget};
+use crate::model::{Cache, ModelConfig, ModelPart};
 use crate::sample::grammar::Grammar;
 use crate::sample::{Choice, Sampling, choose, score};
 use crate::{Cancel, Error};
@@ -267,7 +267,7 @@ impl Pass<'_> {
         next: impl Fn(usize) -> (usize, Logits),
         mut take: impl FnMut(Range<usize>, &mut Output) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let budget = PageBudget::new(self.model.cache_shape().bytes_for(self.positions));
+        let budget = self.model.page_budget(self.model.cache_shape().bytes_for(self.positions));
         let mut cache = self.model.cache(&budget);
         let width = self.model.config().hidden_size;
         let mut start = 0;

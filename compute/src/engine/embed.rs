@@ -36,6 +36,7 @@ impl Stage {
                 }
                 let is_finite = match &self.loaded {
                     Loaded::Cpu(stage) => stage.final_norm(config, state, &mut normed),
+                    Loaded::Gpu(stage) => stage.final_norm(config, state, &mut normed),
                 };
                 match is_finite {
                     Some(true) => {}

@@ -2,6 +2,7 @@
 //! every cache is as before when anything fails.
 
 use super::cpu::CpuStage;
+use super::gpu::GpuStage;
 use super::{Loaded, Stage};
 use crate::model::Cache;
 use crate::model::cache::SessionRows;
@@ -187,6 +188,7 @@ impl Stage {
         let (mut first, mut logits_done) = (0, 0);
         let pass_rows = match &self.loaded {
             Loaded::Cpu(_) => CpuStage::pass_rows(config.experts),
+            Loaded::Gpu(_) => GpuStage::pass_rows(config),
         };
         while first < rows {
             cancel.check()?;
@@ -233,6 +235,7 @@ impl Stage {
             };
             match &self.loaded {
                 Loaded::Cpu(stage) => stage.run(config, &self.cache_shape(), pass)?,
+                Loaded::Gpu(stage) => stage.run(config, pass)?,
             }
             for (index, rows) in held {
                 steps[index].cache.advance(rows);
@@ -254,6 +257,9 @@ impl Stage {
         }
         if steps.iter().any(|step| step.cache.shape() != self.cache_shape()) {
             return wrong("a session's cache belongs to another model or to other layers".to_owned());
+        }
+        if steps.iter().any(|step| !step.cache.budget().lies_in(self.store())) {
+            return wrong("a session's cache lies in another device's memory".to_owned());
         }
         let config = self.config();
         match input {

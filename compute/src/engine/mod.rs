@@ -8,6 +8,7 @@
 //! | `forward` | what goes into a pass and comes out, checked and cut; caches are as before when anything fails |
 //! | `embed` | embeddings of texts |
 //! | `cpu` | the CPU: packed weights, the threads of a pool |
+//! | `gpu` | a GPU: weights and pages in its memory, the kernels of a pass in order |
 //!
 //! Results of an exact engine have the same bits for any batch, chunking, number of threads, split and instruction set;
 //! [`NUMERICS`] names the version of these bits.
@@ -15,13 +16,17 @@
 mod cpu;
 mod embed;
 mod forward;
+mod gpu;
 
 pub use embed::unit;
 pub use forward::{Input, Logits, Observed, Output, Step};
 
+use crate::gpu::Gpu;
+use crate::model::cache::PageStore;
 use crate::model::{Cache, CacheShape, ModelConfig, ModelFile, ModelPart, NUMERICS, PageBudget, StagePlan};
 use crate::{Error, Pool};
 use cpu::CpuStage;
+use gpu::GpuStage;
 use std::fmt;
 use std::sync::Arc;
 
@@ -30,6 +35,8 @@ use std::sync::Arc;
 pub enum Engine {
     /// This processor, with the threads of a pool.
     Cpu(Arc<Pool>),
+    /// A GPU.
+    Gpu(Arc<Gpu>),
 }
 
 /// Which bits the results of an engine have.
@@ -64,24 +71,28 @@ impl Engine {
     pub fn bits(&self) -> Bits {
         match self {
             Engine::Cpu(_) => Bits::Exact(NUMERICS),
+            Engine::Gpu(_) => Bits::Tolerance(gpu::PROFILE),
         }
     }
 
-    /// The number of threads that compute.
+    /// The number of this processor's threads that compute.
     pub fn threads(&self) -> usize {
         match self {
             Engine::Cpu(pool) => pool.threads(),
+            Engine::Gpu(_) => 1,
         }
     }
 
     /// Loads `part` of a model.
     ///
     /// # Errors
-    /// As [`StagePlan::of`]; [`Error::Invalid`] for weights that are not finite; [`Error::OutOfMemory`].
+    /// As [`StagePlan::of`]; [`Error::Invalid`] for weights that are not finite, and for layers that this engine does not compute;
+    /// [`Error::OutOfMemory`]; [`Error::DeviceLost`].
     pub fn load(&self, file: &ModelFile, part: ModelPart) -> Result<Stage, Error> {
         let plan = StagePlan::of(file, &part)?;
         let loaded = match self {
             Engine::Cpu(pool) => Loaded::Cpu(CpuStage::load(file, &plan, Arc::clone(pool))?),
+            Engine::Gpu(gpu) => Loaded::Gpu(Arc::new(GpuStage::load(file, &plan, gpu)?)),
         };
         let config = file.config().clone();
         Ok(Stage { cache_shape: CacheShape::of(&config, part.layers.clone()), config, part, loaded })
@@ -95,6 +106,7 @@ impl Engine {
         let plan = StagePlan::of(file, part)?;
         match self {
             Engine::Cpu(pool) => CpuStage::load_bytes(file, &plan, pool.threads()),
+            Engine::Gpu(_) => GpuStage::load_bytes(&plan),
         }
     }
 }
@@ -117,13 +129,15 @@ pub struct Stage {
 /// The weights of a stage, as its engine has them.
 enum Loaded {
     Cpu(CpuStage),
+    Gpu(Arc<GpuStage>),
 }
 
 impl Stage {
-    /// The same weights, computed with the threads of another pool.
+    /// The same weights; what this processor computes of them is computed with the threads of another pool.
     pub fn with_pool(&self, pool: Arc<Pool>) -> Stage {
         let loaded = match &self.loaded {
             Loaded::Cpu(stage) => Loaded::Cpu(stage.with_pool(pool)),
+            Loaded::Gpu(stage) => Loaded::Gpu(Arc::clone(stage)),
         };
         Stage { config: self.config.clone(), part: self.part.clone(), cache_shape: self.cache_shape, loaded }
     }
@@ -132,6 +146,8 @@ impl Stage {
     pub fn shares_weights(&self, other: &Stage) -> bool {
         match (&self.loaded, &other.loaded) {
             (Loaded::Cpu(one), Loaded::Cpu(other)) => one.shares_weights(other),
+            (Loaded::Gpu(one), Loaded::Gpu(other)) => Arc::ptr_eq(one, other),
+            _ => false,
         }
     }
 
@@ -139,13 +155,15 @@ impl Stage {
     pub fn bits(&self) -> Bits {
         match &self.loaded {
             Loaded::Cpu(_) => Bits::Exact(NUMERICS),
+            Loaded::Gpu(_) => Bits::Tolerance(gpu::PROFILE),
         }
     }
 
-    /// The number of threads that compute.
+    /// The number of this processor's threads that compute.
     pub fn threads(&self) -> usize {
         match &self.loaded {
             Loaded::Cpu(stage) => stage.threads(),
+            Loaded::Gpu(_) => 1,
         }
     }
 
@@ -168,6 +186,7 @@ impl Stage {
     pub fn memory_bytes(&self) -> u64 {
         match &self.loaded {
             Loaded::Cpu(stage) => stage.memory_bytes(),
+            Loaded::Gpu(stage) => stage.memory_bytes(),
         }
     }
 
@@ -176,7 +195,23 @@ impl Stage {
         self.cache_shape
     }
 
-    /// An empty cache for a session, whose memory is taken from the budget.
+    /// A budget of `max_bytes` of the engine's memory for sessions of this stage.
+    pub fn page_budget(&self, max_bytes: u64) -> PageBudget {
+        match self.store() {
+            None => PageBudget::new(max_bytes),
+            Some(store) => PageBudget::with_store(max_bytes, Arc::clone(store)),
+        }
+    }
+
+    /// Where the pages of its sessions lie, if not in this machine's memory.
+    fn store(&self) -> Option<&Arc<dyn PageStore>> {
+        match &self.loaded {
+            Loaded::Cpu(_) => None,
+            Loaded::Gpu(stage) => Some(stage.store()),
+        }
+    }
+
+    /// An empty cache for a session, whose memory is taken from the budget, one of [`Stage::page_budget`].
     pub fn cache(&self, budget: &PageBudget) -> Cache {
         Cache::new(self.cache_shape, budget)
     }

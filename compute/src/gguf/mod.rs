@@ -7,6 +7,7 @@
 pub(crate) mod codebooks;
 mod cursor;
 mod dequantize;
+mod finite;
 mod ggml_type;
 mod metadata;
 pub(crate) mod scales;
@@ -14,6 +15,7 @@ mod split;
 mod tensor_table;
 
 pub use dequantize::dequantize;
+pub(crate) use finite::is_finite;
 pub use ggml_type::GgmlType;
 pub use metadata::{Metadata, Strings, Value, ValueType};
 pub use split::PartName;

@@ -401,8 +401,12 @@ impl Reference {
         };
         let apart = is_gated.then(|| ungated(&layer.q));
         let q = heads(apart.as_ref().unwrap_or(&layer.q), q_bias.as_ref(), layer.q_norm.as_ref(), true);
-        let k = heads(&layer.k, k_bias.as_ref(), layer.k_norm.as_ref(), true);
-        let v = heads(&layer.v, v_bias.as_ref(), None, false);
+        let mut k = heads(&layer.k, k_bias.as_ref(), layer.k_norm.as_ref(), true);
+        let mut v = heads(&layer.v, v_bias.as_ref(), None, false);
+        // As every engine keeps them.
+        for x in [&mut k, &mut v].into_iter().flatten().flatten().flatten() {
+            *x = half::f16::from_f64(*x).to_f64();
+        }
         let row = |position: usize| {
             let seen = (position + 1).saturating_sub(layer.window)..position + 1;
             let head = |head: usize| {

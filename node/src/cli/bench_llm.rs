@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use clap::Args;
 use pangea_compute::engine::{Engine, Input, Logits, Stage, Step};
-use pangea_compute::model::{Cache, ModelFile, ModelPart, PageBudget};
+use pangea_compute::model::{Cache, ModelFile, ModelPart};
 use pangea_compute::{Cancel, Pool};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -153,7 +153,7 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
         let shape = model.cache_shape();
         // Every run goes on from a copy of the context, whose last page and states are its own.
         let copy = shape.page_bytes() + shape.sequence_bytes();
-        let budget = PageBudget::new(shape.bytes_for(longest + deepest) + copy);
+        let budget = model.page_budget(shape.bytes_for(longest + deepest) + copy);
         let mut bench = Bench { cache: model.cache(&budget), model: &model, bos, random: StdRng::seed_from_u64(SEED) };
         for &depth in &args.depth {
             for &test in &tests {

@@ -51,7 +51,7 @@ impl Draft {
         };
         let positions = packed.config().context.min(POSITIONS);
         let sessions = devices.lease(Kind::Sessions, packed.cache_shape().bytes_for(positions)).map_err(about)?;
-        let budget = PageBudget::new(sessions.bytes());
+        let budget = packed.page_budget(sessions.bytes());
         Ok(Draft { name, file, model: packed, budget, memory: [weights, sessions] })
     }
 

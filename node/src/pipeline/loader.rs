@@ -259,8 +259,8 @@ impl Loader {
         let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &engine, &self.0.devices)?;
         let loaded = LoadedLayers {
             name: name.into(),
+            budget: packed.page_budget(sessions.bytes()),
             model: Arc::new(packed),
-            budget: PageBudget::new(sessions.bytes()),
             text: text.map(Arc::new),
             metrics,
             drafted_bytes: self.drafted_bytes(name, file),

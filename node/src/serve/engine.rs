@@ -10,7 +10,7 @@ use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
 use pangea_compute::chat::answer::AnswerReader;
-use pangea_compute::model::{ModelFile, ModelPart, PageBudget};
+use pangea_compute::model::{ModelFile, ModelPart};
 use pangea_compute::sample::AnswerFormat;
 use pangea_compute::sample::stop::StopMatcher;
 use pangea_control::Time;
@@ -216,12 +216,13 @@ impl Engine {
         let stages = vec![StageAt { peer: pipeline.local(), layers: 0..config.layers as u32 }];
         draft.map(|draft| draft.check(&file)).transpose()?;
         let draft = draft.map(|draft| draft.on(&pool, file.gguf().size_bytes())).transpose()?;
+        let budget = model.page_budget(settings.session_bytes);
         pipeline.start(StageSetup {
             chain,
             stages: stages.clone(),
             index: 0,
             model: Arc::new(model),
-            budget: PageBudget::new(settings.session_bytes),
+            budget,
             limits: Some(limits),
             drafts: settings.drafts,
             draft,

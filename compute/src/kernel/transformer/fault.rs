@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The steps of a pass whose results are checked, in the order in which they are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Embeddings,
     ReceivedActivations,
     AttentionNorm,
@@ -45,6 +45,29 @@ impl Step {
         Step::Logits,
     ];
 
+    /// The step of that number.
+    pub(crate) fn of(number: usize) -> Option<Step> {
+        Step::ALL.get(number).copied()
+    }
+
+    /// The error of a pass in which this step failed first. `layer` is counted from the model's first; what comes after the layers
+    /// counts as one more.
+    pub(crate) fn error(self, layer: usize, fault: Fault) -> Error {
+        let name = self.name(layer);
+        let what = match (fault, self) {
+            (Fault::NotFinite, _) => {
+                return Error::NonFinite { operation: "forward", what: format!("{name} are not finite") };
+            }
+            (Fault::TooLarge, Step::Queries) => {
+                format!("{name} exceed 2^100: attention scores would overflow; the model is damaged")
+            }
+            (Fault::TooLarge, _) => {
+                format!("{name} exceed half precision: this model cannot run with a half-precision cache")
+            }
+        };
+        Error::invalid("forward", what)
+    }
+
     /// The step's results, for an error message. `layer` is counted from the model's first.
     fn name(self, layer: usize) -> String {
         let of_layer = |what: &str| format!("the {what} of layer {layer}");
@@ -71,7 +94,7 @@ impl Step {
 /// What is wrong with a value. Of two faults in one step, the first of these is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     /// NaN or infinite.
     NotFinite,
     /// Finite, but beyond the range that the next step takes.
@@ -99,18 +122,11 @@ impl FirstFault {
     /// The error of a pass whose first layer is the model's layer `first_layer`.
     pub(super) fn into_result(self, first_layer: usize) -> Result<(), Error> {
         let code = self.0.into_inner();
-        let Some(step) = Step::ALL.get((code >> 8 & 0xff) as usize).filter(|_| code != NO_FAULT) else {
+        let Some(step) = Step::of((code >> 8 & 0xff) as usize).filter(|_| code != NO_FAULT) else {
             return Ok(());
         };
-        let name = step.name(first_layer + (code >> 16) as usize);
-        if code & 0xff == Fault::NotFinite as u64 {
-            return Err(Error::NonFinite { operation: "forward", what: format!("{name} are not finite") });
-        }
-        let what = match step {
-            Step::Queries => format!("{name} exceed 2^100: attention scores would overflow; the model is damaged"),
-            _ => format!("{name} exceed half precision: this model cannot run with a half-precision cache"),
-        };
-        Err(Error::invalid("forward", what))
+        let fault = if code & 0xff == Fault::NotFinite as u64 { Fault::NotFinite } else { Fault::TooLarge };
+        Err(step.error(first_layer + (code >> 16) as usize, fault))
     }
 }
 

@@ -26,6 +26,7 @@ mod workspace;
 
 pub(crate) use delta::{ChunkState, DeltaWeights};
 pub(crate) use experts::{ExpertBiases, ExpertWeights};
+pub(crate) use fault::{Fault, Step};
 pub(crate) use workspace::Workspace;
 
 use super::float::activation::Activation;

@@ -14,8 +14,8 @@ mod storage;
 mod table;
 
 pub(crate) use states::StateRows;
-pub(crate) use storage::Page;
 pub use storage::PageBudget;
+pub(crate) use storage::{Page, PageStore};
 pub(crate) use table::CacheRows;
 
 use super::ModelConfig;
@@ -121,7 +121,7 @@ impl Cache {
 
     /// An empty cache for sessions of stages of this shape.
     pub(crate) fn new(shape: CacheShape, budget: &PageBudget) -> Cache {
-        let tables = std::array::from_fn(|kind| PageTable::new(shape.pages[kind].bytes(), shape.windows[kind]));
+        let tables = std::array::from_fn(|kind| PageTable::new(kind, shape.pages[kind].bytes(), shape.windows[kind]));
         Cache { shape, tables, states: shape.states.map(States::new), len: 0, budget: budget.clone() }
     }
 
@@ -181,6 +181,11 @@ impl Cache {
     /// What the cache is for.
     pub(crate) fn shape(&self) -> CacheShape {
         self.shape
+    }
+
+    /// What its memory is taken from.
+    pub(crate) fn budget(&self) -> &PageBudget {
+        &self.budget
     }
 
     /// Makes room for `rows` more positions in pages that are not shared; the length does not change. Evicts what these rows do

@@ -9,6 +9,7 @@ use std::sync::Arc;
 /// The pages of one kind of a part's layers.
 #[derive(Clone)]
 pub(super) struct PageTable {
+    kind: usize,
     /// Bytes of a page; 0 for a part without such layers.
     page_bytes: usize,
     /// Positions that a row sees, its own included.
@@ -28,8 +29,8 @@ pub(crate) enum CacheRows<'a> {
 }
 
 impl PageTable {
-    pub(super) fn new(page_bytes: usize, window: usize) -> PageTable {
-        PageTable { page_bytes, window, pages: Vec::new() }
+    pub(super) fn new(kind: usize, page_bytes: usize, window: usize) -> PageTable {
+        PageTable { kind, page_bytes, window, pages: Vec::new() }
     }
 
     /// Pages that are in memory.
@@ -68,14 +69,14 @@ impl PageTable {
         }
         for index in len / PAGE_POSITIONS..end.div_ceil(PAGE_POSITIONS) {
             let Some(page) = self.pages.get_mut(index) else {
-                self.pages.push(Some(Arc::new(budget.take(self.page_bytes)?)));
+                self.pages.push(Some(Arc::new(budget.take_page(self.kind, self.page_bytes)?)));
                 continue;
             };
             if let Some(page) = page
                 && Arc::get_mut(page).is_none()
             {
-                let mut own = budget.take(self.page_bytes)?;
-                own.copy_from(page);
+                let mut own = budget.take_page(self.kind, self.page_bytes)?;
+                own.copy_from(page)?;
                 *page = Arc::new(own);
             }
         }
