@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use pangea_compute::engine::{Engine, Input, Logits, Stage, Step};
+use pangea_compute::engine::{Input, Logits, Stage, Step};
 use pangea_compute::model::{Cache, ModelFile, ModelPart};
 use pangea_compute::{Cancel, Pool};
 use rand::rngs::StdRng;
@@ -16,8 +16,10 @@ use super::args::{JsonArgs, OutputArgs, StoreArgs};
 use super::failure::Failure;
 use super::models::file_of;
 use super::progress::Progress;
+use super::session::note;
 use super::table::{Align, Table, shortened};
 use super::{print, print_json};
+use crate::devices::choice::{self, DeviceChoice};
 use crate::models::Description;
 use crate::{config, models};
 
@@ -28,7 +30,8 @@ figure is the mean of the runs, after one run to warm up.
 
 Examples:
   pangea bench llm --model smollm2 --threads 1,2
-  pangea bench llm --model model.gguf -p 0 -n 64 -d 32,512 --json";
+  pangea bench llm --model model.gguf -p 0 -n 64 -d 32,512 --json
+  pangea bench llm --model smollm2 --device gpu";
 
 /// Measure the speed of a language model in this process
 #[derive(Args, Clone, Debug)]
@@ -58,6 +61,10 @@ pub(super) struct BenchLlmArgs {
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
 
+    /// What computes: auto, cpu, gpu, or gpu: and a part of the GPU's name
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: DeviceChoice,
+
     /// Where models are.
     #[command(flatten)]
     store: StoreArgs,
@@ -85,7 +92,9 @@ struct Line {
     runs: u32,
     model: String,
     quantisation: String,
-    /// Instruction set of the kernels.
+    /// What computed: `cpu`, or the GPU's name.
+    device: String,
+    /// Instruction set of the processor's kernels.
     isa: &'static str,
 }
 
@@ -149,7 +158,8 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
     let mut lines = Vec::new();
     for &threads in &threads {
         let pool = Arc::new(Pool::new(threads)?);
-        let model = Engine::Cpu(Arc::clone(&pool)).load(&file, ModelPart::whole(file.config()))?;
+        let engine = args.device.engine(Arc::clone(&pool))?;
+        let model = engine.load(&file, ModelPart::whole(file.config()))?;
         let shape = model.cache_shape();
         // Every run goes on from a copy of the context, whose last page and states are its own.
         let copy = shape.page_bytes() + shape.sequence_bytes();
@@ -166,6 +176,7 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
                     runs: args.runs,
                     model: name.clone(),
                     quantisation: description.quantisation.clone(),
+                    device: choice::name_of(&engine),
                     isa: pool.isa().name(),
                 });
                 progress.done(lines.len() as u64);
@@ -173,6 +184,9 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
         }
     }
     drop(progress);
+    if let Some(line) = lines.first().filter(|line| line.device != "cpu") {
+        note(&output, format!("Computed by {}.", line.device));
+    }
     if args.json.json {
         return print_json(&lines);
     }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
+use pangea_compute::Pool;
 use pangea_compute::model::{ModelFile, ModelPart};
 use pangea_compute::perplexity::Perplexity;
-use pangea_compute::{Engine, Pool};
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, StoreArgs};
@@ -17,6 +17,7 @@ use super::progress::Progress;
 use super::session::note;
 use super::{print, print_json};
 use crate::config;
+use crate::devices::choice::DeviceChoice;
 
 const EXAMPLES: &str = "\
 Perplexity as llama.cpp's llama-perplexity defines it: the text is cut into
@@ -50,6 +51,10 @@ pub(super) struct PerplexityArgs {
     #[arg(short, long, value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 
+    /// What computes: auto, cpu, gpu, or gpu: and a part of the GPU's name
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    device: DeviceChoice,
+
     /// Where models are.
     #[command(flatten)]
     store: StoreArgs,
@@ -82,7 +87,7 @@ pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failur
     }
     let bos = tokenizer.added_bos();
     let pool = Arc::new(Pool::new(threads)?);
-    let model = Engine::Cpu(Arc::clone(&pool)).load(&file, ModelPart::whole(file.config()))?;
+    let model = args.device.engine(Arc::clone(&pool))?.load(&file, ModelPart::whole(file.config()))?;
     let chunks = tokens.len() / args.ctx.max(1);
     note(&output, format!("{} tokens, {chunks} chunks of {}", tokens.len(), args.ctx));
     let mut progress = Progress::new(output.quiet);

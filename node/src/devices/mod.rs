@@ -3,8 +3,10 @@
 //! decision; this room keeps the clock and wakes those that waited.
 //!
 //! * [`Lease`]: memory that somebody has; dropping it gives it back.
+//! * [`choice`]: the device that computes layers, by its name.
 //! * [`threads`]: the compute pools; [`Turn`]: the cores, for work that is not cut into pieces.
 
+pub mod choice;
 mod cores;
 mod lease;
 pub mod threads;
