@@ -33,6 +33,8 @@ pub(super) enum Shader {
     Argmax,
     /// What experts compute a row.
     Route,
+    /// Slots by their experts.
+    GroupSlots,
     /// The weighted sum of experts' results.
     ExpertSum,
     /// The product of two float matrices of a task.
@@ -65,7 +67,7 @@ impl Shader {
     fn spec(self) -> Spec {
         let (source, constants, bindings): (&str, &[&str], &str) = match self {
             Shader::Product => (include_str!("shaders/product.wgsl"), &["ROWS", "EXPERTS"], "rrrwr"),
-            Shader::TiledProduct => (include_str!("shaders/tiled_product.wgsl"), &[], "rrrwr"),
+            Shader::TiledProduct => (include_str!("shaders/tiled_product.wgsl"), &["EXPERTS"], "rrrwr"),
             Shader::Embed => (include_str!("shaders/embed.wgsl"), &[], "rrww"),
             Shader::Norm => (include_str!("shaders/norm.wgsl"), &[], "rrww"),
             Shader::Rope => (include_str!("shaders/rope.wgsl"), &[], "wrrwrrrw"),
@@ -75,6 +77,7 @@ impl Shader {
             Shader::Map => (include_str!("shaders/map.wgsl"), &["OPERATION"], "wrw"),
             Shader::Argmax => (include_str!("shaders/argmax.wgsl"), &[], "rww"),
             Shader::Route => (include_str!("shaders/route.wgsl"), &[], "rrrrww"),
+            Shader::GroupSlots => (include_str!("shaders/group_slots.wgsl"), &[], "rw"),
             Shader::ExpertSum => (include_str!("shaders/expert_sum.wgsl"), &[], "rrww"),
             Shader::Matmul => (
                 concat!(include_str!("shaders/matmul_float.wgsl"), include_str!("shaders/matmul.wgsl")),

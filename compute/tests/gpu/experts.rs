@@ -49,7 +49,7 @@ fn the_router_chooses_the_largest_and_of_equal_ones_the_lower_index() {
         let of_gate = GpuBuffer::of(&gpu, &gate, "gate").unwrap();
         let shared = case % 3;
         for (sigmoid, corrected, gated) in [(false, false, false), (true, false, true), (true, true, false)] {
-            let chosen = GpuChosen::new(&gpu, rows, used, shared).unwrap();
+            let chosen = GpuChosen::new(&gpu, rows, experts, used, shared).unwrap();
             let gating = match sigmoid {
                 false => GpuGating::Softmax,
                 true => GpuGating::Sigmoid { correction: corrected.then_some(&of_correction), scale: 2.5 },
@@ -80,9 +80,15 @@ fn the_router_chooses_the_largest_and_of_equal_ones_the_lower_index() {
 fn each_row_is_computed_by_its_experts_in_chunks_and_their_results_are_weighed() {
     let Some(gpu) = gpu("each_row_is_computed_by_its_experts_in_chunks_and_their_results_are_weighed") else { return };
     let mut random = SplitMix64::new(2);
-    let (experts, used, shared, rows, hidden, intermediate) = (7, 2, 1, 9, 96, 37);
+    let (experts, used, shared, hidden, intermediate) = (7, 2, 1, 96, 37);
     let all = experts + shared;
-    for (up_type, down_type) in [(GgmlType::Q4_0, GgmlType::F16), (GgmlType::MXFP4, GgmlType::F32)] {
+    // Slots on their own; by expert, in tiles in part; and more than a tile of one expert.
+    let cases = [
+        (GgmlType::Q4_0, GgmlType::F16, 9),
+        (GgmlType::Q4_0, GgmlType::F16, 40),
+        (GgmlType::MXFP4, GgmlType::F32, 130),
+    ];
+    for (up_type, down_type, rows) in cases {
         let (up_bytes, up_values) = weights(&mut random, up_type, all * intermediate, hidden);
         let (down_bytes, down_values) = weights(&mut random, down_type, all * hidden, intermediate);
         let up = GpuMatrix::with_chunks_of(&gpu, up_type, all * intermediate, hidden, intermediate, 8000).unwrap();
@@ -98,14 +104,14 @@ fn each_row_is_computed_by_its_experts_in_chunks_and_their_results_are_weighed()
         let of_x = GpuRows::of(&gpu, hidden, &x, "x").unwrap();
         let of_logits = GpuRows::of(&gpu, experts, &logits, "logits").unwrap();
         let of_bias = GpuBuffer::of(&gpu, &bias, "bias").unwrap();
-        let chosen = GpuChosen::new(&gpu, rows, used, shared).unwrap();
+        let chosen = GpuChosen::new(&gpu, rows, experts, used, shared).unwrap();
         let middle = GpuRows::new(&gpu, chosen.slots(), intermediate, "middle").unwrap();
         let results = GpuRows::new(&gpu, chosen.slots(), hidden, "results").unwrap();
         let y = GpuRows::of(&gpu, hidden, &before, "y").unwrap();
         let mut commands = gpu.commands();
         commands.route(GpuGating::Softmax, &of_logits, &of_x, None, &chosen, rows, 1).unwrap();
-        commands.expert_product(&up, all, &chosen, &of_x, true, &middle, rows, Some(&of_bias)).unwrap();
-        commands.expert_product(&down, all, &chosen, &middle, false, &results, rows, None).unwrap();
+        commands.expert_product(&up, &chosen, &of_x, true, &middle, rows, Some(&of_bias)).unwrap();
+        commands.expert_product(&down, &chosen, &middle, false, &results, rows, None).unwrap();
         commands.expert_sum(&results, &chosen, &y, rows, true, 2).unwrap();
         let slot = y.read(&mut commands, 0..rows).unwrap();
         let readback = commands.finish().unwrap();

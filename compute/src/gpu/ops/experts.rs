@@ -2,7 +2,7 @@
 //! one of its experts.
 
 use super::fits;
-use super::product::FEW_ROWS_OUTS;
+use super::product::{FEW_ROWS_OUTS, TILE};
 use crate::Error;
 use crate::gpu::commands::Dispatch;
 use crate::gpu::pipeline::{KernelId, Shader};
@@ -33,23 +33,43 @@ pub enum GpuGating<'a> {
 /// The choices of a batch: `[rows, per_row]`, of each the expert and the bits of its f32 weight, those of a row in ascending order.
 #[derive(Debug)]
 pub struct GpuChosen {
-    pub(in crate::gpu) buffer: GpuBuffer,
+    buffer: GpuBuffer,
+    /// Tiles of slots of one expert, and the slots of each; see `group_slots.wgsl`.
+    groups: GpuBuffer,
     rows: usize,
+    /// All experts, those that compute every row included.
+    experts: usize,
     used: usize,
     shared: usize,
 }
 
+/// Slots of an expert, on average, from which they share what is read of its weights.
+const GROUPED_FROM: usize = 4;
+
 impl GpuChosen {
-    /// Room for `used` experts of each row that the router chooses, and `shared` that compute every row.
+    /// Room for `used` of `experts` experts for each row, and `shared` more that compute every row.
     ///
     /// # Errors
     /// As [`GpuBuffer::new`]; [`Error::Invalid`] for more than the kernels take.
-    pub fn new(gpu: &Arc<Gpu>, rows: usize, used: usize, shared: usize) -> Result<GpuChosen, Error> {
-        fits("experts on the GPU", (1..=MAX_USED).contains(&used) && shared <= MAX_USED, || {
-            format!("{used} + {shared} of a row")
-        })?;
-        let buffer = GpuBuffer::new(gpu, 8 * (rows * (used + shared)) as u64, "chosen experts on the GPU")?;
-        Ok(GpuChosen { buffer, rows, used, shared })
+    pub fn new(gpu: &Arc<Gpu>, rows: usize, experts: usize, used: usize, shared: usize) -> Result<GpuChosen, Error> {
+        let is_taken = (1..=MAX_USED.min(experts)).contains(&used) && experts <= MAX_EXPERTS && shared <= MAX_USED;
+        fits("experts on the GPU", is_taken, || format!("{used} of {experts} experts, and {shared}"))?;
+        let slots = rows * (used + shared);
+        let experts = experts + shared;
+        let groups = 4 * (4 * tiles(slots, experts) + slots) as u64;
+        Ok(GpuChosen {
+            buffer: GpuBuffer::new(gpu, 8 * slots as u64, "chosen experts on the GPU")?,
+            groups: GpuBuffer::new(gpu, groups, "slots by expert on the GPU")?,
+            rows,
+            experts,
+            used,
+            shared,
+        })
+    }
+
+    /// Whether the slots of so many rows are computed by expert.
+    fn is_grouped(&self, rows: usize) -> bool {
+        rows * self.per_row() >= GROUPED_FROM * self.experts
     }
 
     /// Experts of a row.
@@ -66,6 +86,11 @@ impl GpuChosen {
     pub fn buffer(&self) -> &GpuBuffer {
         &self.buffer
     }
+}
+
+/// Tiles of so many slots, at most: each expert may have one that is not full.
+fn tiles(slots: usize, experts: usize) -> usize {
+    slots / TILE + experts.min(slots)
 }
 
 impl Commands {
@@ -92,7 +117,7 @@ impl Commands {
             GpuGating::Softmax => (false, None, 1.0),
             GpuGating::Sigmoid { correction, scale } => (true, correction, scale),
         };
-        let shapes = (chosen.used..=MAX_EXPERTS).contains(&experts)
+        let shapes = experts + chosen.shared == chosen.experts
             && rows <= logits.rows().min(x.rows()).min(chosen.rows)
             && correction.is_none_or(|correction| correction.size_bytes() >= 4 * experts as u64)
             && shared_gate.is_none_or(|gate| gate.size_bytes() >= 4 * x.cols() as u64);
@@ -127,10 +152,21 @@ impl Commands {
             ],
             workgroups: [dimension(rows)?, 1, 1],
             work: (rows * (experts * chosen.used + x.cols())) as u64,
+        })?;
+        if !chosen.is_grouped(rows) {
+            return Ok(());
+        }
+        let slots = rows * chosen.per_row();
+        self.dispatch(&Dispatch {
+            kernel: KernelId { shader: Shader::GroupSlots, format: None, constants: [0; 3] },
+            buffers: &[&chosen.buffer, &chosen.groups],
+            parameters: &[dimension(slots)?, dimension(chosen.experts)?, dimension(tiles(slots, chosen.experts))?, 0],
+            workgroups: [1, 1, 1],
+            work: slots as u64,
         })
     }
 
-    /// `y[slot, out] = Σ x[row of the slot, k] · W[expert of the slot, out, k]` for the slots of the first `rows` rows of a batch. `w` is
+    /// `y[slot, out] = Σ x[row of the slot, k] · W[expert of the slot, out, k]` for the slots of the `rows` rows that were routed. `w` is
     /// of all experts, `experts · outputs` rows in units of an expert. `x` has a row for each row of the batch where `by_row` is true, else
     /// one for each slot. `bias`: `[experts, outputs]`.
     ///
@@ -141,7 +177,6 @@ impl Commands {
     pub fn expert_product(
         &mut self,
         w: &GpuMatrix,
-        experts: usize,
         chosen: &GpuChosen,
         x: &GpuRows,
         by_row: bool,
@@ -150,7 +185,8 @@ impl Commands {
         bias: Option<&GpuBuffer>,
     ) -> Result<(), Error> {
         let slots = rows * chosen.per_row();
-        let outs = w.rows() / experts.max(1);
+        let experts = chosen.experts;
+        let outs = w.rows() / experts;
         let shapes = experts * outs == w.rows()
             && outs == y.cols()
             && w.k() == x.cols()
@@ -159,18 +195,21 @@ impl Commands {
             && slots <= y.rows()
             && x.rows() >= if by_row { rows } else { slots }
             && bias.is_none_or(|bias| bias.size_bytes() >= 4 * w.rows() as u64);
-        fits("experts on the GPU", shapes, || {
-            format!("{rows} rows, {x:?} times {experts} of {w:?} to {y:?}, {chosen:?}")
-        })?;
+        fits("experts on the GPU", shapes, || format!("{rows} rows, {x:?} times {w:?} to {y:?}, {chosen:?}"))?;
         let gpu = self.gpu().clone();
         let nothing = gpu.nothing()?;
         let shared_by = if by_row { chosen.per_row() } else { 1 };
-        let [across, deep] = spread(outs.div_ceil(FEW_ROWS_OUTS))?;
+        let tiles = tiles(slots, experts);
+        let (shader, constants, order, down, per_group) = match chosen.is_grouped(rows) {
+            true => (Shader::TiledProduct, [1, 0, 0], &chosen.groups, tiles, TILE),
+            false => (Shader::Product, [1, 1, 0], &chosen.buffer, slots, FEW_ROWS_OUTS),
+        };
+        let [across, deep] = spread(outs.div_ceil(per_group))?;
         for chunk in w.chunks() {
             let [plane1, plane2, plane3] = chunk.planes;
             self.dispatch(&Dispatch {
-                kernel: KernelId { shader: Shader::Product, format: Some(w.ty()), constants: [1, 1, 0] },
-                buffers: &[&chunk.buffer, &x.buffer, bias.unwrap_or(nothing), &y.buffer, &chosen.buffer],
+                kernel: KernelId { shader, format: Some(w.ty()), constants },
+                buffers: &[&chunk.buffer, &x.buffer, bias.unwrap_or(nothing), &y.buffer, order],
                 parameters: &[
                     dimension(slots)?,
                     dimension(outs)?,
@@ -185,11 +224,11 @@ impl Commands {
                     dimension(chunk.rows.start / outs.max(1))?,
                     dimension(chunk.rows.len() / outs.max(1))?,
                     dimension(shared_by)?,
-                    0,
+                    dimension(tiles)?,
                     0,
                     0,
                 ],
-                workgroups: [across, dimension(slots)?, deep],
+                workgroups: [across, dimension(down)?, deep],
                 work: (slots * outs * w.k()) as u64,
             })?;
         }

@@ -19,10 +19,10 @@ pub struct Store<'a> {
 const TILED_FROM: usize = 32;
 
 /// Rows of x and outputs of a workgroup of the tiled kernel.
-const TILE: usize = 64;
+pub(super) const TILE: usize = 64;
 
 /// Outputs of a workgroup of the kernel for few rows.
-pub(super) const FEW_ROWS_OUTS: usize = 4;
+pub(super) const FEW_ROWS_OUTS: usize = 8;
 
 impl Commands {
     /// `y[row, out] = Σ x[row, k] · W[out, k]` for the first `rows` rows: weights as their format says, sums in f32.

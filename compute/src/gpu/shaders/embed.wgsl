@@ -27,16 +27,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   if (token < p.first || token >= p.first + p.outs) {
     return;
   }
-  for (var b = t; b < p.blocks; b += 64u) {
-    let raw = load((token - p.first) * p.blocks + b);
-    for (var g = 0u; g < 8u; g++) {
-      let value = (codes(raw, g) * raw.scale[g >> 2u] + raw.shift[g >> 2u]) * p.scale;
-      for (var i = 0u; i < 4u; i++) {
-        let col = b * 32u + g * 4u + i;
-        if (col < p.cols) {
-          report(is_bad(value[i]), p.code);
-          y[group.x * p.y_stride + col] = value[i];
-        }
+  for (var u = t; u < p.blocks * 4u; u += 64u) {
+    let octet = load((token - p.first) * p.blocks + (u >> 2u), u & 3u);
+    let low = (octet.low * octet.scale + octet.shift) * p.scale;
+    let high = (octet.high * octet.scale + octet.shift) * p.scale;
+    for (var i = 0u; i < 8u; i++) {
+      let col = u * 8u + i;
+      if (col < p.cols) {
+        let value = select(low[i & 3u], high[i & 3u], i >= 4u);
+        report(is_bad(value), p.code);
+        y[group.x * p.y_stride + col] = value;
       }
     }
   }

@@ -1,5 +1,6 @@
-// y[row, out] = Σ x[row, k] · W[out, k], for up to ROWS rows at a time: the weights are read once for them. 32 threads share two
-// outputs; thread t sums the blocks t, t + 32, … of a row of W, and the 32 sums are added in order.
+// y[row, out] = Σ x[row, k] · W[out, k], for up to ROWS rows at a time: the weights are read once for them. 32 threads share four
+// outputs; thread t sums the octets t, t + 32, … of a row of W, so that threads side by side read side by side, and the 32 sums are
+// added in order.
 //
 // ROWS: rows of a workgroup. EXPERTS: 1 where W is of many experts, outputs after outputs, and a row, which is a slot, has one
 // of them; then ROWS is 1.
@@ -40,11 +41,13 @@ var<immediate> p: Params;
 
 const LANES = 32u;
 // Outputs of a thread, and of a workgroup.
-const OUTS = 2u;
-const ALL_OUTS = 4u;
+const OUTS = 4u;
+const ALL_OUTS = 8u;
+// From the sums of an output and row to the next: one more than there are, so that threads read from different banks.
+const STRIDE = LANES + 1u;
 
-// [ALL_OUTS, ROWS, LANES]
-var<workgroup> sums: array<f32, ALL_OUTS * ROWS * LANES>;
+// [ALL_OUTS, ROWS, STRIDE]
+var<workgroup> sums: array<f32, ALL_OUTS * ROWS * STRIDE>;
 
 @compute @workgroup_size(64)
 fn main(
@@ -69,55 +72,40 @@ fn main(
     bias_at = expert * p.outs;
   }
   // What lies outside is computed from what lies inside, and left out at the end.
-#for o 2
+#for o 4
   let w$o = (w_row + min(out0 + $ou, p.outs - 1u)) * p.blocks;
 #end
 #for r ROWS
   let x$r = min(x_row + $ru, p.rows - 1u) * p.x_stride;
-#for o 2
+#for o 4
   var y$o_$r = 0.0;
 #end
 #end
-  for (var b = lane; b < p.blocks; b += LANES) {
-#for o 2
-    let raw$o = load(w$o + b);
-#end
-#for h 2
-#for r ROWS
-    var sum$h_$r = 0.0;
-#for o 2
-    var dot$h_$o_$r = 0.0;
-#end
-#end
-#for q 4
-#for o 2
-    let codes$h_$q_$o = codes(raw$o, $hu * 4u + $qu);
+  for (var u = lane; u < p.blocks * 4u; u += LANES) {
+#for o 4
+    let octet$o = load(w$o + (u >> 2u), u & 3u);
 #end
 #for r ROWS
     {
-      let v = x[x$r + b * 8u + $hu * 4u + $qu];
+      let low = x[x$r + u * 2u];
+      let high = x[x$r + u * 2u + 1u];
+      var sum = 0.0;
       if (SHIFTED) {
-        sum$h_$r += v.x + v.y + v.z + v.w;
+        let both = low + high;
+        sum = both.x + both.y + both.z + both.w;
       }
-#for o 2
-      dot$h_$o_$r += dot(codes$h_$q_$o, v);
+#for o 4
+      y$o_$r += octet$o.scale * (dot(octet$o.low, low) + dot(octet$o.high, high));
+      if (SHIFTED) {
+        y$o_$r += octet$o.shift * sum;
+      }
 #end
     }
-#end
-#end
-#for r ROWS
-#for o 2
-    y$o_$r += raw$o.scale[$hu] * dot$h_$o_$r;
-    if (SHIFTED) {
-      y$o_$r += raw$o.shift[$hu] * sum$h_$r;
-    }
-#end
-#end
 #end
   }
-#for o 2
+#for o 4
 #for r ROWS
-  sums[((part * OUTS + $ou) * ROWS + $ru) * LANES + lane] = y$o_$r;
+  sums[((part * OUTS + $ou) * ROWS + $ru) * STRIDE + lane] = y$o_$r;
 #end
 #end
   workgroupBarrier();
@@ -129,7 +117,7 @@ fn main(
     }
     var total = 0.0;
     for (var j = 0u; j < LANES; j++) {
-      total += sums[i * LANES + j];
+      total += sums[i * STRIDE + j];
     }
     if ((p.flags & 1u) != 0u) {
       total += bias[bias_at + out];

@@ -1,5 +1,8 @@
 // y[row, out] = Σ x[row, k] · W[out, k] for many rows: a workgroup computes 64 rows of 64 outputs. Sixteen k at a time, the rows of
 // x and the outputs' weights go into workgroup memory; a thread computes eight rows of four outputs from it.
+//
+// EXPERTS: 1 where W is of many experts, outputs after outputs, and the rows of a tile are slots of one expert, as group_slots.wgsl
+// put them together.
 
 struct Params {
   rows: u32,
@@ -12,20 +15,21 @@ struct Params {
   plane2: u32,
   plane3: u32,
   flags: u32,
+  // Of experts: the first one of this chunk, how many it has; slots that share a row of x; tiles that there is room for.
+  expert: u32,
+  experts: u32,
+  shared_by: u32,
+  tiles: u32,
   pad0: u32,
   pad1: u32,
-  pad2: u32,
-  pad3: u32,
-  pad4: u32,
-  pad5: u32,
 }
 var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> w: array<vec4<u32>>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
 @group(0) @binding(2) var<storage, read> bias: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
-// Not used: the two kernels of products are bound alike.
-@group(0) @binding(4) var<storage, read> chosen: array<vec2<u32>>;
+// Tiles and slots of experts.
+@group(0) @binding(4) var<storage, read> groups: array<u32>;
 
 const TILE = 64u;
 // Vectors from a row of a tile to the next: one more than it has, so that eight threads read from eight banks.
@@ -33,19 +37,41 @@ const STRIDE = 5u;
 var<workgroup> x_tile: array<vec4<f32>, TILE * STRIDE>;
 var<workgroup> w_tile: array<vec4<f32>, TILE * STRIDE>;
 
+// The slot of a row of a tile.
+fn slot_of(tile: u32, row: u32) -> u32 {
+  return groups[4u * p.tiles + groups[4u * tile + 1u] + row];
+}
+
 @compute @workgroup_size(128)
 fn main(
   @builtin(workgroup_id) group: vec3<u32>,
-  @builtin(num_workgroups) groups: vec3<u32>,
+  @builtin(num_workgroups) workgroups: vec3<u32>,
   @builtin(local_invocation_index) t: u32,
 ) {
-  let out0 = spread(group, groups) * TILE;
+  let out0 = spread(group, workgroups) * TILE;
   let row0 = group.y * TILE;
+  var row_end = p.rows;
+  var w_first = 0u;
+  var bias_at = p.y_at;
+  if (EXPERTS == 1u) {
+    let expert = groups[4u * group.y];
+    let count = groups[4u * group.y + 2u];
+    if (count == 0u || expert < p.expert || expert >= p.expert + p.experts) {
+      return;
+    }
+    row_end = row0 + count;
+    w_first = (expert - p.expert) * p.outs;
+    bias_at = expert * p.outs;
+  }
   // What this thread loads: two vectors of one output, four of two rows.
   let line = t >> 1u;
   let quad = (t & 1u) * 2u;
-  let w_row = min(out0 + line, p.outs - 1u) * p.blocks;
-  let x_row = min(row0 + line, p.rows - 1u) * p.x_stride;
+  let w_row = (w_first + min(out0 + line, p.outs - 1u)) * p.blocks;
+  let own_row = min(row0 + line, row_end - 1u);
+  var x_row = own_row * p.x_stride;
+  if (EXPERTS == 1u) {
+    x_row = slot_of(group.y, own_row - row0) / p.shared_by * p.x_stride;
+  }
   let to = line * STRIDE + quad;
   // What it computes: rows 8 · down …, outputs across, across + 16, ….
   let across = t & 15u;
@@ -54,12 +80,9 @@ fn main(
   var y$r = vec4<f32>(0.0);
 #end
   for (var half = 0u; half < p.blocks * 2u; half++) {
-    let raw = load(w_row + (half >> 1u));
-    let h = half & 1u;
-    let scale = raw.scale[h];
-    let shift = raw.shift[h];
-    w_tile[to] = codes(raw, h * 4u + quad) * scale + shift;
-    w_tile[to + 1u] = codes(raw, h * 4u + quad + 1u) * scale + shift;
+    let octet = load(w_row + (half >> 1u), (half & 1u) * 2u + (t & 1u));
+    w_tile[to] = octet.low * octet.scale + octet.shift;
+    w_tile[to + 1u] = octet.high * octet.scale + octet.shift;
     x_tile[to] = x[x_row + half * 4u + quad];
     x_tile[to + 1u] = x[x_row + half * 4u + quad + 1u];
     workgroupBarrier();
@@ -81,15 +104,19 @@ fn main(
 #for r 8
   {
     let row = row0 + down * 8u + $ru;
-    if (row < p.rows) {
+    if (row < row_end) {
+      var y_row = row * p.y_stride;
+      if (EXPERTS == 1u) {
+        y_row = slot_of(group.y, row - row0) * p.y_stride;
+      }
 #for o 4
       {
         let out = out0 + across + $ou * 16u;
         if (out < p.outs) {
-          let at = row * p.y_stride + p.y_at + out;
+          let at = y_row + p.y_at + out;
           var total = y$r[$ou];
           if ((p.flags & 1u) != 0u) {
-            total += bias[p.y_at + out];
+            total += bias[bias_at + out];
           }
           if ((p.flags & 2u) != 0u) {
             total += y[at];

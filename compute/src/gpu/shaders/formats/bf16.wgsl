@@ -1,11 +1,8 @@
 // Plane 0: 32 upper halves of floats.
 const SHIFTED = false;
-struct Raw { at: u32, scale: vec2<f32>, shift: vec2<f32> }
-fn load(b: u32) -> Raw {
-  return Raw(b * 4u, vec2<f32>(1.0), vec2<f32>(0.0));
-}
-fn codes(raw: Raw, g: u32) -> vec4<f32> {
-  let words = w[raw.at + (g >> 1u)];
-  let pair = select(words.xy, words.zw, (g & 1u) == 1u);
-  return bitcast<vec4<f32>>(vec4<u32>(pair.x << 16u, pair.x & 0xffff0000u, pair.y << 16u, pair.y & 0xffff0000u));
+fn load(b: u32, o: u32) -> Octet {
+  let x = w[b * 4u + o];
+  let low = bitcast<vec4<f32>>(vec4<u32>(x.x << 16u, x.x & 0xffff0000u, x.y << 16u, x.y & 0xffff0000u));
+  let high = bitcast<vec4<f32>>(vec4<u32>(x.z << 16u, x.z & 0xffff0000u, x.w << 16u, x.w & 0xffff0000u));
+  return Octet(low, high, 1.0, 0.0);
 }

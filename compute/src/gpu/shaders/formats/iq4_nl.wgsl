@@ -1,9 +1,5 @@
 // Plane 0: nibbles that choose a value. Plane 1: a half float.
 const SHIFTED = false;
-struct Raw { low: vec4<u32>, scale: vec2<f32>, shift: vec2<f32> }
-fn load(b: u32) -> Raw {
-  return Raw(w[b], vec2<f32>(half_float(p.plane1, b)), vec2<f32>(0.0));
-}
-fn codes(raw: Raw, g: u32) -> vec4<f32> {
-  return book_quad(vec4<u32>(BOOK0, BOOK1, BOOK2, BOOK3), nibbles(raw.low, g));
+fn load(b: u32, o: u32) -> Octet {
+  return book_octet(vec4<u32>(BOOK0, BOOK1, BOOK2, BOOK3), nibbles(b, o), half_float(p.plane1, b));
 }

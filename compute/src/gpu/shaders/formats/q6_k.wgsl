@@ -1,13 +1,11 @@
 // Plane 0: nibbles. Plane 1: fifth and sixth bits. Plane 2: of each half a signed byte, the scale. Plane 3: a half float for eight
 // blocks.
 const SHIFTED = true;
-struct Raw { low: vec4<u32>, high: vec2<u32>, scale: vec2<f32>, shift: vec2<f32> }
-fn load(b: u32) -> Raw {
-  let of_halves = sixteen_bits(p.plane2, b);
-  let scale = half_float(p.plane3, b >> 3u) * vec2<f32>(signed_byte(of_halves), signed_byte(of_halves >> 8u));
-  let high = vec2<u32>(word(p.plane1 + b * 2u), word(p.plane1 + b * 2u + 1u));
-  return Raw(w[b], high, scale, -32.0 * scale);
-}
-fn codes(raw: Raw, g: u32) -> vec4<f32> {
-  return unsigned_quad(nibbles(raw.low, g) | (pairs(raw.high, g) << 4u));
+fn load(b: u32, o: u32) -> Octet {
+  let x = nibbles(b, o);
+  let upper = pairs(p.plane1, b, o);
+  let scale = half_float(p.plane3, b >> 3u) * signed_byte(of_half(sixteen_bits(p.plane2, b), o));
+  let low = unsigned_quad((x & 0x0f0f0f0fu) | ((upper & 0x03030303u) << 4u));
+  let high = unsigned_quad(((x >> 4u) & 0x0f0f0f0fu) | (((upper >> 2u) & 0x03030303u) << 4u));
+  return Octet(low, high, scale, -32.0 * scale);
 }

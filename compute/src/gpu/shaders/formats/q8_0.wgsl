@@ -1,9 +1,6 @@
 // Plane 0: signed bytes. Plane 1: a half float.
 const SHIFTED = false;
-struct Raw { at: u32, scale: vec2<f32>, shift: vec2<f32> }
-fn load(b: u32) -> Raw {
-  return Raw(b * 2u, vec2<f32>(half_float(p.plane1, b)), vec2<f32>(0.0));
-}
-fn codes(raw: Raw, g: u32) -> vec4<f32> {
-  return signed_quad(w[raw.at + (g >> 2u)][g & 3u]);
+fn load(b: u32, o: u32) -> Octet {
+  let at = b * 8u + o * 2u;
+  return Octet(signed_quad(word(at)), signed_quad(word(at + 1u)), half_float(p.plane1, b), 0.0);
 }
