@@ -231,7 +231,7 @@ impl GpuStage {
             let f = experts.gate.rows() / experts.count;
             Ok::<_, Error>(ExpertWorkspace {
                 logits: new(rows, experts.router.rows())?,
-                chosen: GpuChosen::new(gpu, rows, experts.used, experts.shared)?,
+                chosen: GpuChosen::new(gpu, rows, experts.router.rows(), experts.used, experts.shared)?,
                 gate: new(slots, f)?,
                 up: new(slots, f)?,
                 results: new(slots, hidden)?,
@@ -467,12 +467,11 @@ impl GpuStage {
                 };
                 let shared = experts.shared_gate.as_ref();
                 commands.route(gating, logits, normed, shared, chosen, rows, code(index, Step::Router))?;
-                let count = experts.count;
-                commands.expert_product(&experts.gate, count, chosen, normed, true, gate, rows, bias(1))?;
-                commands.expert_product(&experts.up, count, chosen, normed, true, up, rows, bias(2))?;
+                commands.expert_product(&experts.gate, chosen, normed, true, gate, rows, bias(1))?;
+                commands.expert_product(&experts.up, chosen, normed, true, up, rows, bias(2))?;
                 let slots = rows * chosen.per_row();
                 commands.activate(activation, gate, up, slots, code(index, Step::Gated))?;
-                commands.expert_product(&experts.down, count, chosen, gate, false, results, rows, bias(3))?;
+                commands.expert_product(&experts.down, chosen, gate, false, results, rows, bias(3))?;
                 commands.expert_sum(results, chosen, to, rows, add, code(index, Step::FfnOutput))?;
             }
             _ => return Err(Error::invalid("gpu", "a layer has no buffers")),
