@@ -100,7 +100,7 @@ fn look() -> Vec<Found> {
     let mut found: Vec<Found> = Vec::new();
     for adapter in adapters {
         let (info, limits) = (adapter.get_info(), adapter.limits());
-        let missing = missing(adapter.features(), &limits);
+        let missing = missing(adapter.features(), adapter.get_downlevel_capabilities().flags, &limits);
         let same = found.iter().find(|other| {
             let other = other.adapter.get_info();
             (other.vendor, other.device, &other.name) == (info.vendor, info.device, &info.name)
@@ -150,9 +150,12 @@ fn kind(device_type: wgpu::DeviceType) -> AdapterKind {
 }
 
 /// What an adapter lacks for the kernels, if anything.
-fn missing(features: wgpu::Features, limits: &wgpu::Limits) -> Option<String> {
+fn missing(features: wgpu::Features, flags: wgpu::DownlevelFlags, limits: &wgpu::Limits) -> Option<String> {
     if !features.contains(wgpu::Features::IMMEDIATES) {
         return Some("its driver cannot pass parameters to kernels (immediates, or push constants)".to_owned());
+    }
+    if !flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS | wgpu::DownlevelFlags::SHADER_F16_IN_F32) {
+        return Some("its driver cannot run kernels that read half floats".to_owned());
     }
     let least: [(&str, u64, u64); 7] = [
         ("bytes of parameters", limits.max_immediate_size.into(), IMMEDIATE_BYTES.into()),
@@ -173,14 +176,15 @@ mod tests {
 
     #[test]
     fn a_limit_below_what_the_kernels_need_is_named() {
-        let features = wgpu::Features::IMMEDIATES;
+        let (features, flags) = (wgpu::Features::IMMEDIATES, wgpu::DownlevelFlags::all());
         let enough = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..wgpu::Limits::default() };
-        assert_eq!(missing(features, &enough), None);
-        let why = missing(wgpu::Features::empty(), &enough).unwrap();
+        assert_eq!(missing(features, flags, &enough), None);
+        let why = missing(wgpu::Features::empty(), flags, &enough).unwrap();
         assert!(why.contains("push constants"), "{why}");
+        assert!(missing(features, wgpu::DownlevelFlags::empty(), &enough).unwrap().contains("half floats"));
         let little = wgpu::Limits { max_compute_workgroup_storage_size: MIN_WORKGROUP_MEMORY - 1, ..enough };
         assert_eq!(
-            missing(features, &little).unwrap(),
+            missing(features, flags, &little).unwrap(),
             "it has 16383 bytes of workgroup memory, and the kernels need 16384"
         );
     }

@@ -2,7 +2,7 @@
 //! wrote. One submission carries a whole pass, unless it has more work than a driver lets run at once.
 
 use super::pipeline::KernelId;
-use super::{Gpu, GpuBuffer};
+use super::{Gpu, GpuBuffer, GpuRows};
 use crate::Error;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -145,6 +145,26 @@ impl Commands {
         self.pass = None;
         self.encoder.copy_buffer_to_buffer(&from.buffer, 4 * from_word, &to.buffer, 4 * to_word, 4 * words);
         Ok(())
+    }
+
+    /// Copies `count` rows, from row `first` on, to row `to_first` on of rows of the same length.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] where they do not lie inside, or rows differ in length.
+    pub fn copy_rows(
+        &mut self,
+        from: &GpuRows,
+        first: usize,
+        to: &GpuRows,
+        to_first: usize,
+        count: usize,
+    ) -> Result<(), Error> {
+        let inside = |rows: &GpuRows, first: usize| first.checked_add(count).is_some_and(|end| end <= rows.rows());
+        if from.cols() != to.cols() || !inside(from, first) || !inside(to, to_first) {
+            return Err(Error::invalid("gpu", format!("{count} rows of {from:?} do not lie in {to:?}")));
+        }
+        let at = |row: usize| (row * from.stride()) as u64;
+        self.copy(&from.buffer, at(first), &to.buffer, at(to_first), at(count))
     }
 
     /// Reads `words` of a buffer after all that is recorded, before and after this call.

@@ -251,4 +251,73 @@ mod tests {
         unroll(&lines, &[("N", 2)], &mut out);
         assert_eq!(out, "a\nb0\nc00\nc01\nb1\nc10\nc11\nd\n");
     }
+
+    /// Every family of kernels with every format, and constants that stand for all.
+    fn every_kernel() -> Vec<KernelId> {
+        let of = |shader, format, constants| KernelId { shader, format, constants };
+        let mut all = Vec::new();
+        for format in GgmlType::SUPPORTED.map(Some) {
+            all.extend([1, 2, 4, 8].map(|rows| of(Shader::Product, format, [rows, 0, 0])));
+            all.push(of(Shader::Product, format, [1, 1, 0]));
+            all.extend([0, 1].map(|experts| of(Shader::TiledProduct, format, [experts, 0, 0])));
+            all.push(of(Shader::Embed, format, [0; 3]));
+        }
+        for (head_dim, queries, words) in [(64, 1, 1), (80, 2, 1), (128, 8, 1), (256, 8, 1), (320, 4, 2), (512, 4, 2)] {
+            all.push(of(Shader::Attend, None, [head_dim, queries, words]));
+        }
+        all.extend((0..3).map(|operation| of(Shader::Map, None, [operation, 0, 0])));
+        all.extend((0..9).map(|kinds| of(Shader::Matmul, None, [kinds / 3, kinds % 3, 0])));
+        let others = [
+            Shader::Norm,
+            Shader::Rope,
+            Shader::CombineAttention,
+            Shader::Activate,
+            Shader::Argmax,
+            Shader::Route,
+            Shader::GroupSlots,
+            Shader::ExpertSum,
+            Shader::IntegerMatmul,
+        ];
+        all.extend(others.map(|shader| of(shader, None, [0; 3])));
+        all
+    }
+
+    #[test]
+    fn every_kernel_is_translated_for_metal_and_direct_x() {
+        use naga::back::{hlsl, msl};
+        use naga::valid::{Capabilities, ValidationFlags, Validator};
+        // What `adapter` asks for.
+        let capabilities = Capabilities::IMMEDIATES | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        for id in every_kernel() {
+            let text = source(id);
+            let module =
+                naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{id:?}: {}", e.emit_to_string(&text)));
+            let info = Validator::new(ValidationFlags::all(), capabilities)
+                .validate(&module)
+                .unwrap_or_else(|e| panic!("{id:?}: {}", e.emit_to_string(&text)));
+            let of_metal = msl::Options { lang_version: (2, 1), ..msl::Options::default() };
+            let (metal, entries) = msl::write_string(&module, &info, &of_metal, &msl::PipelineOptions::default())
+                .unwrap_or_else(|e| panic!("{id:?} for Metal: {e}"));
+            assert!(metal.contains("kernel void"), "{id:?}");
+            assert!(
+                entries.entry_point_names.iter().all(|name| name.is_ok()),
+                "{id:?}: {:?}",
+                entries.entry_point_names
+            );
+            let target = hlsl::BindTarget { space: 1, ..hlsl::BindTarget::default() };
+            let of_direct_x = hlsl::Options {
+                shader_model: hlsl::ShaderModel::V6_0,
+                immediates_target: Some(target),
+                special_constants_binding: Some(hlsl::BindTarget { space: 2, ..hlsl::BindTarget::default() }),
+                ..hlsl::Options::default()
+            };
+            let mut out = String::new();
+            let pipeline = hlsl::PipelineOptions::default();
+            let entries = hlsl::Writer::new(&mut out, &of_direct_x, &pipeline)
+                .write(&module, &info, None)
+                .unwrap_or_else(|e| panic!("{id:?} for DirectX: {e}"));
+            assert!(out.contains("numthreads"), "{id:?}");
+            assert!(entries.entry_point_names.iter().all(|name| name.is_ok()), "{id:?}");
+        }
+    }
 }

@@ -55,7 +55,13 @@ fn what_lies_outside_of_a_buffer_is_an_error() {
     assert!(commands.copy(&buffer, 0, &buffer, 3, 2).is_err());
     let slot = commands.read(&buffer, 2..4).unwrap();
     assert_eq!(commands.finish().unwrap().get::<u8>(slot), [1, 2, 3, 4, 5, 0, 0, 0]);
-    let rows = GpuRows::new(&gpu, 2, 3, "a test").unwrap();
+    let rows = GpuRows::of(&gpu, 3, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "a test").unwrap();
+    let copies = GpuRows::new(&gpu, 3, 3, "a test").unwrap();
+    let mut commands = gpu.commands();
+    commands.copy_rows(&rows, 1, &copies, 2, 1).unwrap();
+    assert!(commands.copy_rows(&rows, 1, &copies, 1, 2).is_err());
+    let slot = copies.read(&mut commands, 1..3).unwrap();
+    assert_eq!(copies.elements(&commands.finish().unwrap(), slot), [0.0, 0.0, 0.0, 4.0, 5.0, 6.0]);
     assert!(rows.write(&gpu, 0, &[0.0; 4]).is_err());
     assert!(rows.write(&gpu, 1, &[0.0; 6]).is_err());
 }
