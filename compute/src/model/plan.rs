@@ -183,16 +183,20 @@ pub struct DeltaPlan {
 #[derive(Clone, Debug)]
 pub enum FeedForwardPlan {
     /// One block for every row.
-    Dense {
-        /// `[f, h]`
-        gate: MatrixPlan,
-        /// `[f, h]`
-        up: MatrixPlan,
-        /// `[h, f]`
-        down: MatrixPlan,
-    },
+    Dense(Box<DensePlan>),
     /// A mixture of experts.
     Experts(Box<ExpertsPlan>),
+}
+
+/// A feed-forward block of one part.
+#[derive(Clone, Debug)]
+pub struct DensePlan {
+    /// `[f, h]`
+    pub gate: MatrixPlan,
+    /// `[f, h]`
+    pub up: MatrixPlan,
+    /// `[h, f]`
+    pub down: MatrixPlan,
 }
 
 /// The experts of a layer. Those beyond the router's rows compute every row.
@@ -373,11 +377,11 @@ impl LayerPlan {
             (_, Some(experts)) => FeedForwardPlan::Experts(Box::new(tensors.experts(config, experts)?)),
             (experts, None) => {
                 let f = experts.map_or(config.intermediate_size, |experts| experts.dense_intermediate_size);
-                FeedForwardPlan::Dense {
+                FeedForwardPlan::Dense(Box::new(DensePlan {
                     gate: tensors.matrix("ffn_gate.weight", f, width, None)?,
                     up: tensors.matrix("ffn_up.weight", f, width, None)?,
                     down: tensors.matrix("ffn_down.weight", width, f, None)?,
-                }
+                }))
             }
         };
         Ok(LayerPlan {
@@ -397,7 +401,7 @@ impl LayerPlan {
             MixerPlan::Delta(plan) => plan.inputs.iter().chain([&plan.output]).collect(),
         };
         let feed_forward = match &self.feed_forward {
-            FeedForwardPlan::Dense { gate, up, down } => vec![gate, up, down],
+            FeedForwardPlan::Dense(plan) => vec![&plan.gate, &plan.up, &plan.down],
             FeedForwardPlan::Experts(plan) => {
                 [&plan.router].into_iter().chain(&plan.gate).chain(&plan.up).chain(&plan.down).collect()
             }

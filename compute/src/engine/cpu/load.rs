@@ -220,7 +220,7 @@ impl Weights<'_> {
             post_attention_norm: self.maybe(&plan.post_attention_norm)?,
             ffn_norm: self.read(&plan.ffn_norm)?,
             feed_forward: match &plan.feed_forward {
-                FeedForwardPlan::Dense { .. } => {
+                FeedForwardPlan::Dense(_) => {
                     FeedForward::Dense(DenseWeights { gate: self.next()?, up: self.next()?, down: self.next()? })
                 }
                 FeedForwardPlan::Experts(plan) => FeedForward::Experts(self.experts(plan)?),

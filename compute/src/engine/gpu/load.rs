@@ -139,9 +139,11 @@ impl Upload<'_> {
             post_attention_norm: self.maybe(&plan.post_attention_norm)?,
             ffn_norm: self.vector(&plan.ffn_norm)?,
             feed_forward: match &plan.feed_forward {
-                FeedForwardPlan::Dense { gate, up, down } => {
-                    GpuFeedForward::Dense { gate: self.matrix(gate)?, up: self.matrix(up)?, down: self.matrix(down)? }
-                }
+                FeedForwardPlan::Dense(plan) => GpuFeedForward::Dense {
+                    gate: self.matrix(&plan.gate)?,
+                    up: self.matrix(&plan.up)?,
+                    down: self.matrix(down)?,
+                },
                 FeedForwardPlan::Experts(plan) => GpuFeedForward::Experts(Box::new(self.experts(plan)?)),
             },
             post_ffn_norm: self.maybe(&plan.post_ffn_norm)?,

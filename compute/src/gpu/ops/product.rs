@@ -51,7 +51,7 @@ impl Commands {
         let gpu = self.gpu().clone();
         let nothing = gpu.nothing()?;
         let blocks = planes::blocks_of(w.k());
-        let flags = u32::from(store.bias.is_some()) | 2 * u32::from(store.add);
+        let flags = u32::from(store.bias.is_some()) | (2 * u32::from(store.add));
         let (shader, constant, per_group) = if rows >= TILED_FROM {
             (Shader::TiledProduct, 0, (TILE, TILE))
         } else {
