@@ -142,7 +142,7 @@ impl Upload<'_> {
                 FeedForwardPlan::Dense(plan) => GpuFeedForward::Dense {
                     gate: self.matrix(&plan.gate)?,
                     up: self.matrix(&plan.up)?,
-                    down: self.matrix(down)?,
+                    down: self.matrix(&plan.down)?,
                 },
                 FeedForwardPlan::Experts(plan) => GpuFeedForward::Experts(Box::new(self.experts(plan)?)),
             },
