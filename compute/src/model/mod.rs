@@ -7,6 +7,7 @@
 //! | [`config`] | architectures, and a model's configuration |
 //! | [`file`](mod@file) | an opened model file |
 //! | [`manifest`] | the pieces of a model file and their hashes |
+//! | [`part_bytes`] | bytes of a file's layers, embedding and head |
 //! | `weights` | the weights of a part, packed for the kernels |
 //! | [`cache`] | keys and values of a session, in pages within a budget |
 //! | `states` | recurrent states of a session, within the same budget |
@@ -27,6 +28,7 @@ pub mod file;
 pub mod forward;
 mod frequencies;
 pub mod manifest;
+pub mod part_bytes;
 pub mod perplexity;
 mod states;
 mod weights;
@@ -37,6 +39,7 @@ pub use digest::Recorder;
 pub use file::ModelFile;
 pub use forward::{Input, Logits, Observed, Output, Step};
 pub use manifest::{Manifest, Piece, Wanted};
+pub use part_bytes::PartBytes;
 pub use perplexity::Perplexity;
 pub use weights::{LoadBytes, Model, ModelPart};
 

@@ -3,6 +3,7 @@
 
 mod own_files;
 mod stage_loading;
+mod unhashed;
 mod unloading;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -132,6 +133,8 @@ struct Inner {
     /// What drafts beside the texts themselves.
     draft: Option<Arc<Draft>>,
     loaded: Mutex<HashMap<Key, LoadedLayers>>,
+    /// Stand-ins for the digests of models whose files are not hashed yet.
+    unhashed: Mutex<BTreeSet<Digest>>,
     /// Metrics by model; for models that this node serves, those of its engine.
     metrics: Mutex<HashMap<Digest, Arc<EngineMetrics>>>,
     /// Orders in progress.
@@ -177,6 +180,7 @@ impl Loader {
             drafts: Drafts::Paying,
             draft,
             loaded: Mutex::default(),
+            unhashed: Mutex::default(),
             metrics: Mutex::default(),
             loading: Mutex::default(),
             chains: Mutex::default(),
@@ -298,9 +302,7 @@ impl Loader {
         weight_bytes: u64,
         session_bytes: u64,
     ) -> Result<[Lease; 2]> {
-        let unknown = || Error::new(ErrorKind::NotFound, "no part of the model's file is on this node");
-        let manifest = self.0.blobs.have(&model).ok_or_else(unknown)?.manifest;
-        let least = model_size(&manifest, file.config()).session_bytes(layers);
+        let least = model_size(file)?.session_bytes(layers);
         let devices = &self.0.devices;
         // Weights and sessions are leased together, because neither is of use alone.
         let both = weight_bytes.saturating_add(least);
@@ -446,7 +448,7 @@ impl Loader {
     /// Advertises the models that this node answers alone: at once if others are added or end, and their load with the next
     /// advert.
     fn advertise_serving(&self) {
-        let mut models: Vec<Digest> = self.loaded().keys().map(|key| key.0).collect();
+        let mut models: Vec<Digest> = self.hashed().into_iter().map(|key| key.0).collect();
         models.sort_unstable();
         models.dedup();
         let serving: Vec<ServingAdvert> = models.into_iter().filter_map(|model| self.serving(model)).collect();
@@ -542,8 +544,7 @@ impl Loader {
             self.unload_unused(&now, &pool_facts::placements(&now).unwrap_or_default());
             self.advertise_serving();
             self.0.changed.send_modify(|version| *version += 1);
-            let held: Vec<Key> = self.loaded().keys().copied().collect();
-            for key in held {
+            for key in self.hashed() {
                 let (model, layers) = (key.0, key.1..key.2);
                 let open = self.sessions(model, &layers);
                 if told.insert(key, open) != Some(open) {
@@ -617,6 +618,10 @@ impl Loader {
 
     fn loaded(&self) -> MutexGuard<'_, HashMap<Key, LoadedLayers>> {
         self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unhashed(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.0.unhashed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn whole_models(&self) -> MutexGuard<'_, WholeModels> {
