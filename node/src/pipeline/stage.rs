@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
-use pangea_client::{Error, Result};
+use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::draft;
 use pangea_compute::model::{Input, NUMERICS};
 use pangea_control::session::stage::{Action, Count, Event, Incoming, Notice, Opening, StageProtocol, StageSettings};
@@ -492,6 +492,9 @@ impl Stage {
         let input = if is_first { Input::Tokens(tokens) } else { Input::Activations(received.as_f32()) };
         let event = match self.layers.pass(&self.protocol, &rows, input, is_first) {
             Ok(mut passed) => {
+                if passed.failed.iter().any(|(_, error)| error.kind() == ErrorKind::Cancelled) {
+                    self.metrics.steps_cut_off.inc();
+                }
                 for rows in &passed.rows {
                     if let Some(session) = self.protocol.session_of(rows.sequence) {
                         self.log.computed(session, rows.start + rows.rows - rows.draft.len() as u32);
