@@ -267,7 +267,13 @@ impl Cache {
 
     /// Bytes of keys and values of [`Cache::PAGE_POSITIONS`] positions; 0 for a part without attention.
     pub fn page_bytes(model: &Model) -> u64 {
-        model.page_shapes().iter().map(|shape| shape.bytes() as u64).sum()
+        Cache::page_bytes_by_kind(model).iter().sum()
+    }
+
+    /// [`Cache::page_bytes`] of the layers that see all positions, and of those with a sliding window, which keep the pages of a
+    /// window and [`Cache::KEPT_BEHIND`] positions before where the last pass began.
+    pub fn page_bytes_by_kind(model: &Model) -> [u64; KINDS] {
+        model.page_shapes().map(|shape| shape.bytes() as u64)
     }
 
     /// Bytes of a session's recurrent states, whatever its number of positions, while a step of one pass is computed; 0 for a part

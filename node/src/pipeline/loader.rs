@@ -35,7 +35,7 @@ use pangea_control::Time;
 use pangea_control::devices::roomy_sessions_bytes;
 use pangea_control::placement::{Placement, PublishedPlacements, broken_elsewhere, pool_facts, room_positions};
 use pangea_control::session::Drafts;
-use pangea_control::session::batch::BatchLimits;
+use pangea_control::session::batch::{BatchLimits, CacheBytes};
 use pangea_control::session::chains::{ChainUse, Chains};
 use pangea_control::session::whole_models::WholeModels;
 use pangea_units::ByteSize;
@@ -69,9 +69,19 @@ pub struct ChainLimits {
 impl ChainLimits {
     /// The first stage's batch limits for layers with this much memory for sessions, in a chain of `stages` stages.
     pub fn batch(self, model: &Model, session_bytes: u64, stages: usize, drafts: Drafts) -> BatchLimits {
-        let page_tokens = Cache::PAGE_POSITIONS;
-        // A part without attention has no pages; then the states alone count.
-        let page_bytes = Cache::page_bytes(model).max(1);
+        // The other stages of a chain have other layers: there, memory is reckoned in positions that every layer keeps.
+        let [page, windowed_page] = match stages {
+            0 | 1 => Cache::page_bytes_by_kind(model),
+            _ => [Cache::page_bytes(model), 0],
+        };
+        let cache = CacheBytes {
+            page_tokens: Cache::PAGE_POSITIONS,
+            page,
+            windowed_page,
+            window: model.config().window().unwrap_or(usize::MAX),
+            kept_behind: Cache::KEPT_BEHIND,
+            states: Cache::sequence_bytes(model),
+        };
         let several = stages > 1;
         BatchLimits {
             running: self.running * stages,
@@ -80,13 +90,9 @@ impl ChainLimits {
             prompt_rows: if several { PROMPT_ROWS_SPLIT } else { PROMPT_ROWS },
             prompt_rows_beside: if several { PROMPT_ROWS_SPLIT } else { PROMPT_ROWS_BESIDE },
             draft: if drafts == Drafts::Off { 0 } else { MAX_DRAFT },
-            page_tokens,
-            page_bytes,
-            pages: usize::try_from(session_bytes / page_bytes).unwrap_or(usize::MAX / page_tokens),
-            window: model.config().window().unwrap_or(usize::MAX),
-            kept_behind: Cache::KEPT_BEHIND,
+            cache,
+            bytes: session_bytes,
             is_recurrent: model.config().is_recurrent(),
-            sequence_pages: usize::try_from(Cache::sequence_bytes(model).div_ceil(page_bytes)).unwrap_or(usize::MAX),
             kept: KEPT,
             groups: stages,
         }
