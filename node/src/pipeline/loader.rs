@@ -597,6 +597,12 @@ impl Loader {
         self.loaded().iter().filter(|(key, _)| key.0 == model).map(|(_, loaded)| loaded.model.memory_bytes()).sum()
     }
 
+    /// The text side of a model, if layers with the head are in memory: their stage has it already, and a large vocabulary takes
+    /// tens of megabytes.
+    pub fn text(&self, model: Digest) -> Option<Arc<ModelText>> {
+        self.loaded().iter().filter(|(key, _)| key.0 == model).find_map(|(_, loaded)| loaded.text.clone())
+    }
+
     /// This node's pipeline.
     pub fn pipeline(&self) -> &Pipeline {
         &self.0.pipeline

@@ -433,7 +433,7 @@ impl Entry {
     ) -> Result<Engine> {
         let config = file.config();
         let (loader, settings) = (&node.loader, node.settings);
-        let text = Arc::new(ModelText::of(file)?);
+        let text = loader.text(digest.here()).map_or_else(|| ModelText::of(file).map(Arc::new), Ok)?;
         let size = blob::model_size(file)?;
         let least = size.session_bytes(&(0..size.layers));
         // Every chain has memory for the minimum.
