@@ -2,11 +2,14 @@
 //! a thread is.
 
 mod control_group;
+mod freed_memory;
 #[cfg(any(test, target_os = "linux"))]
 mod topology;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+
+pub use freed_memory::give_back_freed_memory;
 
 /// The host's name without its domain; `node` if it has none.
 pub fn name() -> String {
