@@ -7,7 +7,7 @@ mod tiny;
 
 use pangea_compute::gguf::{GgmlType, Gguf};
 use pangea_compute::model::manifest::{MAX_MANIFEST_BYTES, PART_BYTES};
-use pangea_compute::model::{Architecture, LayerPlan, Manifest, ModelFile, ModelPart, StagePlan, Wanted};
+use pangea_compute::model::{Architecture, LayerPlan, Manifest, ModelFile, ModelPart, PartBytes, StagePlan, Wanted};
 use pangea_compute::{Engine, Error, Pool};
 use proptest::prelude::*;
 use tiny::{EXPERTS, LAYERS, Tiny, USED_EXPERTS};
@@ -172,11 +172,13 @@ fn sizes_count_a_tied_head_once() {
     let (tied, own) = (manifest(tiny("gemma3")), manifest(tiny("llama")));
     let norm = bytes_of(&tied, "output_norm.weight");
     let embedding = bytes_of(&tied, "token_embd.weight");
-    assert_eq!((tied.embedding_bytes(), tied.head_bytes()), (0, embedding + norm));
-    assert_eq!((own.embedding_bytes(), own.head_bytes()), (embedding, bytes_of(&own, "output.weight") + norm));
+    let bytes = |architecture: &'static str| PartBytes::of(&Gguf::from_bytes(tiny(architecture)).unwrap()).unwrap();
+    let (of_tied, of_own) = (bytes("gemma3"), bytes("llama"));
+    assert_eq!((of_tied.embedding(), of_tied.head()), (0, embedding + norm));
+    assert_eq!((of_own.embedding(), of_own.head()), (embedding, bytes_of(&own, "output.weight") + norm));
     let layers: u64 =
         tied.pieces().iter().filter(|piece| piece.name().starts_with("blk.")).map(|piece| piece.len_bytes()).sum();
-    assert_eq!(tied.layer_bytes(LAYERS) * LAYERS as u64, layers);
+    assert_eq!(of_tied.layer(LAYERS) * LAYERS as u64, layers);
     assert_eq!(tied.select(&Wanted::header()), [0]);
 }
 
@@ -188,10 +190,11 @@ fn a_position_reads_the_used_experts_of_a_layer_and_all_else() {
         let pieces = manifest.pieces().iter().filter(|piece| piece.name().starts_with("blk.0."));
         pieces.filter(|piece| piece.name().contains("_exps.") == of_experts).map(|piece| piece.len_bytes()).sum()
     };
-    assert_eq!(manifest.layer_bytes(LAYERS), layer(false) + layer(true));
+    let bytes = PartBytes::of(&Gguf::from_bytes(tiny("qwen3moe")).unwrap()).unwrap();
+    assert_eq!(bytes.layer(LAYERS), layer(false) + layer(true));
     let read = layer(false) + layer(true) / EXPERTS as u64 * USED_EXPERTS as u64;
-    assert_eq!(manifest.active_layer_bytes(LAYERS, experts), read);
-    assert_eq!(manifest.active_layer_bytes(LAYERS, None), manifest.layer_bytes(LAYERS));
+    assert_eq!(bytes.active_layer(LAYERS, experts), read);
+    assert_eq!(bytes.active_layer(LAYERS, None), bytes.layer(LAYERS));
 }
 
 #[test]

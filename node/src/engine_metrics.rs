@@ -60,6 +60,7 @@ engine_metrics! {
         failovers: "failovers", "Answers that went on elsewhere after a stage was lost";
         preempted: "sequences_preempted", "Sequences that gave their memory up and were computed again";
         steps: "steps", "Passes through the model";
+        steps_cut_off: "steps_cut_off", "Passes that were cut off because nobody waited for them any more";
         prompt_tokens: "prompt_tokens", "Tokens of prompts";
         cached_tokens: "prompt_tokens_cached", "Tokens of prompts that an earlier request had computed";
         answer_tokens: "answer_tokens", "Tokens of answers";

@@ -50,6 +50,8 @@ pub enum Fault {
     PanicExecutor,
     /// The thread of a stage panics once, in a session.
     PanicStage,
+    /// A model's file that is new to the node is hashed only once there is a file `hash` in its models folder.
+    LateHash,
 }
 
 /// Bits of an f32 that can be flipped without making a finite number infinite: the fraction's and the sign.

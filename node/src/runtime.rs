@@ -17,6 +17,7 @@ use crate::devices::threads::Purpose;
 use crate::evidence::{EvidenceDriver, EvidenceFolder, EvidenceSettings, Findings};
 use crate::fabric::{Fabric, FabricDriver, FabricSettings};
 use crate::fault::Fault;
+use crate::host::give_back_freed_memory;
 use crate::jobs::Jobs;
 use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
 use crate::observe::Observer;
@@ -233,6 +234,7 @@ async fn run(
                 // The swarm's events end with the swarm.
                 supervisor.task("swarm", followers.run(network));
             }
+            supervisor.task("freed memory", give_back_freed_memory());
             supervisor.task("fabric", driver.run(inlets));
             supervisor.beat("network");
             // An error means that the runtime was dropped, which ends the node as well.

@@ -3,7 +3,7 @@
 //! open file is read; nothing is fetched, written or loaded.
 
 use crate::gguf::Gguf;
-use crate::model::Experts;
+use crate::model::part_bytes::Purpose;
 use crate::{Digest, Error};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -95,33 +95,6 @@ impl Wanted {
         let layer = |layer: usize| u32::try_from(layer).unwrap_or(u32::MAX);
         Wanted { layers: layer(part.layers.start)..layer(part.layers.end), embedding: part.embedding, head: part.head }
     }
-}
-
-/// The part of a model that a tensor belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Purpose {
-    Layer(u32),
-    Embedding,
-    Head,
-    /// Small and of no layer, or unknown: needed by every node.
-    Everywhere,
-}
-
-impl Purpose {
-    fn of(name: &str) -> Purpose {
-        let layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map(|(layer, _)| layer.parse());
-        match (layer, name) {
-            (Some(Ok(layer)), _) => Purpose::Layer(layer),
-            (_, "token_embd.weight") => Purpose::Embedding,
-            (_, "output.weight" | "output_norm.weight") => Purpose::Head,
-            _ => Purpose::Everywhere,
-        }
-    }
-}
-
-/// Whether a layer's tensor holds one matrix of each expert.
-fn is_of_experts(name: &str) -> bool {
-    name.ends_with("_exps.weight")
 }
 
 /// The pieces of a model file. Every value is consistent: the header comes first, pieces ascend, do not overlap and lie
@@ -308,49 +281,6 @@ impl Manifest {
             _ => None,
         };
         self.pieces.iter().filter_map(layer).max().unwrap_or(0)
-    }
-
-    /// Bytes of the largest of the first `layers` layers, all its experts included: the memory that it takes.
-    pub fn layer_bytes(&self, layers: usize) -> u64 {
-        self.largest_layer(layers, Piece::len_bytes)
-    }
-
-    /// Bytes of the one of the first `layers` layers of which a position reads most; of experts, those that compute one
-    /// position.
-    pub fn active_layer_bytes(&self, layers: usize, experts: Option<Experts>) -> u64 {
-        self.largest_layer(layers, |piece| match experts {
-            Some(Experts { count, used, .. }) if is_of_experts(&piece.name) => {
-                (u128::from(piece.len) * used as u128 / count.max(1) as u128) as u64
-            }
-            _ => piece.len,
-        })
-    }
-
-    /// The largest sum over the pieces of one of the first `count` layers.
-    fn largest_layer(&self, count: usize, bytes: impl Fn(&Piece) -> u64) -> u64 {
-        let mut layers: BTreeMap<u32, u64> = BTreeMap::new();
-        for piece in &self.pieces {
-            if let Purpose::Layer(layer) = Purpose::of(&piece.name)
-                && (layer as usize) < count
-            {
-                *layers.entry(layer).or_default() += bytes(piece);
-            }
-        }
-        layers.into_values().max().unwrap_or(0)
-    }
-
-    /// Bytes of the embedding, unless the head is the same tensor: then 0.
-    pub fn embedding_bytes(&self) -> u64 {
-        if self.is_tied() { 0 } else { self.bytes_of(Purpose::Embedding) }
-    }
-
-    /// Bytes of the head.
-    pub fn head_bytes(&self) -> u64 {
-        self.bytes_of(Purpose::Head) + if self.is_tied() { self.bytes_of(Purpose::Embedding) } else { 0 }
-    }
-
-    fn bytes_of(&self, purpose: Purpose) -> u64 {
-        self.pieces.iter().filter(|piece| Purpose::of(&piece.name) == purpose).map(Piece::len_bytes).sum()
     }
 
     /// Whether the head is the embedding.

@@ -7,6 +7,7 @@
 //! | [`config`] | architectures, and a model's configuration |
 //! | [`file`](mod@file) | an opened model file |
 //! | [`manifest`] | the pieces of a model file and their hashes |
+//! | [`part_bytes`] | bytes of a file's layers, embedding and head |
 //! | [`plan`] | what a stage consists of: shapes, types and places of its weights |
 //! | [`cache`] | keys, values and recurrent states of a session, within a budget |
 //! | `frequencies` | rotary frequencies and their scaling |
@@ -18,6 +19,7 @@ pub mod digest;
 pub mod file;
 pub(crate) mod frequencies;
 pub mod manifest;
+pub mod part_bytes;
 pub mod plan;
 
 pub use cache::{Cache, CacheShape, PageBudget};
@@ -25,6 +27,7 @@ pub use config::{Architecture, Experts, ModelConfig, Pooling};
 pub use digest::Recorder;
 pub use file::ModelFile;
 pub use manifest::{Manifest, Piece, Wanted};
+pub use part_bytes::PartBytes;
 pub use plan::{LayerPlan, ModelPart, StagePlan};
 
 /// The version of the engine's bits. A change of any kernel, order of sums or rounding must increase this number. Only nodes

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::blob_store::BlobStore;
 use super::fetcher::{Fetcher, Request};
-use super::index::Index;
+use super::index::{FileStamp, Index, stamp_of};
 use super::limits::REQUESTS;
 use super::parts::{PartSet, holds, part_bytes, parts_of};
 use super::serve;
@@ -31,6 +31,8 @@ const MANIFESTS: &str = "manifests";
 pub struct Blobs {
     blob_store: Arc<BlobStore>,
     index: Arc<Index>,
+    /// Threads that hash a file that is waited for.
+    hash_threads: usize,
     requests: mpsc::Sender<Request>,
     /// Name of the model that is fetched through this handle, for log lines.
     name: Option<Arc<str>>,
@@ -81,8 +83,8 @@ pub fn start(
     }
     let (requests, queue) = mpsc::channel(REQUESTS);
     Fetcher::start(Arc::clone(&blob_store), network.cloned(), peers.clone(), devices.clone(), queue, supervisor);
-    let index = Arc::new(Index::new(folder.join(MANIFESTS), devices.threads(Purpose::Loading)));
-    Ok(Blobs { blob_store, index, requests, name: None })
+    let index = Arc::new(Index::new(folder.join(MANIFESTS)));
+    Ok(Blobs { blob_store, index, hash_threads: devices.threads(Purpose::Loading), requests, name: None })
 }
 
 impl Blobs {
@@ -92,7 +94,37 @@ impl Blobs {
     /// # Errors
     /// Errors of reading the file; `InvalidInput` if it is not a model file.
     pub fn offer(&self, path: &Path) -> Result<Arc<Offered>> {
-        let (digest, manifest) = self.index.manifest_of(path)?;
+        let (digest, manifest) = self.index.manifest_of(path, None, self.hash_threads)?;
+        self.offer_as(path, digest, manifest)
+    }
+
+    /// Like [`Blobs::offer`], but only a file that was hashed before, for which nobody waits.
+    ///
+    /// # Errors
+    /// Those of [`Blobs::offer`].
+    pub fn offer_hashed(&self, path: &Path) -> Result<Option<Arc<Offered>>> {
+        let known = self.index.known(path)?;
+        known.map(|(digest, manifest)| self.offer_as(path, digest, manifest)).transpose()
+    }
+
+    /// Like [`Blobs::offer`], for a file that is in use already, since it had this stamp: it is hashed on the calling thread alone.
+    ///
+    /// # Errors
+    /// Those of [`Blobs::offer`]; `InvalidInput` if the file has changed since.
+    pub fn offer_used(&self, path: &Path, since: &FileStamp) -> Result<Arc<Offered>> {
+        let (digest, manifest) = self.index.manifest_of(path, Some(since), 1)?;
+        self.offer_as(path, digest, manifest)
+    }
+
+    /// The stamp of a model's files as they are now.
+    ///
+    /// # Errors
+    /// Errors of finding the files.
+    pub fn stamp_of(&self, path: &Path) -> Result<FileStamp> {
+        stamp_of(path)
+    }
+
+    fn offer_as(&self, path: &Path, digest: Digest, manifest: Manifest) -> Result<Arc<Offered>> {
         let manifest = Arc::new(manifest);
         self.blob_store.insert(Arc::new(Stored::whole(path, digest, Arc::clone(&manifest))?));
         tracing::debug!(event = "model_offered", model = %digest, file = %path.display());
@@ -104,7 +136,7 @@ impl Blobs {
     /// # Errors
     /// Those of [`Blobs::offer`].
     pub fn digest_of(&self, path: &Path) -> Result<Digest> {
-        self.index.manifest_of(path).map(|(digest, _)| digest)
+        self.index.manifest_of(path, None, self.hash_threads).map(|(digest, _)| digest)
     }
 
     /// A handle whose fetches are logged under `name`, the name that requests use, instead of the name in the model's file.

@@ -36,6 +36,7 @@ mod stored;
 mod turns;
 
 pub use blobs::{Blobs, Offered, StoredModel, start};
+pub use index::FileStamp;
 pub use message::BlobMessage;
 pub use pangea_compute::model::Wanted;
 pub use size::{model_size, position_bytes};

@@ -57,14 +57,15 @@ pub(crate) enum CheckVerdict {
 
 /// Handle of the checker; the thread ends when it is dropped.
 pub(crate) struct Checker {
-    queue: SyncSender<Check>,
+    /// Boxed, because a channel has memory for all its places from the start.
+    queue: SyncSender<Box<Check>>,
 }
 
 impl Checker {
     /// Starts the checker's thread.
     pub(crate) fn start(devices: &Devices, supervisor: &Supervisor) -> Result<Checker> {
         let pool = devices.pool(Purpose::Checks)?;
-        let (queue, checks) = sync_channel::<Check>(QUEUE);
+        let (queue, checks) = sync_channel::<Box<Check>>(QUEUE);
         supervisor
             .restarted_thread("checker", move || {
                 for check in checks.iter() {
@@ -88,7 +89,9 @@ impl Checker {
 
     /// Queues a check.
     pub(crate) fn submit(&self, check: Check) -> Result<()> {
-        self.queue.try_send(check).map_err(|_| Error::new(ErrorKind::Overloaded, "too many results wait to be checked"))
+        self.queue
+            .try_send(Box::new(check))
+            .map_err(|_| Error::new(ErrorKind::Overloaded, "too many results wait to be checked"))
     }
 }
 

@@ -1,11 +1,15 @@
-//! Facts about this host: name, memory, cores, private address, home folder; and this process's own limit of open files.
+//! Facts about this host: name, memory, cores, private address, home folder; this process's own limit of open files, and how urgent
+//! a thread is.
 
 mod control_group;
+mod freed_memory;
 #[cfg(any(test, target_os = "linux"))]
 mod topology;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+
+pub use freed_memory::give_back_freed_memory;
 
 /// The host's name without its domain; `node` if it has none.
 pub fn name() -> String {
@@ -57,6 +61,19 @@ pub fn raise_open_files() {
         && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
     {
         tracing::debug!(event = "open_files_not_raised", %error, "the limit of open files stays as it is");
+    }
+}
+
+/// How much less urgent than all others a thread is that nobody waits for: it gets a quarter of a core that others use as well.
+#[cfg(target_os = "linux")]
+const BACKGROUND_NICE: i32 = 5;
+
+/// Makes the calling thread, and those that it starts, give way to all others for good. Systems other than Linux know the urgency
+/// of processes only, and leave it as it is.
+pub fn yield_to_others() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(BACKGROUND_NICE) {
+        tracing::debug!(event = "not_nice", %error, "a thread in the background is as urgent as others");
     }
 }
 

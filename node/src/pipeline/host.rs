@@ -1,14 +1,16 @@
 //! The stages of this node and the sessions that it coordinates, and the routing of their messages: messages to this
-//! node itself never touch the network. `routing` is the way of a message that arrives.
+//! node itself never touch the network. `routing` is the way of a message that arrives; `stage_table` finds the stage of a chain.
 
 mod routing;
+mod stage_table;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
@@ -18,6 +20,8 @@ use pangea_compute::draft::DraftModel;
 use pangea_compute::engine;
 use pangea_compute::model::PageBudget;
 use tokio::sync::{mpsc, watch};
+
+use stage_table::StageTable;
 
 use super::limits::MAX_PAYLOAD_BYTES;
 use super::links::Links;
@@ -110,7 +114,7 @@ struct Inner {
     /// Whether a one-time fault has happened.
     faulted: AtomicBool,
     links: OnceLock<Links>,
-    stages: Mutex<HashMap<ChainId, StageHandle>>,
+    stages: Mutex<StageTable<StageHandle>>,
     /// The sessions that this node coordinates.
     sessions: Mutex<CoordinatedSessions<mpsc::Sender<SessionEvent>>>,
     on_unknown: OnceLock<OnUnknown>,
@@ -213,6 +217,13 @@ impl Pipeline {
         self.0.fault.get().copied()
     }
 
+    /// Waits where the node is to hash files late, until `signal` exists.
+    pub(crate) fn fault_before_hash(&self, signal: &Path) {
+        while self.fault() == Some(Fault::LateHash) && !signal.exists() {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Whether this one-time fault happens now; true at most once.
     pub(super) fn fault_once(&self, fault: Fault) -> bool {
         self.fault() == Some(fault) && !self.0.faulted.swap(true, Ordering::Relaxed)
@@ -277,9 +288,20 @@ impl Pipeline {
         }
     }
 
+    /// Gives a chain of this node alone another id: its model got its digest. The sessions that it has go on, under the first id.
+    /// Returns whether it did, which it does not if the other id is taken.
+    pub fn rename(&self, chain: ChainId, to: ChainId) -> bool {
+        self.stages().rename(chain, to)
+    }
+
+    /// The present id of a chain.
+    pub(super) fn id_of(&self, chain: ChainId) -> ChainId {
+        self.stages().id(chain)
+    }
+
     /// Whether this node has a stage of the chain.
     pub fn has(&self, chain: ChainId) -> bool {
-        self.stages().contains_key(&chain)
+        self.stages().contains(&chain)
     }
 
     /// The whole model of a chain whose only stage is on this node.
@@ -437,7 +459,7 @@ impl Pipeline {
         }
     }
 
-    fn stages(&self) -> MutexGuard<'_, HashMap<ChainId, StageHandle>> {
+    fn stages(&self) -> MutexGuard<'_, StageTable<StageHandle>> {
         self.0.stages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -3,6 +3,7 @@
 
 mod own_files;
 mod stage_loading;
+mod unhashed;
 mod unloading;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -35,7 +36,7 @@ use pangea_control::Time;
 use pangea_control::devices::roomy_sessions_bytes;
 use pangea_control::placement::{Placement, PublishedPlacements, broken_elsewhere, pool_facts, room_positions};
 use pangea_control::session::Drafts;
-use pangea_control::session::batch::BatchLimits;
+use pangea_control::session::batch::{BatchLimits, CacheBytes};
 use pangea_control::session::chains::{ChainUse, Chains};
 use pangea_control::session::whole_models::WholeModels;
 use pangea_units::ByteSize;
@@ -69,9 +70,19 @@ pub struct ChainLimits {
 impl ChainLimits {
     /// The first stage's batch limits for layers with this much memory for sessions, in a chain of `stages` stages.
     pub fn batch(self, model: &Stage, session_bytes: u64, stages: usize, drafts: Drafts) -> BatchLimits {
-        let page_tokens = Cache::PAGE_POSITIONS;
-        // A part without attention has no pages; then the states alone count.
-        let page_bytes = model.cache_shape().page_bytes().max(1);
+        // The other stages of a chain have other layers: there, memory is reckoned in positions that every layer keeps.
+        let [page, windowed_page] = match stages {
+            0 | 1 => model.cache_shape().page_bytes_by_kind(),
+            _ => [model.cache_shape().page_bytes(), 0],
+        };
+        let cache = CacheBytes {
+            page_tokens: Cache::PAGE_POSITIONS,
+            page,
+            windowed_page,
+            window: model.config().window().unwrap_or(usize::MAX),
+            kept_behind: Cache::KEPT_BEHIND,
+            states: model.cache_shape().sequence_bytes(),
+        };
         let several = stages > 1;
         BatchLimits {
             running: self.running * stages,
@@ -80,14 +91,9 @@ impl ChainLimits {
             prompt_rows: if several { PROMPT_ROWS_SPLIT } else { PROMPT_ROWS },
             prompt_rows_beside: if several { PROMPT_ROWS_SPLIT } else { PROMPT_ROWS_BESIDE },
             draft: if drafts == Drafts::Off { 0 } else { MAX_DRAFT },
-            page_tokens,
-            page_bytes,
-            pages: usize::try_from(session_bytes / page_bytes).unwrap_or(usize::MAX / page_tokens),
-            window: model.config().window().unwrap_or(usize::MAX),
-            kept_behind: Cache::KEPT_BEHIND,
+            cache,
+            bytes: session_bytes,
             is_recurrent: model.config().is_recurrent(),
-            sequence_pages: usize::try_from(model.cache_shape().sequence_bytes().div_ceil(page_bytes))
-                .unwrap_or(usize::MAX),
             kept: KEPT,
             groups: stages,
         }
@@ -134,6 +140,8 @@ struct Inner {
     /// What drafts beside the texts themselves.
     draft: Option<Arc<Draft>>,
     loaded: Mutex<HashMap<Key, LoadedLayers>>,
+    /// Stand-ins for the digests of models whose files are not hashed yet.
+    unhashed: Mutex<BTreeSet<Digest>>,
     /// Metrics by model; for models that this node serves, those of its engine.
     metrics: Mutex<HashMap<Digest, Arc<EngineMetrics>>>,
     /// Orders in progress.
@@ -179,6 +187,7 @@ impl Loader {
             drafts: Drafts::Paying,
             draft,
             loaded: Mutex::default(),
+            unhashed: Mutex::default(),
             metrics: Mutex::default(),
             loading: Mutex::default(),
             chains: Mutex::default(),
@@ -300,9 +309,7 @@ impl Loader {
         weight_bytes: u64,
         session_bytes: u64,
     ) -> Result<[Lease; 2]> {
-        let unknown = || Error::new(ErrorKind::NotFound, "no part of the model's file is on this node");
-        let manifest = self.0.blobs.have(&model).ok_or_else(unknown)?.manifest;
-        let least = model_size(&manifest, file.config()).session_bytes(layers);
+        let least = model_size(file)?.session_bytes(layers);
         let devices = &self.0.devices;
         // Weights and sessions are leased together, because neither is of use alone.
         let both = weight_bytes.saturating_add(least);
@@ -447,7 +454,7 @@ impl Loader {
     /// Advertises the models that this node answers alone: at once if others are added or end, and their load with the next
     /// advert.
     fn advertise_serving(&self) {
-        let mut models: Vec<Digest> = self.loaded().keys().map(|key| key.0).collect();
+        let mut models: Vec<Digest> = self.hashed().into_iter().map(|key| key.0).collect();
         models.sort_unstable();
         models.dedup();
         let serving: Vec<ServingAdvert> = models.into_iter().filter_map(|model| self.serving(model)).collect();
@@ -543,8 +550,7 @@ impl Loader {
             self.unload_unused(&now, &pool_facts::placements(&now).unwrap_or_default());
             self.advertise_serving();
             self.0.changed.send_modify(|version| *version += 1);
-            let held: Vec<Key> = self.loaded().keys().copied().collect();
-            for key in held {
+            for key in self.hashed() {
                 let (model, layers) = (key.0, key.1..key.2);
                 let open = self.sessions(model, &layers);
                 if told.insert(key, open) != Some(open) {
@@ -591,6 +597,12 @@ impl Loader {
         self.loaded().iter().filter(|(key, _)| key.0 == model).map(|(_, loaded)| loaded.model.memory_bytes()).sum()
     }
 
+    /// The text side of a model, if layers with the head are in memory: their stage has it already, and a large vocabulary takes
+    /// tens of megabytes.
+    pub fn text(&self, model: Digest) -> Option<Arc<ModelText>> {
+        self.loaded().iter().filter(|(key, _)| key.0 == model).find_map(|(_, loaded)| loaded.text.clone())
+    }
+
     /// This node's pipeline.
     pub fn pipeline(&self) -> &Pipeline {
         &self.0.pipeline
@@ -618,6 +630,10 @@ impl Loader {
 
     fn loaded(&self) -> MutexGuard<'_, HashMap<Key, LoadedLayers>> {
         self.0.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unhashed(&self) -> MutexGuard<'_, BTreeSet<Digest>> {
+        self.0.unhashed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn whole_models(&self) -> MutexGuard<'_, WholeModels> {

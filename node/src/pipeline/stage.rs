@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use libp2p::PeerId;
-use pangea_client::{Error, Result};
+use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::draft;
 use pangea_compute::engine::Input;
 use pangea_compute::model::NUMERICS;
@@ -69,7 +69,8 @@ impl Drafter for TextDrafter {
 
 /// State of the thread.
 pub(super) struct Stage {
-    chain: ChainId,
+    /// The id under which the chain was started; what is said to others has the present one.
+    started_as: ChainId,
     stages: Vec<StageAt>,
     index: usize,
     pipeline: Pipeline,
@@ -118,7 +119,7 @@ impl Stage {
         let sampler = setup.text.map(Sampler::new);
         let layers = Layers::new(setup.model, setup.budget, faults, sampler, running.clone());
         Stage {
-            chain: setup.chain,
+            started_as: setup.chain,
             stages: setup.stages,
             _memory: setup.memory,
             index: setup.index,
@@ -135,6 +136,10 @@ impl Stage {
             has_spare_core: cores() > layers.threads(),
             layers,
         }
+    }
+
+    fn chain(&self) -> ChainId {
+        self.pipeline.id_of(self.started_as)
     }
 
     /// Runs until an event ends the stage.
@@ -219,7 +224,7 @@ impl Stage {
     fn report_load(&self) {
         let (running, waiting) = self.protocol.load();
         let (sessions, pace) = (self.protocol.sessions(), self.protocol.pace());
-        self.pipeline.set_load(self.chain, StageLoad { running, waiting, sessions, pace });
+        self.pipeline.set_load(self.started_as, StageLoad { running, waiting, sessions, pace });
     }
 
     // Events.
@@ -240,7 +245,7 @@ impl Stage {
             StageEvent::End => return false,
             StageEvent::PeerGone { peer, why } => self.follow(Event::PeerGone { peer, why: &why }),
             StageEvent::Message { queued: (from, bytes), message, payload } => {
-                self.pipeline.taken(self.chain, &from, bytes);
+                self.pipeline.taken(self.started_as, &from, bytes);
                 self.message(message, payload);
             }
         }
@@ -352,7 +357,7 @@ impl Stage {
                 self.layers.remove(&session);
                 self.log.ended(session);
                 if self.index == 0 {
-                    self.pipeline.session_over(self.chain, &session);
+                    self.pipeline.session_over(self.started_as, &session);
                 }
             }
             Action::Drop { sequence, session } => {
@@ -371,7 +376,7 @@ impl Stage {
                     false => Payload::from_f32(std::mem::take(&mut self.passed.activations)),
                 };
                 let number = number + u64::from(self.layers.faults().misnumbers(number));
-                let (ChainId { model, epoch }, first_stage) = (self.chain, self.stages[0].peer);
+                let (ChainId { model, epoch }, first_stage) = (self.chain(), self.stages[0].peer);
                 let frame = Frame { epoch, model, number, first_stage, drops, starts, rows };
                 self.send_along(to, Message::Frame(frame), activations, following);
             }
@@ -379,7 +384,7 @@ impl Stage {
             Action::Break { why } => {
                 self.layers.clear();
                 self.log.clear();
-                self.pipeline.broken(self.chain, &why);
+                self.pipeline.broken(self.started_as, &why);
             }
             Action::Count(Count::Refused) => drop(self.metrics.refused.inc()),
             Action::Count(Count::Cancelled) => drop(self.metrics.cancelled.inc()),
@@ -396,7 +401,7 @@ impl Stage {
     }
 
     fn notice(&self, session: SessionId, notice: Notice) -> Message {
-        let chain = self.chain;
+        let chain = self.chain();
         match notice {
             Notice::Accepted => Message::Accepted { session },
             Notice::Refused { error, retry_after } => Message::Refused {
@@ -432,7 +437,7 @@ impl Stage {
 
     fn sign(&self, session: SessionId, sequence: u64, positions: u32, tokens: Option<&[u32]>) -> Result<CommitChain> {
         let stage = SignedStage {
-            chain: self.chain,
+            chain: self.chain(),
             at: &self.stages[self.index],
             is_first: self.index == 0,
             keypair: self.pipeline.keypair(),
@@ -452,7 +457,7 @@ impl Stage {
         match signed {
             Ok(signed) => {
                 let payload = Payload::from_bytes(signed.encode());
-                let commit = Message::Commit { chain: self.chain, session, positions };
+                let commit = Message::Commit { chain: self.chain(), session, positions };
                 self.send(to, commit.clone(), payload.clone());
                 if coordinator != to {
                     let payload = match self.layers.faults().signs_twice() {
@@ -488,6 +493,9 @@ impl Stage {
         let input = if is_first { Input::Tokens(tokens) } else { Input::Activations(received.as_f32()) };
         let event = match self.layers.pass(&self.protocol, &rows, input, is_first) {
             Ok(mut passed) => {
+                if passed.failed.iter().any(|(_, error)| error.kind() == ErrorKind::Cancelled) {
+                    self.metrics.steps_cut_off.inc();
+                }
                 for rows in &passed.rows {
                     if let Some(session) = self.protocol.session_of(rows.sequence) {
                         self.log.computed(session, rows.start + rows.rows - rows.draft.len() as u32);
@@ -525,7 +533,7 @@ impl Stage {
         let first_stage = to.as_ref().map(|(first_stage, _)| *first_stage);
         if let Some((first_stage, advances)) = to {
             // The report goes first, because the first stage waits for it to start the next token.
-            let ChainId { model, epoch } = self.chain;
+            let ChainId { model, epoch } = self.chain();
             add(first_stage, Message::Stepped(Stepped { epoch, model, number, advances }));
         }
         for (coordinator, tokens) in std::mem::take(&mut self.passed.tokens) {

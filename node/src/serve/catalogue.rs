@@ -494,6 +494,31 @@ impl Served {
         if wanted { self.load(entry) } else { Ok(()) }
     }
 
+    /// Tells the pool of a model that answers before its file is hashed, once it is. Blocks until then.
+    fn announce_unhashed(&self, entry: &Arc<Entry>) {
+        let Some(node) = self.0.node.get() else { return };
+        if let Err(error) = entry.announce_unhashed(node, || self.lists(entry)) {
+            if error.kind() == ErrorKind::InvalidInput && self.lists(entry) && entry.may_reload() {
+                let model = &entry.name;
+                tracing::warn!(event = "model_reloaded", model, %error, "Loading model {model} again: {error}");
+                entry.state.send_replace(State::Loading);
+                // Without a thread, the entry says so.
+                let _ = self.load(entry);
+                return;
+            }
+            tracing::error!(event = "model_failed", model = entry.name, %error, "Model {} is not served: {error}", entry.name);
+            entry.state.send_replace(State::Failed(error));
+        }
+        // Dropped while it was hashed, unless somebody has loaded the same model again since.
+        let Some(digest) = entry.digest.get().filter(|_| !self.lists(entry)) else { return };
+        if !self.entries().iter().any(|listed| listed.digest.get() == Some(digest)) {
+            if entry.dropped.load(Ordering::Relaxed) {
+                self.drop_digest(node, *digest);
+            }
+            self.withdraw_entry(entry);
+        }
+    }
+
     /// Loads a model, whose state is `Loading` already, on a thread of its own.
     fn load(&self, entry: &Arc<Entry>) -> Result<()> {
         let (served, loaded, panicked) = (self.clone(), Arc::clone(entry), Arc::clone(entry));
@@ -517,9 +542,10 @@ impl Served {
             }
             entry.state.send_replace(state);
             // Dropped while it was loading.
-            if let Some(digest) = entry.digest.get().filter(|_| !served.lists(&entry)) {
-                served.withdraw(*digest);
+            if !served.lists(&entry) {
+                served.withdraw_entry(&entry);
             }
+            served.announce_unhashed(&entry);
         };
         let on_panic = move |why: &str| {
             let error = Error::new(ErrorKind::Internal, format!("loading the model panicked: {why}"));

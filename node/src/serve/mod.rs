@@ -8,7 +8,7 @@
 //! * [`catalogue`]: the models of a node by name, loaded and probed. [`engine`]: the handle of a model.
 //! * `embedding`: embeddings of texts. `generation`: the driver of a request. `answer`: the text of one answer. `signed_answer`: its commitments.
 //! * [`route`]: the chains of stages of a model; `pooled`: those that the pool placed, and the nodes that
-//!   answer alone. `dispatch`: what was sent to which of them. `remote`: models whose
+//!   answer alone. `model_digest`: the digest of a model, before and after its file is hashed. `dispatch`: what was sent to which of them. `remote`: models whose
 //!   requests other nodes answer as a whole. [`request`]: requests and their
 //!   events. `metrics`: counters. `request_log`: its log lines. `audit_host`: the node's side of audits.
 //!
@@ -22,6 +22,7 @@ mod embedding;
 pub mod engine;
 mod generation;
 mod metrics;
+mod model_digest;
 mod pooled;
 mod remote;
 pub mod request;

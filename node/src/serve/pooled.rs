@@ -11,6 +11,7 @@ use pangea_compute::Digest;
 use tokio::sync::watch;
 
 use super::dispatch::Dispatch;
+use super::model_digest::ModelDigest;
 use super::route::{Route, Routes};
 use crate::blob::Wanted;
 use crate::engine_metrics::EngineMetrics;
@@ -39,7 +40,7 @@ pub(super) struct LocalModel {
 /// The chains of one model.
 pub(super) struct Pooled {
     loader: Loader,
-    model: Digest,
+    model: ModelDigest,
     layers: u32,
     local: LocalModel,
     dispatch: Dispatch,
@@ -54,7 +55,7 @@ impl Pooled {
     /// The chains of a model.
     pub(super) fn new(
         (loader, dispatch, auditor): (Loader, Dispatch, Auditor),
-        model: Digest,
+        model: ModelDigest,
         layers: u32,
         local: LocalModel,
     ) -> Pooled {
@@ -62,15 +63,19 @@ impl Pooled {
         Pooled { loader, dispatch, auditor, model, layers, local, last_served, loading }
     }
 
+    fn model(&self) -> Digest {
+        self.model.here()
+    }
+
     /// The model's needs and the names of the nodes that serve it, or that served it last.
     fn served(&self, view: &View) -> Option<(ModelNeeds, Vec<String>)> {
         let mut last = self.last_served.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(needs) = pool_facts::models(view).remove(&self.model) {
+        if let Some(needs) = pool_facts::models(view).remove(&self.model()) {
             let name = |peer| view.advert(peer).map(|advert| advert.name.clone());
             let names = needs.served_by.iter().filter_map(name).collect();
             *last = Some((needs, names));
         }
-        last.clone().or_else(|| Some((pool_facts::model(view, &self.model)?, Vec::new())))
+        last.clone().or_else(|| Some((pool_facts::model(view, &self.model())?, Vec::new())))
     }
 
     fn placed(&self, exclusions: &Exclusions) -> Option<Route> {
@@ -82,9 +87,9 @@ impl Pooled {
         let (reaches, is_broken) =
             (|peer: &PeerId| pipeline.reaches(peer), |chain: &ChainId| pipeline.is_broken(*chain));
         let newest =
-            newest_usable(&view, &self.model, without, |peer| self.auditor.is_suspect(peer), reaches, is_broken)?;
+            newest_usable(&view, &self.model(), without, |peer| self.auditor.is_suspect(peer), reaches, is_broken)?;
         // A placement on this node alone uses the same chain as the local fallback.
-        let alone = ChainId::alone(self.model);
+        let alone = ChainId::alone(self.model());
         if newest.stages.len() == 1 && self.loader.is_local(&newest.stages[0].peer) && self.loader.pipeline().has(alone)
         {
             return self.alone(exclusions);
@@ -97,7 +102,7 @@ impl Pooled {
 
     /// Whether this node has the complete file, its own or a copy, and memory for all layers.
     fn fits_here(&self) -> bool {
-        let has_copy = || self.loader.blobs().have(&self.model).is_some_and(|here| here.is_whole());
+        let has_copy = || self.loader.blobs().have(&self.model()).is_some_and(|here| here.is_whole());
         if self.local.file.is_none() && !has_copy() {
             return false;
         }
@@ -111,12 +116,12 @@ impl Pooled {
         if self.local.file.is_some() {
             return None;
         }
-        let here = self.loader.blobs().have(&self.model);
+        let here = self.loader.blobs().have(&self.model());
         let is_here = |layer: u32| {
             let layer = Wanted { layers: layer..layer + 1, ..Wanted::default() };
             here.as_ref().is_some_and(|here| here.holds(&layer))
         };
-        let missing = missing_layers(view, &self.model, self.layers, is_here);
+        let missing = missing_layers(view, &self.model(), self.layers, is_here);
         if missing.is_empty() {
             return None;
         }
@@ -131,7 +136,7 @@ impl Pooled {
     }
 
     fn alone(&self, exclusions: &Exclusions) -> Option<Route> {
-        let chain = ChainId::alone(self.model);
+        let chain = ChainId::alone(self.model());
         let local = self.loader.pipeline().local();
         let pipeline = self.loader.pipeline();
         let here = pipeline.has(chain) && !pipeline.is_broken(chain) && !exclusions.peers.contains(&local);
@@ -144,14 +149,14 @@ impl Pooled {
     /// owners by their adverts, and a lite client has none.
     fn waking(&self, exclusions: &Exclusions) -> Option<Route> {
         let view = Arc::clone(&self.loader.view().borrow());
-        if view.own.works || !is_unloaded(&view, &self.model) {
+        if view.own.works || !is_unloaded(&view, &self.model()) {
             return None;
         }
         let may_wake = |peer: &PeerId| !exclusions.peers.contains(peer) && self.loader.pipeline().reaches(peer);
         let owner =
-            view.nodes.values().find(|advert| advert.unloaded.contains(&self.model) && may_wake(&advert.peer))?;
+            view.nodes.values().find(|advert| advert.unloaded.contains(&self.model()) && may_wake(&advert.peer))?;
         let stages = vec![StageAt { peer: owner.peer, layers: 0..self.layers }];
-        Some(Route { chain: ChainId::alone(self.model), stages, kept: None })
+        Some(Route { chain: ChainId::alone(self.model()), stages, kept: None })
     }
 
     /// The best node that answers with all layers of its own, if there is one that `may_take` requests.
@@ -162,24 +167,24 @@ impl Pooled {
         prompt: &Prefix,
         may_take: impl Fn(&PeerId) -> bool,
     ) -> Option<Route> {
+        let model = self.model();
         let pipeline = self.loader.pipeline();
         let local = pipeline.local();
         let may_take = |peer: &PeerId| !exclusions.peers.contains(peer) && pipeline.reaches(peer) && may_take(peer);
-        let said = ServingAdvert { model: self.model, places: 0, running: 0, waiting: 0, tokens_per_s: 0 };
+        let said = ServingAdvert { model, places: 0, running: 0, waiting: 0, tokens_per_s: 0 };
         let placed = placed.filter(|route| route.stages.len() == 1 && route.chain.epoch > 0);
         let at = placed.map(|route| (route.stages[0].peer, said));
-        let own = self.loader.serving(self.model).map(|said| (local, said));
+        let own = self.loader.serving(model).map(|said| (local, said));
         let view = Arc::clone(&self.loader.view().borrow());
         let answers_alone = own.is_some();
-        let (server, sent) = self.dispatch.send(self.model, &view, [own, at], may_take, prompt)?;
-        let serves =
-            view.advert(&server).is_some_and(|advert| advert.serving.iter().any(|one| one.model == self.model));
+        let (server, sent) = self.dispatch.send(model, &view, [own, at], may_take, prompt)?;
+        let serves = view.advert(&server).is_some_and(|advert| advert.serving.iter().any(|one| one.model == model));
         match placed {
             Some(route) if server == route.stages[0].peer && !serves && !(server == local && answers_alone) => {
                 Some(Route { kept: Some(sent), ..route.clone() })
             }
             _ => {
-                let chain = ChainId::alone(self.model);
+                let chain = ChainId::alone(model);
                 Some(Route { chain, stages: vec![StageAt { peer: server, layers: 0..self.layers }], kept: Some(sent) })
             }
         }
@@ -213,7 +218,8 @@ impl Routes for Pooled {
     }
 
     fn pooled_model(&self) -> Option<(Digest, Option<ServingAdvert>)> {
-        Some((self.model, self.loader.serving(self.model)))
+        let model = self.model.in_pool()?;
+        Some((model, self.loader.serving(model)))
     }
 
     fn changed(&self) -> watch::Receiver<u64> {
@@ -221,36 +227,36 @@ impl Routes for Pooled {
     }
 
     fn missed(&self) {
-        if is_unloaded(&self.loader.view().borrow(), &self.model) {
-            self.loader.want(self.model);
+        if is_unloaded(&self.loader.view().borrow(), &self.model()) {
+            self.loader.want(self.model());
         }
     }
 
     fn unplaceable(&self) -> Option<String> {
         let view = Arc::clone(&self.loader.view().borrow());
-        if view.is_dropped(&self.model) {
+        if view.is_dropped(&self.model()) {
             let name = &self.local.name;
             return Some(format!("the model {name} was dropped; load it again with: pangea load {name}"));
         }
         if let Some(why) = self.missing(&view) {
             return Some(why);
         }
-        let why = pool_facts::refusal(&view, &self.model)?;
+        let why = pool_facts::refusal(&view, &self.model())?;
         (!self.fits_here()).then_some(why)
     }
 
     fn request_local(&self) {
-        if self.loader.pipeline().has(ChainId::alone(self.model)) || !self.fits_here() {
+        if self.loader.pipeline().has(ChainId::alone(self.model())) || !self.fits_here() {
             return;
         }
-        if self.loader.view().borrow().is_dropped(&self.model) {
+        if self.loader.view().borrow().is_dropped(&self.model()) {
             return;
         }
         if self.loading.swap(true, Ordering::Relaxed) {
             return;
         }
         let (loader, local, model, loading) =
-            (self.loader.clone(), self.local.clone(), self.model, Arc::clone(&self.loading));
+            (self.loader.clone(), self.local.clone(), self.model(), Arc::clone(&self.loading));
         let load = move || {
             if let Err(error) = load_here(&loader, model, &local) {
                 tracing::warn!(event = "fallback_failed", %error, "cannot load the model on this node alone: {error}");
@@ -259,7 +265,7 @@ impl Routes for Pooled {
         };
         // If no thread can be started, the next tick retries.
         let again = Arc::clone(&self.loading);
-        let name = format!("loading model {}", self.model);
+        let name = format!("loading model {}", self.model());
         let panicked = move |_: &str| again.store(false, Ordering::Relaxed);
         if self.loader.pipeline().supervisor().owned_thread(&name, load, panicked).is_err() {
             self.loading.store(false, Ordering::Relaxed);

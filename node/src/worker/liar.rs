@@ -69,7 +69,8 @@ impl Liar {
             | Fault::Full
             | Fault::Stall
             | Fault::PanicPool
-            | Fault::PanicStage => (Ok(honest), None),
+            | Fault::PanicStage
+            | Fault::LateHash => (Ok(honest), None),
             Fault::PanicExecutor => {
                 assert!(std::mem::replace(&mut self.panicked, true), "as the fault of this node says");
                 (Ok(honest), None)

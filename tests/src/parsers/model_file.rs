@@ -2,10 +2,11 @@
 //! Never holds a real model.
 
 use pangea_compute::gguf::Gguf;
-use pangea_compute::model::Manifest;
+use pangea_compute::model::{Manifest, PartBytes};
 use pangea_compute::tokenizer::{Detokenizer, Tokenizer};
 
-/// A GGUF file: every tensor that is found lies inside, has as many elements as its shape says, and can be read.
+/// A GGUF file: every tensor that is found lies inside, has as many elements as its shape says, and can be read; no part of the
+/// model is larger than the file.
 pub fn gguf(bytes: &[u8]) {
     let Ok(file) = Gguf::from_bytes(bytes.to_vec()) else { return };
     for (key, _) in file.metadata().iter() {
@@ -18,6 +19,9 @@ pub fn gguf(bytes: &[u8]) {
         assert_eq!(tensor.elements() as u64, elements);
         assert!(tensor.bytes.len() <= bytes.len());
         assert_eq!(tensor.to_f32().expect("it is there").len() as u64, elements);
+    }
+    if let Ok(parts) = PartBytes::of(&file) {
+        assert!(parts.layer(1) <= file.size_bytes() && parts.embedding() + parts.head() <= file.size_bytes());
     }
 }
 
@@ -35,7 +39,6 @@ pub fn manifest(bytes: &[u8]) {
         assert_eq!(end, piece.offset() + piece.len_bytes());
     }
     assert!(manifest.select(&manifest.whole()).len() <= manifest.pieces().len());
-    let _ = (manifest.layer_bytes(1), manifest.embedding_bytes(), manifest.head_bytes());
 }
 
 pub(super) fn manifest_seeds() -> Vec<Vec<u8>> {

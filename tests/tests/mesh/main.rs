@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod clients;
+mod hashing;
 mod household;
 mod loading;
 mod logs;

@@ -83,6 +83,37 @@ fn a_disconnected_clients_work_is_cancelled() {
     }
 }
 
+/// A long prompt is read in passes of up to 256 tokens. The one that is computed when its client goes away ends early, and no other
+/// one follows it.
+#[test]
+fn a_client_that_leaves_while_its_prompt_is_read_keeps_nobody_waiting() {
+    const PASSES: usize = 24;
+    let Some(serving) = Serving::start("a_client_that_leaves_while") else { return };
+    let (mut passes, mut cut_off) = (serving.counter("steps"), serving.counter("steps_cut_off"));
+    assert_eq!(cut_off, 0.0);
+    // A client may leave just between two passes: then there is none to cut off.
+    for attempt in 0..5 {
+        // Different each time, so that nothing of it was read before.
+        let text = format!("{attempt} is the number of this long story. ").repeat(PASSES * 256 / 10);
+        let mut body = question(&text, 8);
+        body["stream"] = json!(true);
+        let left = post(serving.api(), CHAT, &body);
+        assert_eq!(left.status, 200);
+        eventually("the prompt is being read", || serving.counter("steps") > passes);
+        drop(left);
+        serving.ask(CHAT, &question("Hello", 2));
+        eventually("nothing runs", || serving.busy() == 0);
+        let computed = serving.counter("steps") - passes;
+        assert!(computed < PASSES as f64 / 2.0, "{computed} passes: the prompt was read to its end");
+        cut_off = serving.counter("steps_cut_off");
+        if cut_off > 0.0 {
+            break;
+        }
+        passes = serving.counter("steps");
+    }
+    assert!(cut_off > 0.0, "no pass was cut off");
+}
+
 /// Clients that take nothing of their answers: they kept the places of others, and their answers piled up.
 #[test]
 fn streams_that_nobody_reads_are_dropped_and_keep_neither_places_nor_memory() {

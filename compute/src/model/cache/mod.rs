@@ -73,7 +73,12 @@ impl CacheShape {
 
     /// Bytes of keys and values of [`Cache::PAGE_POSITIONS`] positions; 0 for a part without attention.
     pub fn page_bytes(&self) -> u64 {
-        self.pages.iter().map(|shape| shape.bytes() as u64).sum()
+        self.page_bytes_by_kind().iter().sum()
+    }
+
+    /// The same apart: in layers that see all positions, and in those with a sliding window, whose old pages are evicted.
+    pub fn page_bytes_by_kind(&self) -> [u64; 2] {
+        self.pages.map(|shape| shape.bytes() as u64)
     }
 
     /// Bytes of a session's recurrent states, whatever its number of positions, while a step of one pass is computed; 0 for a part

@@ -10,10 +10,12 @@ use pangea_units::Rewind;
 
 use crate::Time;
 
+mod cache_bytes;
 mod pages;
 #[cfg(test)]
 mod tests;
 
+pub use cache_bytes::CacheBytes;
 use pages::{Kept, KeptCaches, common_prefix};
 
 /// Id of a sequence: one answer of one request. The caller never reuses an id.
@@ -36,20 +38,12 @@ pub struct BatchLimits {
     /// Maximum length of a draft in tokens; 0 for none. Only an answer that runs alone is drafted: a wrong guess slows
     /// all answers.
     pub draft: usize,
-    /// Tokens per page of a cache.
-    pub page_tokens: usize,
-    /// Bytes per page, for error messages.
-    pub page_bytes: u64,
-    /// Pages of all caches together.
-    pub pages: usize,
-    /// Positions that a row of a layer with a sliding window sees; `usize::MAX` where no layer has one.
-    pub window: usize,
-    /// Positions by which a cache can go back from the start of its last step, whose window is the last that is kept.
-    pub kept_behind: usize,
+    /// What each cache takes.
+    pub cache: CacheBytes,
+    /// Bytes of all caches together.
+    pub bytes: u64,
     /// Whether layers have a recurrent state, which goes back only to where it was kept.
     pub is_recurrent: bool,
-    /// Pages' worth of memory that a sequence's recurrent states take, whatever its length.
-    pub sequence_pages: usize,
     /// Caches of ended sequences that are kept for prompts with the same prefix.
     pub kept: usize,
     /// Steps in flight at once, one per stage: answers are spread over this many groups.
@@ -57,13 +51,20 @@ pub struct BatchLimits {
 }
 
 impl BatchLimits {
-    /// Maximum tokens of one sequence that has all pages to itself.
+    /// Maximum tokens of one sequence that has all memory to itself.
     pub fn longest(&self) -> usize {
-        (self.pages.saturating_sub(self.sequence_pages) * self.page_tokens).saturating_sub(self.draft)
+        self.cache.longest(self.bytes, self.step_rows()).saturating_sub(self.draft)
     }
 
-    fn pages_of(&self, tokens: usize) -> usize {
-        tokens.div_ceil(self.page_tokens) + self.sequence_pages
+    /// Positions that all memory holds where no layer gives any up.
+    pub(super) fn whole_positions(&self) -> usize {
+        let pages = self.bytes / self.cache.one_page().max(1);
+        usize::try_from(pages).unwrap_or(usize::MAX).saturating_mul(self.cache.page_tokens)
+    }
+
+    /// Rows of one sequence in a step, at most.
+    fn step_rows(&self) -> usize {
+        self.prompt_rows.max(self.prompt_rows_beside).max(self.draft + 1)
     }
 
     /// How many of the first `tokens` tokens a cache can go back to: all, or those before which recurrent states were kept, or none.
@@ -76,7 +77,8 @@ impl BatchLimits {
     /// Whether a cache whose last steps began at `deepest` at most still has what rows from `tokens` on see: layers with a
     /// sliding window give up what is far behind.
     fn can_go_back(&self, deepest: usize, tokens: usize) -> bool {
-        deepest < self.window.saturating_add(self.kept_behind) || tokens.saturating_add(self.kept_behind) >= deepest
+        let CacheBytes { window, kept_behind, .. } = self.cache;
+        deepest < window.saturating_add(kept_behind) || tokens.saturating_add(kept_behind) >= deepest
     }
 }
 
@@ -308,7 +310,7 @@ impl Batch {
             Event::Ready => {
                 self.expire(now, &mut actions);
                 self.start_waiting(now, &mut actions);
-                let rows = self.plan_within_pages(&mut actions);
+                let rows = self.plan_within_memory(&mut actions);
                 if !rows.is_empty() {
                     for planned in &rows {
                         if let Some(running) = self.running.iter_mut().find(|running| running.id == planned.sequence) {
@@ -476,8 +478,11 @@ impl Batch {
         if self.running.is_empty() {
             return true;
         }
-        let whole = |sequence: &Sequence| self.limits.pages_of(sequence.tokens.len() + self.limits.draft) + 1;
-        self.running.iter().map(whole).sum::<usize>() + whole(newcomer) <= self.limits.pages
+        let (cache, rows) = (self.limits.cache, self.limits.step_rows());
+        let whole = |sequence: &Sequence| {
+            cache.at_most(sequence.tokens.len() + self.limits.draft, rows).saturating_add(cache.one_page())
+        };
+        self.running.iter().map(whole).fold(whole(newcomer), u64::saturating_add) <= self.limits.bytes
     }
 
     /// The cache with the longest common prefix.
@@ -502,28 +507,32 @@ impl Batch {
             }
             (_, Some((tokens, Reverse(from), whole))) if tokens >= MIN_SHARED => {
                 // A cache hardly longer than the shared prefix is superseded by its continuation, so it is taken.
-                let spare = self.limits.pages_of(whole) - self.limits.pages_of(tokens);
-                if spare == 0 { Source::Take { from, tokens } } else { Source::Fork { from, tokens } }
+                let pages = |tokens: usize| tokens.div_ceil(self.limits.cache.page_tokens);
+                if pages(whole) == pages(tokens) {
+                    Source::Take { from, tokens }
+                } else {
+                    Source::Fork { from, tokens }
+                }
             }
             _ => Source::Empty,
         }
     }
 
-    /// The rows of the next step, once there are pages for all of them.
-    fn plan_within_pages(&mut self, actions: &mut Vec<Action>) -> Vec<Rows> {
+    /// The rows of the next step, once there is memory for all of them.
+    fn plan_within_memory(&mut self, actions: &mut Vec<Action>) -> Vec<Rows> {
         loop {
             let mut rows = self.plan();
-            let mut needed = self.pages_after(&rows);
-            while needed + self.kept.pages(&self.limits) > self.limits.pages
+            let mut needed = self.bytes_after(&rows);
+            while needed.saturating_add(self.kept.bytes(&self.limits.cache)) > self.limits.bytes
                 && let Some(oldest) = self.kept.remove_oldest()
             {
                 actions.push(Action::Drop(oldest));
             }
-            if needed > self.limits.pages {
+            if needed > self.limits.bytes {
                 rows.iter_mut().for_each(|rows| rows.draft = 0);
-                needed = self.pages_after(&rows);
+                needed = self.bytes_after(&rows);
             }
-            if needed <= self.limits.pages {
+            if needed <= self.limits.bytes {
                 return rows;
             }
             if !self.preempt(actions) {
@@ -541,9 +550,8 @@ impl Batch {
         actions.push(Action::Drop(sequence.id));
         if self.running.is_empty() {
             // No other sequence can be preempted for it.
-            let bytes = |pages: usize| self.limits.page_bytes.saturating_mul(pages as u64);
-            let needs = bytes(self.limits.pages_of(sequence.tokens.len()));
-            actions.push(Action::Fail { sequence: sequence.id, needs, limit: bytes(self.limits.pages) });
+            let needs = self.limits.cache.of(sequence.tokens.len(), sequence.deepest);
+            actions.push(Action::Fail { sequence: sequence.id, needs, limit: self.limits.bytes });
             return true;
         }
         (sequence.computed, sequence.deepest, sequence.rewind) = (0, 0, Rewind::default());
@@ -561,12 +569,15 @@ impl Batch {
         }
     }
 
-    fn pages_after(&self, rows: &[Rows]) -> usize {
+    /// The most bytes of running sequences' caches while these rows are computed: what a step gives up of its own sequence may come
+    /// after what another one takes.
+    fn bytes_after(&self, rows: &[Rows]) -> u64 {
         let of = |sequence: &Sequence| {
             let rows = rows.iter().find(|rows| rows.sequence == sequence.id);
-            sequence.computed + sequence.under_way + rows.map_or(0, |rows| rows.rows + rows.draft)
+            let tokens = sequence.computed + sequence.under_way + rows.map_or(0, |rows| rows.rows + rows.draft);
+            self.limits.cache.of(tokens, sequence.deepest)
         };
-        self.running.iter().map(|sequence| self.limits.pages_of(of(sequence))).sum()
+        self.running.iter().map(of).fold(0, u64::saturating_add)
     }
 
     /// One row per answer of a group; prompts share the remaining rows of the step.

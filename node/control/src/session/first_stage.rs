@@ -142,7 +142,7 @@ impl<D: Drafter> FirstStage<D> {
     pub(super) fn new(limits: BatchLimits, drafts: Drafts, drafter: D) -> FirstStage<D> {
         FirstStage {
             grouping: Grouping::new(limits.groups),
-            ended_positions: limits.pages.saturating_mul(limits.page_tokens),
+            ended_positions: limits.whole_positions(),
             batch: Batch::new(limits),
             members: BTreeMap::new(),
             sequences: BTreeMap::new(),

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use pangea_control::Time;
-use pangea_control::session::batch::BatchLimits;
+use pangea_control::session::batch::{BatchLimits, CacheBytes};
 use pangea_control::session::stage::{Action, Event, Incoming, Opening, StageProtocol, StageSettings};
 use pangea_control::session::{
     ChainId, Drafter, Drafts, FrameRows, SessionId, StageAt, Start, StartSource, SteppedSequence,
@@ -27,13 +27,9 @@ const LIMITS: BatchLimits = BatchLimits {
     prompt_rows: 16,
     prompt_rows_beside: 8,
     draft: 2,
-    page_tokens: 4,
-    page_bytes: 64,
-    pages: 40,
-    window: usize::MAX,
-    kept_behind: 0,
+    cache: CacheBytes { page_tokens: 4, page: 64, windowed_page: 0, window: usize::MAX, kept_behind: 0, states: 0 },
+    bytes: 40 * 64,
     is_recurrent: false,
-    sequence_pages: 0,
     kept: 2,
     groups: 2,
 };

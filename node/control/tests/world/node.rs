@@ -19,7 +19,7 @@ use pangea_control::pool::term_keeper::TermKeeper;
 use pangea_control::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, Term, View};
 use pangea_control::schedule::{Arithmetic, Scheduler, WorkerEstimate};
 use pangea_control::session::ChainId;
-use pangea_control::session::batch::BatchLimits;
+use pangea_control::session::batch::{BatchLimits, CacheBytes};
 use pangea_control::session::chains::Chains;
 use pangea_control::trust::accusations::{Accusation, Accusations};
 use pangea_units::Digest;
@@ -178,8 +178,9 @@ pub(crate) const KEPT: usize = 6;
 
 /// What the first stage of a chain of so many takes in, with this much memory for sessions of its layers.
 pub(crate) fn batch_limits(stages: usize, session_bytes: u64, layers: u32) -> BatchLimits {
-    let page_tokens = PAGE_TOKENS;
-    let page_bytes = page_tokens as u64 * position_bytes() * u64::from(layers);
+    let page = PAGE_TOKENS as u64 * position_bytes() * u64::from(layers);
+    let (window, kept_behind) = (usize::MAX, 0);
+    let cache = CacheBytes { page_tokens: PAGE_TOKENS, page, windowed_page: 0, window, kept_behind, states: 0 };
     BatchLimits {
         running: 3 * stages,
         waiting: 6,
@@ -187,13 +188,9 @@ pub(crate) fn batch_limits(stages: usize, session_bytes: u64, layers: u32) -> Ba
         prompt_rows: 24,
         prompt_rows_beside: 16,
         draft: 4,
-        page_tokens,
-        page_bytes,
-        pages: (session_bytes / page_bytes) as usize,
-        window: usize::MAX,
-        kept_behind: 0,
+        cache,
+        bytes: session_bytes,
         is_recurrent: false,
-        sequence_pages: 0,
         kept: KEPT,
         groups: stages,
     }

@@ -129,6 +129,7 @@ impl Loader {
             }
             !is_over
         });
+        self.forget_stand_in(model);
         self.0.changed.send_modify(|version| *version += 1);
     }
 }

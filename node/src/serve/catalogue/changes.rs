@@ -2,6 +2,7 @@
 //! `pangea_control::pool::Drops` decides what is dropped; loading itself is the entry's.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -100,12 +101,19 @@ impl Served {
             model,
             "Dropped model {model}: no node serves it until it is loaded again"
         );
-        if let Some(digest) = entry.digest.get() {
-            self.drops().drop_model(*digest);
-            self.say_drops(node);
+        match entry.digest.get() {
+            Some(digest) => self.drop_digest(node, *digest),
+            // Whatever the digest turns out to be.
+            None => entry.dropped.store(true, Ordering::Relaxed),
         }
         self.remove(&entry);
         Ok(shown)
+    }
+
+    /// Tells the pool that a model is dropped.
+    pub(super) fn drop_digest(&self, node: &Node, digest: Digest) {
+        self.drops().drop_model(digest);
+        self.say_drops(node);
     }
 
     /// Learns which models other nodes dropped, and removes them here.
@@ -136,7 +144,7 @@ impl Served {
     }
 
     /// Ends what this node does for a model that its catalogue does not list any more.
-    pub(super) fn withdraw(&self, model: Digest) {
+    fn withdraw(&self, model: Digest) {
         let Some(node) = self.0.node.get() else { return };
         node.loader.retire(model);
         node.loader.pool().update_advert(|own| {
@@ -153,8 +161,16 @@ impl Served {
 
     fn remove(&self, entry: &Arc<Entry>) {
         self.0.entries.write().unwrap_or_else(PoisonError::into_inner).retain(|listed| !Arc::ptr_eq(listed, entry));
+        self.withdraw_entry(entry);
+    }
+
+    /// Ends what this node does for a model that its catalogue does not list any more, whether its digest is known or not.
+    pub(super) fn withdraw_entry(&self, entry: &Entry) {
         if let Some(digest) = entry.digest.get() {
             self.withdraw(*digest);
+        }
+        if let Some((node, stand_in)) = self.0.node.get().zip(entry.stand_in()) {
+            node.loader.retire(stand_in);
         }
     }
 
@@ -232,7 +248,7 @@ impl Served {
         };
         let offered = node.loader.blobs().offer(&path)?;
         let file = ModelFile::open(&path).map_err(compute_error)?;
-        check_size(node, model, &blob::model_size(&offered.manifest, file.config()))?;
+        check_size(node, model, &blob::model_size(&file)?)?;
         let name = models::name_of(model).to_owned();
         let source = Source::File { model: model.to_owned(), folder: folder.clone() };
         Ok(Prepared { name, source, digest: offered.digest })

@@ -2,8 +2,8 @@
 //! lists.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, Result};
@@ -15,14 +15,15 @@ use pangea_control::placement::pool_facts;
 use pangea_control::pool::{full_name, is_full_name};
 use tokio::sync::watch;
 
-use crate::blob::{self, Wanted};
+use crate::blob::{self, FileStamp, Wanted};
 use crate::engine_metrics::EngineMetrics;
 use crate::model_text::{ModelText, Prompt};
-use crate::pool::ModelAdvert;
+use crate::pool::{ModelAdvert, ModelSize};
 use crate::serve::engine::{Engine, ModelFacts};
+use crate::serve::model_digest::ModelDigest;
 use crate::serve::pooled::{LocalModel, Pooled};
 use crate::serve::request::{Event, Request};
-use crate::{clock, compute_error, models};
+use crate::{clock, compute_error, host, models};
 
 use super::{Node, ServedModel};
 
@@ -31,6 +32,9 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Upper bound of that pause.
 const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// Times that a file is loaded again because it has changed before it was hashed: a file that is being written changes for long.
+const RELOADS_MAX: usize = 3;
 
 /// Consecutive first answers of a model that failed.
 #[derive(Debug, Default)]
@@ -60,7 +64,15 @@ pub(super) struct Entry {
     pub(super) called: String,
     pub(super) source: Source,
     /// Digest of the model, once known.
-    pub(super) digest: OnceLock<Digest>,
+    pub(super) digest: Arc<OnceLock<Digest>>,
+    /// The file that answers before it is hashed.
+    unhashed: Mutex<Option<Unhashed>>,
+    /// Whether somebody dropped the model here before its digest was known.
+    pub(super) dropped: AtomicBool,
+    /// Whether a thread hashes the file.
+    hashing: AtomicBool,
+    /// Times that the file was loaded again because it had changed before it was hashed.
+    reloads: AtomicUsize,
     pub(super) metrics: Arc<EngineMetrics>,
     /// Whether the tokenizer and template could not be fetched when they were needed last.
     pub(super) text_failed: AtomicBool,
@@ -69,6 +81,19 @@ pub(super) struct Entry {
     /// Consecutive first answers that failed, the last of them by this node alone.
     failed: Mutex<FailedAnswers>,
     pub(super) state: watch::Sender<State>,
+}
+
+/// A file that was new to the node when its layers were loaded.
+#[derive(Clone, Debug)]
+struct Unhashed {
+    /// Path of the file.
+    path: PathBuf,
+    /// The file's stamp before anything of it was read.
+    stamp: FileStamp,
+    /// What its layers are loaded under.
+    stand_in: Digest,
+    /// Sizes of its model.
+    size: ModelSize,
 }
 
 #[derive(Debug)]
@@ -142,7 +167,11 @@ impl Entry {
             name,
             called,
             source,
-            digest,
+            digest: Arc::new(digest),
+            unhashed: Mutex::default(),
+            dropped: AtomicBool::new(false),
+            hashing: AtomicBool::new(false),
+            reloads: AtomicUsize::new(0),
             metrics: Arc::default(),
             text_failed: AtomicBool::new(false),
             pace: Arc::default(),
@@ -227,28 +256,31 @@ impl Entry {
     }
 
     /// Makes the engine of a model whose file is on this node: announces it to the pool, and loads it unless it is to
-    /// be split.
+    /// be split. A file that is new to the node is loaded before it is hashed, and announced once it is
+    /// ([`Entry::announce_unhashed`]).
     pub(super) fn local_engine(&self, node: &Node, path: &Path) -> Result<Engine> {
         let about = |error: Error| {
             Error::new(error.kind(), format!("cannot load the model {}: {}", self.name, error.message()))
         };
         let loader = &node.loader;
-        let (digest, manifest) = match &self.source {
-            Source::Copy(digest) => {
-                let gone = || Error::new(ErrorKind::Unavailable, "the copy of the model was removed");
-                (*digest, loader.blobs().have(digest).ok_or_else(gone)?.manifest)
-            }
-            _ => {
-                let offered = loader.blobs().offer(path)?;
-                (offered.digest, Arc::clone(&offered.manifest))
-            }
+        let alone = !node.split && node.pinned.is_none();
+        let digest = match &self.source {
+            Source::Copy(digest) => *digest,
+            _ => match loader.blobs().offer_hashed(path)? {
+                Some(offered) => offered.digest,
+                None => {
+                    if alone && let Some(engine) = self.unhashed_engine(node, path).map_err(about)? {
+                        return Ok(engine);
+                    }
+                    loader.blobs().offer(path)?.digest
+                }
+            },
         };
         let file = ModelFile::open(path).map_err(compute_error).map_err(about)?;
-        let size = blob::model_size(&manifest, file.config());
+        let size = blob::model_size(&file).map_err(about)?;
         loader.count(digest, Arc::clone(&self.metrics));
         // A second load of the same file sets the same digest.
         let _ = self.digest.set(digest);
-        let alone = !node.split && node.pinned.is_none();
         if alone {
             match loader.load_whole(digest, &self.name, path, Arc::clone(&self.metrics)) {
                 Ok(_) => {}
@@ -266,6 +298,12 @@ impl Entry {
                 Err(error) => return Err(about(error)),
             }
         }
+        self.advertise(node, digest, size);
+        self.engine(node, &file, ModelDigest::known(digest), Some(path.to_owned()))
+    }
+
+    /// Tells the pool that this node serves the model.
+    fn advertise(&self, node: &Node, digest: Digest, size: ModelSize) {
         let advert = ModelAdvert {
             digest,
             name: self.name.clone(),
@@ -275,12 +313,98 @@ impl Entry {
             pinned: node.pinned.clone(),
             size,
         };
-        loader.stays(digest);
-        loader.pool().update_advert(|own| {
+        node.loader.stays(digest);
+        node.loader.pool().update_advert(|own| {
             own.models.retain(|known| known.digest != advert.digest);
             own.models.push(advert);
         });
-        self.engine(node, &file, digest, Some(path.to_owned()))
+    }
+
+    /// Loads a file that is new to this node before it is hashed: its requests need no digest as long as this node alone answers
+    /// them. `None` where the memory does not suffice; then other nodes have to compute it, and these need the digest.
+    fn unhashed_engine(&self, node: &Node, path: &Path) -> Result<Option<Engine>> {
+        let loader = &node.loader;
+        let stamp = loader.blobs().stamp_of(path)?;
+        let file = ModelFile::open(path).map_err(compute_error)?;
+        let size = blob::model_size(&file)?;
+        let layers = 0..size.layers;
+        let (free, _) = loader.memory_for_models();
+        let known = self.stand_in();
+        if known.is_none() && size.weight_bytes(&layers).saturating_add(size.session_bytes(&layers)) > free {
+            return Ok(None);
+        }
+        // A model whose first answer failed is loaded a second time, and its layers are those of the first.
+        let stand_in = known.unwrap_or_else(|| loader.stand_in());
+        if let Err(error) = loader.load_whole(stand_in, &self.name, path, Arc::clone(&self.metrics)) {
+            loader.drop_stand_in(stand_in);
+            *self.unhashed() = None;
+            return if error.kind() == ErrorKind::Overloaded { Ok(None) } else { Err(error) };
+        }
+        self.unhashed().get_or_insert(Unhashed { path: path.to_owned(), stamp, stand_in, size });
+        let digest = ModelDigest::later(&self.digest, stand_in);
+        self.engine(node, &file, digest, Some(path.to_owned())).map(Some)
+    }
+
+    fn unhashed(&self) -> MutexGuard<'_, Option<Unhashed>> {
+        self.unhashed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a file that has changed before it was hashed is to be loaded once more.
+    pub(super) fn may_reload(&self) -> bool {
+        self.reloads.fetch_add(1, Ordering::Relaxed) < RELOADS_MAX
+    }
+
+    /// What the layers are loaded under of a model whose file is not hashed yet.
+    pub(super) fn stand_in(&self) -> Option<Digest> {
+        self.unhashed().as_ref().map(|unhashed| unhashed.stand_in)
+    }
+
+    /// Hashes the file of a model that answers already, and tells the pool of the model if this node still lists it then. Blocks;
+    /// gives way to all other threads.
+    ///
+    /// # Errors
+    /// Errors of reading the file; `InvalidInput` if it changed since it was loaded: then the layers are of no file any more, and
+    /// are given up.
+    pub(super) fn announce_unhashed(&self, node: &Node, is_listed: impl Fn() -> bool) -> Result<()> {
+        let Some(unhashed) = self.unhashed().clone() else { return Ok(()) };
+        if self.hashing.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        if let Source::File { folder, .. } = &self.source {
+            node.loader.pipeline().fault_before_hash(&folder.join("hash"));
+        }
+        let announced = self.hash(node, &unhashed, is_listed);
+        if announced.is_err() {
+            node.loader.retire(unhashed.stand_in);
+        }
+        *self.unhashed() = None;
+        self.hashing.store(false, Ordering::Relaxed);
+        announced
+    }
+
+    fn hash(&self, node: &Node, unhashed: &Unhashed, is_listed: impl Fn() -> bool) -> Result<()> {
+        let Unhashed { path, stamp, stand_in, size } = unhashed;
+        let began = std::time::Instant::now();
+        let work = || {
+            host::yield_to_others();
+            node.loader.blobs().offer_used(path, stamp)
+        };
+        // A thread that gives way does so for good, and so do those that it starts.
+        let hashed = std::thread::scope(|scope| scope.spawn(work).join());
+        let died = |_| Error::new(ErrorKind::Internal, "hashing the model's file panicked");
+        let digest = hashed.map_err(died)??.digest;
+        let is_listed = is_listed();
+        if is_listed {
+            node.loader.set_digest(*stand_in, digest);
+        }
+        // From here on, requests look for the layers under the digest.
+        let _ = self.digest.set(digest);
+        if is_listed {
+            self.advertise(node, digest, *size);
+            let millis = began.elapsed().as_millis() as u64;
+            tracing::info!(event = "model_hashed", model = self.name, %digest, millis, "Model {} is known to the pool now", self.name);
+        }
+        Ok(())
     }
 
     /// Makes the engine of a model that other nodes compute; its header is enough.
@@ -297,24 +421,21 @@ impl Entry {
         let blobs = loader.blobs().called(&self.name);
         let path = runtime.block_on(blobs.fetch(digest, Wanted::header(), holders, &mut progress, &cancel))?;
         let file = ModelFile::open(&path).map_err(compute_error)?;
-        self.engine(node, &file, digest, None)
+        self.engine(node, &file, ModelDigest::known(digest), None)
     }
 
     pub(super) fn engine(
         &self,
         node: &Node,
         file: &ModelFile,
-        digest: Digest,
+        digest: ModelDigest,
         whole: Option<PathBuf>,
     ) -> Result<Engine> {
         let config = file.config();
-        let text = Arc::new(ModelText::of(file)?);
         let (loader, settings) = (&node.loader, node.settings);
-        let manifest = loader.blobs().have(&digest).map(|here| here.manifest);
-        let least = manifest.map_or(0, |manifest| {
-            let size = blob::model_size(&manifest, config);
-            size.session_bytes(&(0..size.layers))
-        });
+        let text = loader.text(digest.here()).map_or_else(|| ModelText::of(file).map(Arc::new), Ok)?;
+        let size = blob::model_size(file)?;
+        let least = size.session_bytes(&(0..size.layers));
         // Every chain has memory for the minimum.
         let session_bytes = settings.session_bytes.max(least);
         let longest = session_bytes / (blob::position_bytes(config) * config.layers as u64).max(1);
@@ -325,7 +446,7 @@ impl Entry {
             layers: config.layers,
             context: config.context.min(usize::try_from(longest).unwrap_or(usize::MAX)),
             vocabulary: config.vocabulary,
-            memory_bytes: loader.memory_bytes(digest),
+            memory_bytes: loader.memory_bytes(digest.here()),
             file_bytes: file.gguf().size_bytes(),
             session_bytes,
         };

@@ -5,7 +5,7 @@ use pangea_units::Rewind;
 
 use crate::Time;
 
-use super::{BatchLimits, SequenceId};
+use super::{CacheBytes, SequenceId};
 
 /// One kept cache.
 #[derive(Clone, Debug)]
@@ -56,9 +56,9 @@ impl KeptCaches {
         self.kept.iter_mut().filter(|kept| kept.id == id).for_each(|kept| kept.used = now);
     }
 
-    /// Pages of all kept caches, as if none were shared: an upper bound.
-    pub(super) fn pages(&self, limits: &BatchLimits) -> usize {
-        self.kept.iter().map(|kept| limits.pages_of(kept.tokens.len())).sum()
+    /// Bytes of all kept caches, as if no page were shared: an upper bound.
+    pub(super) fn bytes(&self, cache: &CacheBytes) -> u64 {
+        self.kept.iter().map(|kept| cache.of(kept.tokens.len(), kept.deepest)).fold(0, u64::saturating_add)
     }
 
     pub(super) fn remove_oldest(&mut self) -> Option<SequenceId> {

@@ -2,6 +2,10 @@
 
 use super::*;
 
+/// A page of 1 KiB for sixteen tokens.
+const CACHE: CacheBytes =
+    CacheBytes { page_tokens: 16, page: 1 << 10, windowed_page: 0, window: usize::MAX, kept_behind: 0, states: 0 };
+
 fn limits() -> BatchLimits {
     BatchLimits {
         running: 4,
@@ -10,13 +14,9 @@ fn limits() -> BatchLimits {
         prompt_rows: 256,
         prompt_rows_beside: 64,
         draft: 0,
-        page_tokens: 16,
-        page_bytes: 1 << 10,
-        pages: 1000,
-        window: usize::MAX,
-        kept_behind: 0,
+        cache: CACHE,
+        bytes: 1000 << 10,
         is_recurrent: false,
-        sequence_pages: 0,
         kept: 4,
         groups: 1,
     }
@@ -130,7 +130,7 @@ fn a_shared_prefix_is_forked_and_kept_for_others() {
 
 #[test]
 fn a_prefix_whose_windowed_layers_were_evicted_is_computed_again() {
-    let mut batch = Batch::new(BatchLimits { window: 30, kept_behind: 20, ..limits() });
+    let mut batch = Batch::new(BatchLimits { cache: CacheBytes { window: 30, kept_behind: 20, ..CACHE }, ..limits() });
     arrive(&mut batch, 0, (0..40).collect());
     step(&mut batch, 100);
     // One token a step: the last one begins at 99.
@@ -149,7 +149,7 @@ fn a_prefix_whose_windowed_layers_were_evicted_is_computed_again() {
     assert_eq!(source(&mut batch, 1, told(78)), Source::Empty, "21 positions before the last step");
     assert_eq!(source(&mut batch, 2, told(79)), Source::Fork { from: SequenceId(0), tokens: 79 });
     // A cache that is no longer than a window and what is kept behind it has lost nothing.
-    let mut short = Batch::new(BatchLimits { window: 30, kept_behind: 20, ..limits() });
+    let mut short = Batch::new(BatchLimits { cache: CacheBytes { window: 30, kept_behind: 20, ..CACHE }, ..limits() });
     arrive(&mut short, 0, (0..40).collect());
     for token in 100..110 {
         step(&mut short, token);
@@ -160,7 +160,7 @@ fn a_prefix_whose_windowed_layers_were_evicted_is_computed_again() {
 
 #[test]
 fn a_fork_goes_back_no_further_than_what_it_was_made_from() {
-    let mut batch = Batch::new(BatchLimits { window: 30, kept_behind: 20, ..limits() });
+    let mut batch = Batch::new(BatchLimits { cache: CacheBytes { window: 30, kept_behind: 20, ..CACHE }, ..limits() });
     arrive(&mut batch, 0, (0..40).collect());
     for token in 100..161 {
         step(&mut batch, token);
@@ -177,7 +177,7 @@ fn a_fork_goes_back_no_further_than_what_it_was_made_from() {
 
 #[test]
 fn a_kept_beginning_stays_beside_a_longer_cache_that_cannot_go_back_to_it() {
-    let mut batch = Batch::new(BatchLimits { window: 30, kept_behind: 20, ..limits() });
+    let mut batch = Batch::new(BatchLimits { cache: CacheBytes { window: 30, kept_behind: 20, ..CACHE }, ..limits() });
     arrive(&mut batch, 0, (0..40).collect());
     arrive(&mut batch, 1, (0..40).chain([7]).collect());
     step(&mut batch, 100);
@@ -228,12 +228,13 @@ fn choices_of_a_recurrent_model_share_all_but_the_last_token_of_their_prompt() {
 }
 
 #[test]
-fn the_states_of_a_sequence_take_pages_beside_its_tokens() {
-    let mut batch = Batch::new(BatchLimits { pages: 13, sequence_pages: 5, is_recurrent: true, ..limits() });
+fn the_states_of_a_sequence_take_memory_beside_its_tokens() {
+    let cache = CacheBytes { states: 5 << 10, ..CACHE };
+    let mut batch = Batch::new(BatchLimits { bytes: 13 << 10, cache, is_recurrent: true, ..limits() });
     assert_eq!(batch.limits.longest(), 8 * 16);
     arrive(&mut batch, 0, vec![1; 20]);
     arrive(&mut batch, 1, vec![2; 20]);
-    // Two pages and five of each, and one more to grow, are sixteen.
+    // Two pages and states as large as five, of each, and one more page to grow, are sixteen.
     assert_eq!(step(&mut batch, 7).len(), 1);
     assert_eq!(batch.waiting(), 1);
 }
@@ -254,7 +255,7 @@ fn choices_of_one_request_share_its_prompt() {
 
 #[test]
 fn kept_caches_are_dropped_before_a_running_sequence_is_preempted() {
-    let mut batch = Batch::new(BatchLimits { pages: 13, ..limits() });
+    let mut batch = Batch::new(BatchLimits { bytes: 13 << 10, ..limits() });
     arrive(&mut batch, 0, vec![1; 100]);
     step(&mut batch, 3);
     end(&mut batch, 0);
@@ -361,4 +362,116 @@ fn the_cache_of_a_cancelled_sequence_is_given_up_where_its_failure_is_reported_l
     assert_eq!(batch.handle(Event::Failed(SequenceId(0)), Time::ZERO), [Action::Drop(SequenceId(0))]);
     assert_eq!(batch.handle(Event::Failed(SequenceId(0)), Time::ZERO), []);
     assert!(!batch.keeps(SequenceId(0)));
+}
+
+/// Half the layers have a window of 64 positions; 64 more are kept behind it.
+const WINDOWED: CacheBytes = CacheBytes { page: 1 << 9, windowed_page: 1 << 9, window: 64, kept_behind: 64, ..CACHE };
+
+#[test]
+fn what_windows_give_up_makes_room_for_longer_sequences() {
+    // 1,600 tokens if every layer kept all: 100 pages. The windows have 42 at most, and leave 79 to the others.
+    let bytes = 100 << 10;
+    let limits = |cache| BatchLimits { bytes, cache, ..limits() };
+    assert_eq!(limits(CACHE).longest(), 1600);
+    let limits = limits(WINDOWED);
+    assert_eq!(limits.longest(), (200 - 42) * 16);
+    let mut batch = Batch::new(limits);
+    let prompt: Vec<u32> = (0..2400).collect();
+    arrive(&mut batch, 0, prompt.clone());
+    step(&mut batch, 9);
+    while batch.tokens(SequenceId(0)).len() == prompt.len() {
+        step(&mut batch, 9);
+    }
+    // Beside a sequence of 800 tokens that has its whole prompt, there is room for another one.
+    end(&mut batch, 0);
+    for id in [1, 2] {
+        arrive(&mut batch, id, (0..800).map(|token| token * 4 + id as u32).collect());
+    }
+    assert_eq!(step(&mut batch, 9).len(), 2);
+}
+
+/// The caches of a stage, as `compute` has them: a step first gives up what its own sequence does not see any more, then takes
+/// pages, one sequence after the other.
+#[derive(Default)]
+struct Caches {
+    /// Length and positions given up, by sequence.
+    of: std::collections::BTreeMap<SequenceId, (usize, usize)>,
+    most: u64,
+}
+
+impl Caches {
+    fn bytes(&self) -> u64 {
+        let of = |&(len, evicted): &(usize, usize)| {
+            let pages = len.div_ceil(16) as u64;
+            pages * WINDOWED.page + (pages - evicted as u64 / 16) * WINDOWED.windowed_page
+        };
+        self.of.values().map(of).sum()
+    }
+
+    fn act(&mut self, action: &Action) {
+        match action {
+            Action::Start { sequence, source } => {
+                let cache = match source {
+                    Source::Empty => (0, 0),
+                    Source::Fork { from, tokens } => (*tokens, self.of[from].1),
+                    Source::Take { from, tokens } => (*tokens, self.of.remove(from).unwrap().1),
+                };
+                assert!(cache.1 <= (cache.0 + 1).saturating_sub(WINDOWED.window), "{source:?} went back too far");
+                self.of.insert(*sequence, cache);
+            }
+            Action::Drop(sequence) => drop(self.of.remove(sequence)),
+            Action::Step(rows) => {
+                for rows in rows {
+                    let (len, evicted) = self.of.get_mut(&rows.sequence).unwrap();
+                    assert_eq!(*len, rows.start);
+                    let seen_from = (*len + 1).saturating_sub(WINDOWED.window + WINDOWED.kept_behind);
+                    *evicted = (*evicted).max(seen_from / 16 * 16);
+                    *len = rows.start + rows.rows + rows.draft;
+                    self.most = self.most.max(self.bytes());
+                }
+                // Drafted rows that were wrong are given back.
+                rows.iter().for_each(|rows| self.of.get_mut(&rows.sequence).unwrap().0 = rows.start + rows.rows);
+            }
+            Action::Refuse { .. } | Action::Expire(_) | Action::Fail { .. } => {}
+        }
+    }
+}
+
+#[test]
+fn caches_with_windows_never_take_more_memory_than_there_is() {
+    let mut random = pangea_units::SplitMix64::new(7);
+    let (mut below, mut preempted, mut ended) = (u64::MAX, 0, 0);
+    for round in 0..60 {
+        let bytes = (20 << 10) + random.below(60 << 10);
+        let mut batch = Batch::new(BatchLimits { bytes, cache: WINDOWED, draft: 3, waiting: 8, ..limits() });
+        let (mut caches, mut id) = (Caches::default(), 0);
+        for _ in 0..400 {
+            if random.below(8) == 0 {
+                // Some begin like others, so that caches are forked and taken.
+                let (len, of) = (1 + random.below(batch.limits.longest() as u64 - 1), random.below(3) as u32);
+                let prompt = (0..len as u32).map(|token| token * 4 + of).collect();
+                arrive(&mut batch, id, prompt).iter().for_each(|action| caches.act(action));
+                id += 1;
+            }
+            let actions = batch.handle(Event::Ready, Time::ZERO);
+            actions.iter().for_each(|action| caches.act(action));
+            preempted += actions.iter().filter(|action| matches!(action, Action::Drop(_))).count();
+            assert!(!actions.iter().any(|action| matches!(action, Action::Fail { .. })), "{actions:?}");
+            let Some(Action::Step(rows)) = actions.last() else { continue };
+            let advance = |rows: &Rows| {
+                let computed = rows.start + rows.rows;
+                let is_full = computed + 2 > batch.limits.longest();
+                let ends = rows.choose && (is_full || random.below(100) == 0);
+                ended += usize::from(ends);
+                let chosen = if rows.choose && !ends { vec![random.below(900) as u32] } else { Vec::new() };
+                Advance { sequence: rows.sequence, computed, chosen, ended: ends }
+            };
+            let advances: Vec<Advance> = rows.iter().map(advance).collect();
+            batch.handle(Event::Stepped(advances), Time::ZERO).iter().for_each(|action| caches.act(action));
+        }
+        assert!(caches.most <= bytes, "round {round}: {} of {bytes}", caches.most);
+        below = below.min(bytes - caches.most);
+    }
+    assert!(preempted > 100 && ended > 100, "{preempted} dropped, {ended} ended: the test shows little");
+    assert!(below < 4 << 10, "the memory is never used: {below} bytes stay free");
 }

@@ -1,7 +1,7 @@
 //! The protocol of stages, one event at a time: which actions follow, and in which order.
 
 use super::*;
-use crate::session::batch::BatchLimits;
+use crate::session::batch::{BatchLimits, CacheBytes};
 use crate::session::first_stage::{CLOSE_TIMEOUT, GRAMMAR_TIMEOUT, NOTICE_INTERVAL};
 use crate::session::{ChainId, Drafts, StageAt, Start};
 use crate::test_peers::peer;
@@ -47,13 +47,16 @@ impl Stage {
             prompt_rows: 64,
             prompt_rows_beside: 64,
             draft: 0,
-            page_tokens: 16,
-            page_bytes: 1 << 10,
-            pages: 64,
-            window: usize::MAX,
-            kept_behind: 0,
+            cache: CacheBytes {
+                page_tokens: 16,
+                page: 1 << 10,
+                windowed_page: 0,
+                window: usize::MAX,
+                kept_behind: 0,
+                states: 0,
+            },
+            bytes: 64 << 10,
             is_recurrent: false,
-            sequence_pages: 0,
             kept: 0,
             groups: count as usize,
         };
