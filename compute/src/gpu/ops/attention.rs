@@ -225,7 +225,7 @@ impl Commands {
         fits("rotation on the GPU", shapes, || format!("{q:?}, {k:?}, {v:?} of {} rows, {shape:?}", places.rows))?;
         let gpu = self.gpu().clone();
         let fault = self.fault()?;
-        let flags = 3 * u32::from(rotation.norms.is_some()) | 4 * u32::from(rotation.interleaved);
+        let flags = (3 * u32::from(rotation.norms.is_some())) | (4 * u32::from(rotation.interleaved));
         self.dispatch(&Dispatch {
             kernel: KernelId { shader: Shader::Rope, format: None, constants: [0; 3] },
             buffers: &[
@@ -312,7 +312,7 @@ impl Commands {
                 dimension(shape.head_dim)?,
                 dimension(places.splits)?,
                 dimension(out.stride())?,
-                u32::from(sinks.is_some()) | 2 * u32::from(shape.has_gates),
+                u32::from(sinks.is_some()) | (2 * u32::from(shape.has_gates)),
                 dimension(q.stride())?,
                 code,
                 0,

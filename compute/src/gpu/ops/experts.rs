@@ -125,7 +125,8 @@ impl Commands {
         let gpu = self.gpu().clone();
         let nothing = gpu.nothing()?;
         let fault = self.fault()?;
-        let flags = u32::from(is_sigmoid) | 2 * u32::from(correction.is_some()) | 4 * u32::from(shared_gate.is_some());
+        let flags =
+            u32::from(is_sigmoid) | (2 * u32::from(correction.is_some())) | (4 * u32::from(shared_gate.is_some()));
         self.dispatch(&Dispatch {
             kernel: KernelId { shader: Shader::Route, format: None, constants: [0; 3] },
             buffers: &[
