@@ -7,7 +7,7 @@ use crate::Error;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Multiply-adds of one submission, about, at most. Drivers reset devices whose submissions take too long, some after two
+/// Multiply-adds of one submission, about, at most, unless the caller knows the device better. Drivers reset devices whose submissions take too long, some after two
 /// seconds; a device of 200 gigaflops takes 90 ms for as many.
 const MAX_WORK: u64 = 1 << 33;
 
@@ -19,6 +19,7 @@ pub struct Commands {
     gpu: Arc<Gpu>,
     encoder: wgpu::CommandEncoder,
     pass: Option<wgpu::ComputePass<'static>>,
+    max_work: u64,
     work: u64,
     submissions: usize,
     dispatches: usize,
@@ -67,7 +68,17 @@ pub(super) struct Dispatch<'a> {
 impl Commands {
     pub(super) fn new(gpu: Arc<Gpu>) -> Commands {
         let encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
-        Commands { gpu, encoder, pass: None, work: 0, submissions: 0, dispatches: 0, reads: Vec::new(), fault: None }
+        Commands {
+            gpu,
+            encoder,
+            pass: None,
+            max_work: MAX_WORK,
+            work: 0,
+            submissions: 0,
+            dispatches: 0,
+            reads: Vec::new(),
+            fault: None,
+        }
     }
 
     /// The GPU that will run them.
@@ -80,11 +91,21 @@ impl Commands {
         self.dispatches
     }
 
+    /// Bounds the multiply-adds of a submission: what the device does in 50 to 100 ms, so that its driver does not take it for hung.
+    pub fn bound_submissions(&mut self, multiply_adds: u64) {
+        self.max_work = multiply_adds.max(1);
+    }
+
+    /// Multiply-adds of a submission, at most.
+    pub(super) fn max_work(&self) -> u64 {
+        self.max_work
+    }
+
     pub(super) fn dispatch(&mut self, dispatch: &Dispatch<'_>) -> Result<(), Error> {
         if dispatch.workgroups.contains(&0) {
             return Ok(());
         }
-        if self.work > 0 && self.work.saturating_add(dispatch.work) > MAX_WORK {
+        if self.work > 0 && self.work.saturating_add(dispatch.work) > self.max_work {
             self.submit();
         }
         self.work = self.work.saturating_add(dispatch.work.max(1));

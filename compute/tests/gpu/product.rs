@@ -142,3 +142,24 @@ fn shapes_that_do_not_fit_are_errors() {
     assert!(GpuMatrix::new(&gpu, GgmlType::Q4_0, 3, 31, 1).is_err());
     assert!(GpuMatrix::of_bytes(&gpu, GgmlType::Q4_0, 3, 32, &[0; 53]).is_err());
 }
+
+#[test]
+fn work_that_would_take_too_long_is_submitted_in_parts() {
+    let Some(gpu) = gpu("work_that_would_take_too_long_is_submitted_in_parts") else { return };
+    let mut random = SplitMix64::new(5);
+    let (outs, k, rows) = (70, 64, 200);
+    let (bytes, values) = weights(&mut random, GgmlType::Q8_0, outs, k);
+    let w = GpuMatrix::of_bytes(&gpu, GgmlType::Q8_0, outs, k, &bytes).unwrap();
+    let elements = floats(&mut random, rows * k);
+    let x = GpuRows::of(&gpu, k, &elements, "x").unwrap();
+    for (bound, submissions) in [(u64::MAX, 1), (65 * (outs * k) as u64, 4), (1, 4)] {
+        let y = GpuRows::new(&gpu, rows, outs, "y").unwrap();
+        let mut commands = gpu.commands();
+        commands.bound_submissions(bound);
+        commands.product(&w, &x, &y, rows, Store::default()).unwrap();
+        let slot = y.read(&mut commands, 0..rows).unwrap();
+        let readback = commands.finish().unwrap();
+        assert_eq!(readback.submissions, submissions, "{bound}");
+        assert_close("parts", &y.elements(&readback, slot), &reference(&elements, &values, k), BOUND);
+    }
+}

@@ -62,30 +62,39 @@ impl Commands {
             let [plane1, plane2, plane3] = chunk.planes;
             let outs = chunk.rows.len();
             let [across, deep] = spread(outs.div_ceil(per_group.1))?;
-            self.dispatch(&Dispatch {
-                kernel: KernelId { shader, format: Some(w.ty()), constants: [constant, 0, 0] },
-                buffers: &[&chunk.buffer, &x.buffer, store.bias.unwrap_or(nothing), &y.buffer, nothing],
-                parameters: &[
-                    dimension(rows)?,
-                    dimension(outs)?,
-                    dimension(blocks)?,
-                    dimension(x.stride() / 4)?,
-                    dimension(y.stride())?,
-                    dimension(chunk.rows.start)?,
-                    plane1,
-                    plane2,
-                    plane3,
-                    flags,
-                    0,
-                    0,
-                    1,
-                    0,
-                    0,
-                    0,
-                ],
-                workgroups: [across, dimension(rows.div_ceil(per_group.0))?, deep],
-                work: (rows * outs * w.k()) as u64,
-            })?;
+            let work_of_row = (outs * w.k()) as u64;
+            // The kernel for few rows has few rows.
+            let at_once = match shader {
+                Shader::TiledProduct => ((self.max_work() / work_of_row.max(1)) as usize / TILE).max(1) * TILE,
+                _ => rows,
+            };
+            for first in (0..rows).step_by(at_once) {
+                let count = at_once.min(rows - first);
+                self.dispatch(&Dispatch {
+                    kernel: KernelId { shader, format: Some(w.ty()), constants: [constant, 0, 0] },
+                    buffers: &[&chunk.buffer, &x.buffer, store.bias.unwrap_or(nothing), &y.buffer, nothing],
+                    parameters: &[
+                        dimension(rows)?,
+                        dimension(outs)?,
+                        dimension(blocks)?,
+                        dimension(x.stride() / 4)?,
+                        dimension(y.stride())?,
+                        dimension(chunk.rows.start)?,
+                        plane1,
+                        plane2,
+                        plane3,
+                        flags,
+                        0,
+                        0,
+                        1,
+                        0,
+                        dimension(first)?,
+                        0,
+                    ],
+                    workgroups: [across, dimension(count.div_ceil(per_group.0))?, deep],
+                    work: count as u64 * work_of_row,
+                })?;
+            }
         }
         Ok(())
     }

@@ -20,7 +20,8 @@ struct Params {
   experts: u32,
   shared_by: u32,
   tiles: u32,
-  pad0: u32,
+  // Without experts, the first row of this dispatch.
+  row_at: u32,
   pad1: u32,
 }
 var<immediate> p: Params;
@@ -49,7 +50,7 @@ fn main(
   @builtin(local_invocation_index) t: u32,
 ) {
   let out0 = spread(group, workgroups) * TILE;
-  let row0 = group.y * TILE;
+  let row0 = p.row_at + group.y * TILE;
   var row_end = p.rows;
   var w_first = 0u;
   var bias_at = p.y_at;
