@@ -66,8 +66,16 @@ struct Spec {
 impl Shader {
     fn spec(self) -> Spec {
         let (source, constants, bindings): (&str, &[&str], &str) = match self {
-            Shader::Product => (include_str!("shaders/product.wgsl"), &["ROWS", "EXPERTS"], "rrrwr"),
-            Shader::TiledProduct => (include_str!("shaders/tiled_product.wgsl"), &["EXPERTS"], "rrrwr"),
+            Shader::Product => (
+                concat!(include_str!("shaders/product.wgsl"), include_str!("shaders/weights.wgsl")),
+                &["ROWS", "EXPERTS"],
+                "rrrwr",
+            ),
+            Shader::TiledProduct => (
+                concat!(include_str!("shaders/tiled_product.wgsl"), include_str!("shaders/weights.wgsl")),
+                &["EXPERTS"],
+                "rrrwr",
+            ),
             Shader::Embed => (include_str!("shaders/embed.wgsl"), &[], "rrww"),
             Shader::Norm => (include_str!("shaders/norm.wgsl"), &[], "rrww"),
             Shader::Rope => (include_str!("shaders/rope.wgsl"), &[], "wrrwrrrw"),
@@ -75,8 +83,12 @@ impl Shader {
             Shader::CombineAttention => (include_str!("shaders/combine_attention.wgsl"), &[], "rrrww"),
             Shader::Activate => (include_str!("shaders/activate.wgsl"), &[], "wrw"),
             Shader::Map => (include_str!("shaders/map.wgsl"), &["OPERATION"], "wrw"),
-            Shader::Argmax => (include_str!("shaders/argmax.wgsl"), &[], "rww"),
-            Shader::Route => (include_str!("shaders/route.wgsl"), &[], "rrrrww"),
+            Shader::Argmax => {
+                (concat!(include_str!("shaders/argmax.wgsl"), include_str!("shaders/best.wgsl")), &[], "rww")
+            }
+            Shader::Route => {
+                (concat!(include_str!("shaders/route.wgsl"), include_str!("shaders/best.wgsl")), &[], "rrrrww")
+            }
             Shader::GroupSlots => (include_str!("shaders/group_slots.wgsl"), &[], "rw"),
             Shader::ExpertSum => (include_str!("shaders/expert_sum.wgsl"), &[], "rrww"),
             Shader::Matmul => (

@@ -49,13 +49,15 @@ impl GpuPages {
 }
 
 impl PageStore for GpuPages {
-    fn reserve(&self, kind: usize, places: u32) -> Result<(), Error> {
+    fn reserve(&self, kind: usize, places: u32, most: u32) -> Result<(), Error> {
         let mut layers = self.kind(kind);
         if places <= layers.places {
             return Ok(());
         }
-        // As many again, so that few copies are made; as many as are needed where that is more than a buffer holds.
-        let most = u32::try_from(self.gpu.max_binding_bytes() / self.layer_bytes[kind].max(1)).unwrap_or(u32::MAX);
+        // As many again, so that few copies are made, but no more than there will be; more than a buffer holds is the device's to
+        // refuse.
+        let of_buffer = self.gpu.max_binding_bytes() / self.layer_bytes[kind].max(1);
+        let most = most.min(u32::try_from(of_buffer).unwrap_or(u32::MAX));
         let room = places.max((2 * layers.places).max(FIRST_PLACES).min(most));
         let bytes = u64::from(room) * self.layer_bytes[kind];
         let new = || GpuBuffer::new(&self.gpu, bytes, "keys and values on the GPU");

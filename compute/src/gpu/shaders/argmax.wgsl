@@ -29,18 +29,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
   }
   values[t] = best;
   indices[t] = index;
-  workgroupBarrier();
-  for (var width = THREADS / 2u; width > 0u; width /= 2u) {
-    if (t < width) {
-      let other = values[t + width];
-      let is_better = other > values[t] || (other == values[t] && indices[t + width] < indices[t]);
-      if (is_better) {
-        values[t] = other;
-        indices[t] = indices[t + width];
-      }
-    }
-    workgroupBarrier();
-  }
+  gather_best(t);
   if (t == 0u) {
     chosen[group.x] = indices[0];
   }

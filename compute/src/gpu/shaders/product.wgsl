@@ -5,37 +5,6 @@
 // ROWS: rows of a workgroup. EXPERTS: 1 where W is of many experts, outputs after outputs, and a row, which is a slot, has one
 // of them; then ROWS is 1.
 
-struct Params {
-  rows: u32,
-  // Outputs of this chunk, blocks of a row of W.
-  outs: u32,
-  blocks: u32,
-  // Vectors of a row of x; floats of a row of y; the column of y where this chunk begins.
-  x_stride: u32,
-  y_stride: u32,
-  y_at: u32,
-  plane1: u32,
-  plane2: u32,
-  plane3: u32,
-  // 1: a bias is added. 2: y is added to.
-  flags: u32,
-  // Of experts: the first one of this chunk, how many it has; slots that share a row of x.
-  expert: u32,
-  experts: u32,
-  shared_by: u32,
-  pad0: u32,
-  pad1: u32,
-  pad2: u32,
-}
-var<immediate> p: Params;
-// The chunk of W in planes.
-@group(0) @binding(0) var<storage, read> w: array<vec4<u32>>;
-// [rows, x_stride]
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-// [all outputs]
-@group(0) @binding(2) var<storage, read> bias: array<f32>;
-// [rows, y_stride]
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
 // [slots]: expert, bits of its weight
 @group(0) @binding(4) var<storage, read> chosen: array<vec2<u32>>;
 

@@ -86,17 +86,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     values[t] = best;
     indices[t] = index;
-    workgroupBarrier();
-    for (var width = THREADS / 2u; width > 0u; width /= 2u) {
-      if (t < width) {
-        let other = values[t + width];
-        if (other > values[t] || (other == values[t] && indices[t + width] < indices[t])) {
-          values[t] = other;
-          indices[t] = indices[t + width];
-        }
-      }
-      workgroupBarrier();
-    }
+    gather_best(t);
     if (t == 0u) {
       picks[n] = indices[0];
       scores[indices[0]] = NONE;

@@ -4,31 +4,6 @@
 // EXPERTS: 1 where W is of many experts, outputs after outputs, and the rows of a tile are slots of one expert, as group_slots.wgsl
 // put them together.
 
-struct Params {
-  rows: u32,
-  outs: u32,
-  blocks: u32,
-  x_stride: u32,
-  y_stride: u32,
-  y_at: u32,
-  plane1: u32,
-  plane2: u32,
-  plane3: u32,
-  flags: u32,
-  // Of experts: the first one of this chunk, how many it has; slots that share a row of x; tiles that there is room for.
-  expert: u32,
-  experts: u32,
-  shared_by: u32,
-  tiles: u32,
-  // Without experts, the first row of this dispatch.
-  row_at: u32,
-  pad1: u32,
-}
-var<immediate> p: Params;
-@group(0) @binding(0) var<storage, read> w: array<vec4<u32>>;
-@group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(2) var<storage, read> bias: array<f32>;
-@group(0) @binding(3) var<storage, read_write> y: array<f32>;
 // Tiles and slots of experts.
 @group(0) @binding(4) var<storage, read> groups: array<u32>;
 

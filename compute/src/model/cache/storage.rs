@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Memory of a device, in which pages have numbered places. Those of one kind of layers are of one size.
 pub(crate) trait PageStore: Send + Sync {
-    /// Makes room for the places 0 to `places`, exclusive, of a kind. Pages that are there keep what they hold.
-    fn reserve(&self, kind: usize, places: u32) -> Result<(), Error>;
+    /// Makes room for the places 0 to `places`, exclusive, of a kind, of which there will be `most` at most. Pages that are there
+    /// keep what they hold.
+    fn reserve(&self, kind: usize, places: u32, most: u32) -> Result<(), Error>;
 
     /// Copies a page of a kind to another place, before anything that is computed afterwards.
     fn copy(&self, kind: usize, from: u32, to: u32) -> Result<(), Error>;
@@ -75,7 +76,8 @@ impl PageBudget {
             Some(place) => place,
             None => {
                 let place = pages.places[kind];
-                store.reserve(kind, place + 1)?;
+                let most = u32::try_from(pages.max_bytes / bytes.max(1) as u64).unwrap_or(u32::MAX);
+                store.reserve(kind, place + 1, most)?;
                 pages.places[kind] = place + 1;
                 place
             }

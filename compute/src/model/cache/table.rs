@@ -100,3 +100,65 @@ impl CacheRows<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::storage::PageStore;
+    use super::*;
+    use std::sync::Mutex;
+
+    /// A device's memory, of which only what was asked is kept.
+    #[derive(Default)]
+    struct Asked {
+        reserved: Mutex<Vec<(usize, u32, u32)>>,
+        copied: Mutex<Vec<(usize, u32, u32)>>,
+    }
+
+    impl PageStore for Asked {
+        fn reserve(&self, kind: usize, places: u32, most: u32) -> Result<(), Error> {
+            self.reserved.lock().unwrap().push((kind, places, most));
+            Ok(())
+        }
+
+        fn copy(&self, kind: usize, from: u32, to: u32) -> Result<(), Error> {
+            self.copied.lock().unwrap().push((kind, from, to));
+            Ok(())
+        }
+    }
+
+    fn places(table: &mut PageTable, len: usize) -> Vec<Option<u32>> {
+        let place = |page: CacheRows<'_>| match page {
+            CacheRows::Evicted => None,
+            CacheRows::Read(page) => page.place(),
+            CacheRows::Write(page) => page.place(),
+        };
+        table.rows(len).into_iter().map(place).collect()
+    }
+
+    #[test]
+    fn pages_of_a_device_have_places_that_are_taken_again_and_copied_when_shared() {
+        let store = Arc::new(Asked::default());
+        let budget = PageBudget::with_store(400, Arc::clone(&store) as Arc<dyn PageStore>);
+        let mut table = PageTable::new(1, 100, usize::MAX);
+        table.reserve(0, 2 * PAGE_POSITIONS, &budget).unwrap();
+        assert_eq!(places(&mut table, 0), [Some(0), Some(1)]);
+        assert_eq!((budget.used_bytes(), &*store.reserved.lock().unwrap()), (200, &vec![(1, 1, 4), (1, 2, 4)]));
+
+        // A fork writes into the second page, which becomes its own.
+        let mut fork = table.clone();
+        fork.reserve(PAGE_POSITIONS + 3, PAGE_POSITIONS + 4, &budget).unwrap();
+        assert_eq!(places(&mut fork, PAGE_POSITIONS + 3), [Some(0), Some(2)]);
+        assert_eq!(*store.copied.lock().unwrap(), [(1, 1, 2)]);
+
+        // What one session gives up, another one takes; no more than the budget has.
+        drop(table);
+        let mut next = PageTable::new(1, 100, usize::MAX);
+        next.reserve(0, 2 * PAGE_POSITIONS, &budget).unwrap();
+        assert_eq!(places(&mut next, 0), [Some(1), Some(3)]);
+        let error = next.reserve(2 * PAGE_POSITIONS, 3 * PAGE_POSITIONS, &budget).unwrap_err();
+        assert!(matches!(error, Error::Busy { .. }), "{error}");
+        assert!(budget.lies_in(Some(&(store as Arc<dyn PageStore>))) && !budget.lies_in(None));
+        drop((fork, next));
+        assert_eq!(budget.used_bytes(), 0);
+    }
+}
