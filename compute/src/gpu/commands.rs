@@ -5,7 +5,8 @@ use super::pipeline::KernelId;
 use super::{Gpu, GpuBuffer, GpuRows};
 use crate::Error;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 /// Multiply-adds of one submission, about, at most, unless the caller knows the device better. Drivers reset devices whose submissions take too long, some after two
 /// seconds; a device of 200 gigaflops takes 90 ms for as many.
@@ -255,13 +256,13 @@ impl Commands {
     fn map(&self, staging: &wgpu::Buffer, submission: wgpu::SubmissionIndex) -> Result<Vec<u8>, Error> {
         let lost = |why: &str| Error::DeviceLost { device: self.gpu.report().name.clone(), why: why.to_owned() };
         self.gpu.check()?;
-        let mapped = Arc::new(Mutex::new(false));
-        let set = mapped.clone();
+        let (mapped, is_mapped) = sync_channel(1);
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
-            *set.lock().unwrap_or_else(PoisonError::into_inner) = result.is_ok();
+            let _ = mapped.try_send(result.is_ok());
         });
         self.gpu.wait(Some(submission))?;
-        if !*mapped.lock().unwrap_or_else(PoisonError::into_inner) {
+        // Another thread that waits may be the one that is told, after this one has gone on.
+        if !is_mapped.recv().unwrap_or(false) {
             return Err(lost("its results could not be read"));
         }
         let view = staging.get_mapped_range(..).map_err(|e| lost(&e.to_string()))?;

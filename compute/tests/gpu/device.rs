@@ -99,3 +99,21 @@ fn a_lost_device_is_an_error_that_allows_another_try_and_never_a_panic() {
     shared.check().unwrap();
     Gpu::open(GpuChoice::Named(&name)).unwrap().check().unwrap();
 }
+
+#[test]
+fn threads_that_wait_for_one_device_each_get_their_own_results() {
+    let Some(gpu) = gpu("threads_that_wait_for_one_device_each_get_their_own_results") else { return };
+    let rounds = &|number: u32| {
+        let buffer = GpuBuffer::of(&gpu, &[number; 4], "a test").unwrap();
+        for _ in 0..4000 {
+            let mut commands = gpu.commands();
+            let slot = commands.read(&buffer, 0..4).unwrap();
+            assert_eq!(commands.finish().unwrap().get::<u32>(slot), [number; 4]);
+        }
+    };
+    std::thread::scope(|scope| {
+        (0..8).for_each(|number| {
+            scope.spawn(move || rounds(number));
+        });
+    });
+}
