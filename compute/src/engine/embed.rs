@@ -1,10 +1,11 @@
 //! Embeddings of texts: the hidden state after the last layer and the final norm, pooled over the positions as the file says, and
 //! scaled to length 1. The bits are the same on every machine.
 
-use super::cpu::PASS_ROWS;
+use super::forward::PASS_ROWS;
 use super::{Input, Loaded, Logits, Stage, Step};
-use crate::Error;
+use crate::kernel::float::norm::rms_norm;
 use crate::model::{Cache, Pooling};
+use crate::{Error, Isa};
 
 const OPERATION: &str = "embedding";
 
@@ -12,9 +13,16 @@ impl Stage {
     /// The embedding of a text: `[hidden_size]`, of length 1. `cache` is empty, and holds the text's keys and values afterwards.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a part of a model without its last layer, for no tokens, and for those of [`Stage::forward`]; [`Error::NonFinite`] for a
-    /// state that has no length.
+    /// [`Error::Invalid`] for a part of a model without its last layer, for no tokens, and for those of [`Stage::forward`];
+    /// [`Error::NonFinite`] for a state that has no length.
     pub fn embed(&self, cache: &mut Cache, tokens: &[u32]) -> Result<Vec<f32>, Error> {
+        let (norm, isa) = match &self.loaded {
+            Loaded::Cpu(stage) => (stage.head_norm(), stage.isa()),
+            Loaded::Gpu(stage) => (stage.head_norm(), Isa::best()),
+        };
+        let Some(norm) = norm else {
+            return Err(Error::invalid(OPERATION, "only a model with its last layer has embeddings"));
+        };
         if tokens.is_empty() {
             return Err(Error::invalid(OPERATION, "the text has no tokens"));
         }
@@ -34,14 +42,8 @@ impl Stage {
                 if !counts {
                     continue;
                 }
-                let is_finite = match &self.loaded {
-                    Loaded::Cpu(stage) => stage.final_norm(config, state, &mut normed),
-                    Loaded::Gpu(stage) => stage.final_norm(config, state, &mut normed),
-                };
-                match is_finite {
-                    Some(true) => {}
-                    Some(false) => return Err(infinite()),
-                    None => return Err(Error::invalid(OPERATION, "only a model with its last layer has embeddings")),
+                if !rms_norm(isa, state, norm, config.epsilon, &mut normed) {
+                    return Err(infinite());
                 }
                 sum.iter_mut().zip(&normed).for_each(|(sum, value)| *sum += f64::from(*value));
             }

@@ -1,13 +1,15 @@
 //! The forward pass: batches of sessions through the layers of a [`Stage`]. Input is checked, long batches are cut, and
 //! every cache is as before when anything fails.
 
-use super::cpu::CpuStage;
-use super::gpu::GpuStage;
 use super::{Loaded, Stage};
-use crate::model::Cache;
+use crate::kernel::transformer::MAX_SLOTS;
 use crate::model::cache::SessionRows;
+use crate::model::{Cache, Experts};
 use crate::{Cancel, Error};
 use std::ops::Range;
+
+/// Rows that go through all layers together: a processor keeps their activations in a core's cache beside the weights' tiles.
+pub(super) const PASS_ROWS: usize = 256;
 
 /// The rows of a step whose logits are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -186,10 +188,7 @@ impl Stage {
         }
         let mut trace = Vec::new();
         let (mut first, mut logits_done) = (0, 0);
-        let pass_rows = match &self.loaded {
-            Loaded::Cpu(_) => CpuStage::pass_rows(config.experts),
-            Loaded::Gpu(_) => GpuStage::pass_rows(config),
-        };
+        let pass_rows = pass_rows(config.experts);
         while first < rows {
             cancel.check()?;
             let end = rows.min(first + pass_rows);
@@ -309,4 +308,31 @@ fn zeros(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
     buffer.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len as u64 * 4, what: "logits" })?;
     buffer.resize(len, 0.0);
     Ok(())
+}
+
+/// Rows of a pass, at most: fewer where a row uses so many experts that their slots would exceed [`MAX_SLOTS`].
+fn pass_rows(experts: Option<Experts>) -> usize {
+    let per_row = experts.map_or(0, |experts| experts.used + experts.shared);
+    PASS_ROWS.min(MAX_SLOTS / per_row.max(1)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_has_fewer_rows_where_their_slots_would_be_too_many() {
+        let experts = |used| Experts {
+            count: 1024,
+            used,
+            shared: 0,
+            dense_layers: 0,
+            dense_intermediate_size: 0,
+            sigmoid: false,
+            scale: 1.0,
+        };
+        let rows = |used: usize| pass_rows(Some(experts(used)));
+        assert_eq!(pass_rows(None), PASS_ROWS);
+        assert_eq!([1, 8, 16, 17, 64, 1024].map(rows), [256, 256, 256, 240, 64, 4]);
+    }
 }

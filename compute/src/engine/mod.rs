@@ -90,12 +90,13 @@ impl Engine {
     /// [`Error::OutOfMemory`]; [`Error::DeviceLost`].
     pub fn load(&self, file: &ModelFile, part: ModelPart) -> Result<Stage, Error> {
         let plan = StagePlan::of(file, &part)?;
+        let config = file.config().clone();
+        let cache_shape = CacheShape::of(&config, part.layers.clone());
         let loaded = match self {
             Engine::Cpu(pool) => Loaded::Cpu(CpuStage::load(file, &plan, Arc::clone(pool))?),
-            Engine::Gpu(gpu) => Loaded::Gpu(Arc::new(GpuStage::load(file, &plan, gpu)?)),
+            Engine::Gpu(gpu) => Loaded::Gpu(Arc::new(GpuStage::load(file, &plan, &cache_shape, gpu)?)),
         };
-        let config = file.config().clone();
-        Ok(Stage { cache_shape: CacheShape::of(&config, part.layers.clone()), config, part, loaded })
+        Ok(Stage { config, part, cache_shape, loaded })
     }
 
     /// What [`Engine::load`] needs for `part`. Reads the file's header only.

@@ -315,10 +315,7 @@ impl StagePlan {
             .then(|| tensors.matrix(embedding, config.vocabulary, width, None))
             .transpose()?;
         let (mut of_kind, mut delta_layers) = ([0; KINDS], 0);
-        let layers = part.layers.clone().map(|layer| {
-            let planned = LayerPlan::of(file, layer, &mut of_kind, &mut delta_layers)?;
-            Ok(planned)
-        });
+        let layers = part.layers.clone().map(|layer| LayerPlan::of(file, layer, &mut of_kind, &mut delta_layers));
         let layers = layers.collect::<Result<_, Error>>()?;
         let output = if is_tied { "token_embd.weight" } else { output };
         let head = part.head.then(|| {

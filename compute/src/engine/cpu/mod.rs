@@ -4,20 +4,16 @@ mod load;
 
 use super::LoadBytes;
 use super::forward::{Input, Pass};
-use crate::kernel::float::norm::rms_norm;
 use crate::kernel::page::KINDS;
 use crate::kernel::quant::Matrix;
 use crate::kernel::transformer::{
-    self, Batch, ChunkState, Head, LayerWeights, MAX_SLOTS, ModelShape, Results, RowSource, SequenceChunk, Workspace,
+    self, Batch, ChunkState, Head, LayerWeights, ModelShape, Results, RowSource, SequenceChunk, Workspace,
 };
 use crate::model::cache::{CacheRows, Page, StateRows};
 use crate::model::frequencies::Frequencies;
-use crate::model::{CacheShape, Experts, ModelConfig, ModelFile, StagePlan};
-use crate::{Error, Pool};
+use crate::model::{CacheShape, ModelConfig, ModelFile, StagePlan};
+use crate::{Error, Isa, Pool};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Rows that go through all layers together: their activations stay in a core's cache beside the weights' tiles.
-pub(super) const PASS_ROWS: usize = 256;
 
 /// Workspaces kept: one forward pass runs while another waits.
 const KEPT_WORKSPACES: usize = 2;
@@ -75,16 +71,14 @@ impl CpuStage {
         self.pool.threads()
     }
 
-    /// Rows of a pass, at most: fewer where a row uses so many experts that their slots would exceed [`MAX_SLOTS`].
-    pub(super) fn pass_rows(experts: Option<Experts>) -> usize {
-        let per_row = experts.map_or(0, |experts| experts.used + experts.shared);
-        PASS_ROWS.min(MAX_SLOTS / per_row.max(1)).max(1)
+    /// The weight of the norm before the head; `None` for a stage without the head.
+    pub(super) fn head_norm(&self) -> Option<&[f32]> {
+        self.weights.head.as_ref().map(|head| head.norm.as_slice())
     }
 
-    /// The norm before the head, of one row; `None` for a stage without the head. `Ok(false)`: the result is not finite.
-    pub(super) fn final_norm(&self, config: &ModelConfig, row: &[f32], normed: &mut [f32]) -> Option<bool> {
-        let head = self.weights.head.as_ref()?;
-        Some(rms_norm(self.pool.isa(), row, &head.norm, config.epsilon, normed))
+    /// The instruction set of its kernels.
+    pub(super) fn isa(&self) -> Isa {
+        self.pool.isa()
     }
 
     /// Computes a pass.
@@ -178,26 +172,5 @@ fn shape(config: &ModelConfig) -> ModelShape {
         logit_soft_cap: config.logit_soft_cap,
         embedding_scale: config.embedding_scale,
         activation: config.architecture.activation(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pass_has_fewer_rows_where_their_slots_would_be_too_many() {
-        let experts = |used| Experts {
-            count: 1024,
-            used,
-            shared: 0,
-            dense_layers: 0,
-            dense_intermediate_size: 0,
-            sigmoid: false,
-            scale: 1.0,
-        };
-        let rows = |used: usize| CpuStage::pass_rows(Some(experts(used)));
-        assert_eq!(CpuStage::pass_rows(None), PASS_ROWS);
-        assert_eq!([1, 8, 16, 17, 64, 1024].map(rows), [256, 256, 256, 240, 64, 4]);
     }
 }

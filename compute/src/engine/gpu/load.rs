@@ -1,6 +1,7 @@
 //! The weights of a stage in a GPU's memory. Only the stage's tensors are read; pages of the file that were read are released.
 
 use super::{GpuAttention, GpuExperts, GpuFeedForward, GpuHead, GpuLayer, GpuWeights};
+use crate::Error;
 use crate::engine::LoadBytes;
 use crate::gguf::{Gguf, is_finite};
 use crate::gpu::{Gpu, GpuBuffer, GpuMatrix};
@@ -8,7 +9,7 @@ use crate::model::plan::{
     AttentionPlan, ExpertsPlan, FeedForwardPlan, GatingPlan, LayerPlan, MatrixPlan, MixerPlan, VectorPlan,
 };
 use crate::model::{ModelFile, StagePlan};
-use crate::{Cancel, Error};
+use std::cell::Cell;
 use std::sync::Arc;
 
 /// What a vector of floats is for, in errors.
@@ -29,8 +30,12 @@ pub(super) fn load(file: &ModelFile, plan: &StagePlan, gpu: &Arc<Gpu>) -> Result
     let layers = plan.layers.iter().map(|layer| upload.layer(layer)).collect::<Result<_, _>>()?;
     let head = match &plan.head {
         Some(head) => {
-            let (norm, host_norm) = (upload.vector(&head.norm)?, head.norm.read(file.gguf())?);
-            Some(GpuHead { norm, host_norm, output: Arc::new(upload.matrix(&head.output)?) })
+            let host_norm = head.norm.read(file.gguf())?;
+            Some(GpuHead {
+                norm: upload.floats(&host_norm)?,
+                host_norm,
+                output: Arc::new(upload.matrix(&head.output)?),
+            })
         }
         None => None,
     };
@@ -54,21 +59,29 @@ pub(super) fn load_bytes(plan: &StagePlan) -> Result<LoadBytes, Error> {
 
 /// Whether the kernels compute all layers of a plan.
 fn check(plan: &StagePlan) -> Result<(), Error> {
-    let refused =
-        |what: &str| Err(Error::invalid("gpu", format!("{what} are not computed on a GPU; use the processor")));
     for layer in &plan.layers {
-        if matches!(layer.mixer, MixerPlan::Delta(_)) {
-            return refused("gated delta nets");
-        }
+        attention_of(layer)?;
         if let FeedForwardPlan::Experts(experts) = &layer.feed_forward
             && [&experts.gate, &experts.up, &experts.down]
                 .iter()
                 .any(|of_each| of_each.iter().any(|one| one.ty != of_each[0].ty))
         {
-            return refused("experts of several weight types in one layer");
+            return Err(refused("experts of several weight types in one layer"));
         }
     }
     Ok(())
+}
+
+/// The attention of a layer, if it is such a layer.
+fn attention_of(layer: &LayerPlan) -> Result<&AttentionPlan, Error> {
+    match &layer.mixer {
+        MixerPlan::Attention(plan) => Ok(plan),
+        MixerPlan::Delta(_) => Err(refused("gated delta nets")),
+    }
+}
+
+fn refused(what: &str) -> Error {
+    Error::invalid("gpu", format!("{what} are not computed on a GPU; use the processor"))
 }
 
 struct Upload<'a> {
@@ -89,19 +102,16 @@ impl Upload<'_> {
             plans.iter().map(|plan| self.file.slice(plan.bytes.clone()).unwrap_or_default()).collect();
         let row_bytes = k / ty.block_len() * ty.block_bytes();
         let matrix = GpuMatrix::new(self.gpu, ty, plans.len() * rows, k, unit)?;
-        let cancel = Cancel::new();
+        let are_finite = Cell::new(true);
         matrix.write_rows(self.gpu, |row, to| {
             let (of, row) = (row / rows, row % rows);
             let source = pairs.map_or(row, |pairs| pairs.source_row(row));
             let from = bytes[of].get(source * row_bytes..(source + 1) * row_bytes).unwrap_or_default();
-            // What is not finite is found when the rows are written.
-            if !is_finite(ty, from) {
-                cancel.cancel();
-            }
+            are_finite.set(are_finite.get() && is_finite(ty, from));
             to.extend_from_slice(from);
         })?;
         bytes.iter().for_each(|bytes| self.file.release(bytes));
-        if cancel.is_cancelled() {
+        if !are_finite.get() {
             return Err(Error::invalid(
                 "model",
                 format!(
@@ -130,9 +140,7 @@ impl Upload<'_> {
     }
 
     fn layer(&mut self, plan: &LayerPlan) -> Result<GpuLayer, Error> {
-        let MixerPlan::Attention(attention) = &plan.mixer else {
-            return Err(Error::invalid("gpu", "gated delta nets are not computed on a GPU; use the processor"));
-        };
+        let attention = attention_of(plan)?;
         Ok(GpuLayer {
             attention_norm: self.vector(&plan.attention_norm)?,
             attention: self.attention(attention)?,

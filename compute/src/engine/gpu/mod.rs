@@ -7,31 +7,24 @@ mod pages;
 
 use super::LoadBytes;
 use super::forward::{Input, Pass, PassSession};
+use crate::Error;
 use crate::gpu::{
     AttentionShape, Commands, Gpu, GpuActivation, GpuBuffer, GpuChosen, GpuGating, GpuMatrix, GpuPlaces, GpuRows,
-    GpuSequence, QueryKeyValue, Rotation, Store,
+    GpuSequence, QueryKeyValue, ReadSlot, Rotation, Store,
 };
 use crate::kernel::float::activation::Activation;
-use crate::kernel::float::norm::rms_norm;
 use crate::kernel::float::rope;
 use crate::kernel::page::{KINDS, kind_of};
 use crate::kernel::transformer::{Fault, Step};
 use crate::model::cache::{CacheRows, PageStore};
 use crate::model::frequencies::Frequencies;
 use crate::model::{CacheShape, ModelConfig, ModelFile, StagePlan};
-use crate::{Error, Isa};
 use pages::GpuPages;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The profile by which results of GPUs are compared with others.
 pub(super) const PROFILE: &str = "canonical-grid/1";
-
-/// Rows that go through all layers together, at most.
-pub(super) const PASS_ROWS: usize = 256;
-
-/// Slots of a mixture of experts in a pass, at most: a slot is a row with one of its experts.
-const MAX_SLOTS: usize = 4096;
 
 /// Rows whose logits are computed together.
 const LOGIT_ROWS: usize = 32;
@@ -152,9 +145,14 @@ impl GpuStage {
     /// # Errors
     /// [`Error::Invalid`] for weights that are not finite, and for layers that the kernels do not compute;
     /// [`Error::OutOfMemory`]; [`Error::DeviceLost`].
-    pub(super) fn load(file: &ModelFile, plan: &StagePlan, gpu: &Arc<Gpu>) -> Result<GpuStage, Error> {
+    pub(super) fn load(
+        file: &ModelFile,
+        plan: &StagePlan,
+        cache: &CacheShape,
+        gpu: &Arc<Gpu>,
+    ) -> Result<GpuStage, Error> {
         let weights = load::load(file, plan, gpu)?;
-        let pages = Arc::new(GpuPages::new(gpu, &CacheShape::of(file.config(), plan.part.layers.clone())));
+        let pages = Arc::new(GpuPages::new(gpu, cache));
         let store = Arc::clone(&pages) as Arc<dyn PageStore>;
         Ok(GpuStage { gpu: Arc::clone(gpu), weights, pages, store, workspaces: Mutex::default() })
     }
@@ -176,16 +174,9 @@ impl GpuStage {
         &self.store
     }
 
-    /// Rows of a pass, at most.
-    pub(super) fn pass_rows(config: &ModelConfig) -> usize {
-        let per_row = config.experts.map_or(0, |experts| experts.used + experts.shared);
-        PASS_ROWS.min(MAX_SLOTS / per_row.max(1)).max(1)
-    }
-
-    /// The norm before the head, of one row; `None` for a stage without the head. `Some(false)`: the result is not finite.
-    pub(super) fn final_norm(&self, config: &ModelConfig, row: &[f32], normed: &mut [f32]) -> Option<bool> {
-        let head = self.weights.head.as_ref()?;
-        Some(rms_norm(Isa::best(), row, &head.host_norm, config.epsilon, normed))
+    /// The weight of the norm before the head; `None` for a stage without the head.
+    pub(super) fn head_norm(&self) -> Option<&[f32]> {
+        self.weights.head.as_ref().map(|head| head.host_norm.as_slice())
     }
 
     /// Computes a pass.
@@ -316,56 +307,60 @@ impl GpuStage {
             self.attention(config, &mut commands, workspace, index, places, &angles[kind], cache)?;
             self.feed_forward(config, &mut commands, workspace, index, rows)?;
             if let Some(trace) = &trace {
-                let (stride, first) = (workspace.x.stride(), index * rows);
-                let words = (rows * stride) as u64;
-                commands.copy(workspace.x.buffer(), 0, trace.buffer(), (first * stride) as u64, words)?;
+                commands.copy_rows(&workspace.x, 0, trace, index * rows, rows)?;
             }
         }
         let traced = trace.as_ref().map(|trace| trace.read(&mut commands, 0..trace.rows())).transpose()?;
-        match self.weights.head.as_ref().filter(|_| pass.has_head) {
-            None => {
-                let slot = workspace.x.read(&mut commands, 0..rows)?;
-                let readback = commands.finish()?;
-                check(readback.fault, pass.first_layer)?;
-                pass.activations.copy_from_slice(&workspace.x.elements(&readback, slot));
-                if let (Some(to), Some(trace), Some(slot)) = (pass.trace, &trace, traced) {
-                    to.copy_from_slice(&trace.elements(&readback, slot));
-                }
-            }
+        let mut logits = Vec::new();
+        let given = match self.weights.head.as_ref().filter(|_| pass.has_head) {
+            None => Some(workspace.x.read(&mut commands, 0..rows)?),
             Some(head) => {
-                let (after, vocabulary) = (self.weights.layers.len(), config.vocabulary);
-                let at_once = LOGIT_ROWS.min(pass.logit_rows.len().max(1));
-                let mut pieces = Vec::new();
-                for wanted in pass.logit_rows.chunks(at_once) {
-                    let new = |cols: usize| GpuRows::new(gpu, wanted.len(), cols, "logits on the GPU");
-                    let (last, normed, logits) = (new(config.hidden_size)?, new(config.hidden_size)?, new(vocabulary)?);
-                    let stride = last.stride() as u64;
-                    for (to, row) in wanted.iter().enumerate() {
-                        let (from, to) = (*row as u64 * stride, to as u64 * stride);
-                        commands.copy(workspace.x.buffer(), from, last.buffer(), to, stride)?;
-                    }
-                    let (count, step) = (wanted.len(), code(after, Step::OutputNorm));
-                    commands.rms_norm(&last, &head.norm, config.epsilon, &normed, count, false, step)?;
-                    commands.product(&head.output, &normed, &logits, count, Store::default())?;
-                    let step = code(after, Step::Logits);
-                    match config.logit_soft_cap {
-                        Some(cap) => commands.soft_cap(&logits, cap, count, step)?,
-                        None => commands.scale(&logits, 1.0, count, step)?,
-                    }
-                    let slot = logits.read(&mut commands, 0..count)?;
-                    pieces.push((logits, slot));
+                for wanted in pass.logit_rows.chunks(LOGIT_ROWS) {
+                    logits.push(self.logits(config, &mut commands, workspace, head, wanted)?);
                 }
-                let readback = commands.finish()?;
-                check(readback.fault, pass.first_layer)?;
-                for ((logits, slot), to) in pieces.iter().zip(pass.logits.chunks_mut(at_once * vocabulary)) {
-                    to.copy_from_slice(&logits.elements(&readback, *slot));
-                }
-                if let (Some(to), Some(trace), Some(slot)) = (pass.trace, &trace, traced) {
-                    to.copy_from_slice(&trace.elements(&readback, slot));
-                }
+                None
             }
+        };
+        let readback = commands.finish()?;
+        check(readback.fault, pass.first_layer)?;
+        if let Some(slot) = given {
+            pass.activations.copy_from_slice(&workspace.x.elements(&readback, slot));
+        }
+        for ((logits, slot), to) in logits.iter().zip(pass.logits.chunks_mut(LOGIT_ROWS * config.vocabulary)) {
+            to.copy_from_slice(&logits.elements(&readback, *slot));
+        }
+        if let (Some(to), Some(trace), Some(slot)) = (pass.trace, &trace, traced) {
+            to.copy_from_slice(&trace.elements(&readback, slot));
         }
         Ok(())
+    }
+
+    /// The logits of these rows of a pass, at most [`LOGIT_ROWS`], and where they are read.
+    fn logits(
+        &self,
+        config: &ModelConfig,
+        commands: &mut Commands,
+        workspace: &Workspace,
+        head: &GpuHead,
+        wanted: &[usize],
+    ) -> Result<(GpuRows, ReadSlot), Error> {
+        let (count, after) = (wanted.len(), self.weights.layers.len());
+        let new = |cols: usize| GpuRows::new(&self.gpu, count, cols, "logits on the GPU");
+        let (last, normed) = (new(config.hidden_size)?, new(config.hidden_size)?);
+        let logits = new(config.vocabulary)?;
+        for (to, row) in wanted.iter().enumerate() {
+            commands.copy_rows(&workspace.x, *row, &last, to, 1)?;
+        }
+        let step = code(after, Step::OutputNorm);
+        commands.rms_norm(&last, &head.norm, config.epsilon, &normed, count, false, step)?;
+        commands.product(&head.output, &normed, &logits, count, Store::default())?;
+        let step = code(after, Step::Logits);
+        match config.logit_soft_cap {
+            Some(cap) => commands.soft_cap(&logits, cap, count, step)?,
+            None => commands.scale(&logits, 1.0, count, step)?,
+        }
+        let slot = logits.read(commands, 0..count)?;
+        Ok((logits, slot))
     }
 
     /// Of each kind of layers, the cosines and sines of every row's position, by the CPU's own functions.
