@@ -2,6 +2,8 @@
 //! rows come; what fails changes nothing. The processor's bits are equal, a GPU's results are within rounding.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
 
+mod skip;
+mod some_gpu;
 #[allow(dead_code, reason = "made for tests that need more of it")]
 #[path = "exactness/tiny.rs"]
 mod tiny;
@@ -11,7 +13,6 @@ use pangea_compute::gguf::GgmlType;
 use pangea_compute::gpu::{Gpu, GpuChoice};
 use pangea_compute::model::{Cache, ModelFile, ModelPart};
 use pangea_compute::{Cancel, Engine, Error, ErrorKind, Pool};
-use std::io::Write;
 use tiny::{LAYERS, Tiny, VOCABULARY, WIDTH, WINDOW};
 
 const ARCHITECTURES: [&str; 7] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "glm4moe", "gpt-oss"];
@@ -19,18 +20,10 @@ const ARCHITECTURES: [&str; 7] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3
 /// Largest difference of two rows of a GPU, as a share of the spread of their elements: sums of other lengths and orders.
 const TOLERANCE: f32 = 2e-3;
 
-/// The processor and, where there is one, a GPU. Where there is none, says that `test` does not run on one, past the capture of a
-/// passing test's output.
+/// The processor and, where there is one, a GPU.
 fn engines(test: &str) -> Vec<Engine> {
-    let mut engines = vec![Engine::from(Pool::new(2).unwrap())];
-    match Gpu::open(GpuChoice::BestOrSoftware) {
-        Ok(gpu) => engines.push(Engine::Gpu(gpu)),
-        Err(why) => {
-            assert!(std::env::var_os("PANGEA_TESTS_NO_SKIP").is_none(), "{test} cannot run on a GPU here: {why}");
-            let _ = writeln!(std::io::stderr(), "SKIPPED on a GPU: {test}: {why}");
-        }
-    }
-    engines
+    let cpu = Engine::from(Pool::new(2).unwrap());
+    [cpu].into_iter().chain(some_gpu::gpu(test).map(Engine::Gpu)).collect()
 }
 
 fn file(architecture: &'static str, weights: GgmlType) -> ModelFile {

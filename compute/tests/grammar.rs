@@ -2,6 +2,7 @@
 //! Text that fits a schema, as the model's own tokenizer cuts it, must be possible token by token.
 
 mod model_files;
+mod skip;
 
 use pangea_compute::chat::calendar::CalendarTime;
 use pangea_compute::chat::{ChatTemplate, Conversation, Message};

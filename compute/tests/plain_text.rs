@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod model_files;
+mod skip;
 
 use std::sync::OnceLock;
 

@@ -2,6 +2,7 @@
 //! hostile one does more than fail. Vocabularies that are not a model's are made here.
 
 mod model_files;
+mod skip;
 
 use pangea_compute::gguf::{Gguf, Metadata, Strings, Value, ValueType};
 use pangea_compute::tokenizer::{Detokenizer, Tokenizer};

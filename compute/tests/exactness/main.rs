@@ -7,6 +7,8 @@ mod cancel;
 mod model_files;
 mod refusals;
 mod sessions;
+#[path = "../skip/mod.rs"]
+mod skip;
 mod tiny;
 
 use pangea_compute::engine::{Bits, Input, Logits, Observed, Stage, Step};

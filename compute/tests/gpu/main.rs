@@ -9,28 +9,14 @@ mod elementwise;
 mod experts;
 mod matmul;
 mod product;
+#[path = "../skip/mod.rs"]
+mod skip;
+#[path = "../some_gpu/mod.rs"]
+mod some_gpu;
 
 use pangea_compute::gguf::{GgmlType, dequantize};
-use pangea_compute::gpu::{Gpu, GpuChoice};
 use pangea_units::SplitMix64;
-use std::io::Write;
-use std::sync::Arc;
-
-/// A GPU, software where there is no other. Where there is none at all, says that `test` does not run, past the capture of a
-/// passing test's output.
-///
-/// # Panics
-/// Where there is none and `PANGEA_TESTS_NO_SKIP` is set.
-fn gpu(test: &str) -> Option<Arc<Gpu>> {
-    match Gpu::open(GpuChoice::BestOrSoftware) {
-        Ok(gpu) => Some(gpu),
-        Err(why) => {
-            assert!(std::env::var_os("PANGEA_TESTS_NO_SKIP").is_none(), "{test} cannot run here: {why}");
-            let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
-            None
-        }
-    }
-}
+use some_gpu::gpu;
 
 fn floats(random: &mut SplitMix64, count: usize) -> Vec<f32> {
     (0..count).map(|_| random.signed_unit()).collect()

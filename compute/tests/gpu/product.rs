@@ -2,14 +2,25 @@
 
 use super::{assert_close, floats, gpu, reference, weights};
 use pangea_compute::gguf::GgmlType;
-use pangea_compute::gpu::{GpuBuffer, GpuMatrix, GpuRows, Store};
+use pangea_compute::gpu::{Gpu, GpuBuffer, GpuMatrix, GpuRows, Store};
 use pangea_units::SplitMix64;
+use std::sync::Arc;
 
 /// Rounding of sums of some hundred addends in f32, in any order.
 const BOUND: f64 = 4e-6;
 
 /// Numbers of rows: each kernel for few rows whole and in part, the tiled one below, at and above a tile.
 const ROWS: [usize; 6] = [1, 2, 7, 33, 64, 256];
+
+/// `rows` rows of elements times a matrix.
+fn product(gpu: &Arc<Gpu>, w: &GpuMatrix, elements: &[f32], rows: usize) -> Vec<f32> {
+    let x = GpuRows::of(gpu, w.k(), elements, "x").unwrap();
+    let y = GpuRows::new(gpu, rows, w.rows(), "y").unwrap();
+    let mut commands = gpu.commands();
+    commands.product(w, &x, &y, rows, Store::default()).unwrap();
+    let slot = y.read(&mut commands, 0..rows).unwrap();
+    y.elements(&commands.finish().unwrap(), slot)
+}
 
 fn check(ty: GgmlType, outs: usize, k: usize, row_counts: &[usize]) {
     let Some(gpu) = gpu("products on the GPU") else { return };
@@ -18,12 +29,7 @@ fn check(ty: GgmlType, outs: usize, k: usize, row_counts: &[usize]) {
     let w = GpuMatrix::of_bytes(&gpu, ty, outs, k, &bytes).unwrap();
     for rows in row_counts.iter().copied() {
         let elements = floats(&mut random, rows * k);
-        let x = GpuRows::of(&gpu, k, &elements, "x").unwrap();
-        let y = GpuRows::new(&gpu, rows, outs, "y").unwrap();
-        let mut commands = gpu.commands();
-        commands.product(&w, &x, &y, rows, Store::default()).unwrap();
-        let slot = y.read(&mut commands, 0..rows).unwrap();
-        let got = y.elements(&commands.finish().unwrap(), slot);
+        let got = product(&gpu, &w, &elements, rows);
         assert_close(
             &format!("{ty}, {rows} rows of {k}, {outs} outputs"),
             &got,
@@ -117,12 +123,7 @@ fn a_matrix_in_chunks_gives_what_it_gives_whole_in_another_order_of_rows() {
         })
         .unwrap();
         let elements = floats(&mut random, rows * k);
-        let x = GpuRows::of(&gpu, k, &elements, "x").unwrap();
-        let y = GpuRows::new(&gpu, rows, outs, "y").unwrap();
-        let mut commands = gpu.commands();
-        commands.product(&w, &x, &y, rows, Store::default()).unwrap();
-        let slot = y.read(&mut commands, 0..rows).unwrap();
-        let got = y.elements(&commands.finish().unwrap(), slot);
+        let got = product(&gpu, &w, &elements, rows);
         let reversed: Vec<f32> = values.chunks_exact(k).rev().flatten().copied().collect();
         assert_close(&format!("{ty}"), &got, &reference(&elements, &reversed, k), BOUND);
     }

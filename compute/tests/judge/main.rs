@@ -7,6 +7,10 @@ mod llama_cpp;
 #[path = "../model_files/mod.rs"]
 mod model_files;
 mod reference;
+#[path = "../skip/mod.rs"]
+mod skip;
+#[path = "../some_gpu/mod.rs"]
+mod some_gpu;
 #[path = "../exactness/tiny.rs"]
 #[allow(dead_code, reason = "the other tests' own")]
 mod tiny;
@@ -14,12 +18,10 @@ mod weights;
 
 use pangea_compute::engine::{Input, Logits, Stage, Step};
 use pangea_compute::gguf::GgmlType;
-use pangea_compute::gpu::{Gpu, GpuChoice};
 use pangea_compute::model::{ModelFile, ModelPart};
 use pangea_compute::{Cancel, Engine, Pool};
 use pangea_units::SplitMix64;
 use reference::{Reference, Row, softmax};
-use std::io::Write;
 use tiny::{Tiny, VOCABULARY, WINDOW};
 
 /// Relative error of a row's logits, at most, without rounding of activations. The judge rounds keys and values to half precision,
@@ -33,19 +35,6 @@ const QUANTIZED_ERROR: f64 = 0.04;
 /// The CPU.
 fn cpu() -> Engine {
     Engine::from(Pool::new(2).unwrap())
-}
-
-/// A GPU, software where there is no other. Where there is none at all, says that `test` does not run, past the capture of a
-/// passing test's output.
-fn gpu(test: &str) -> Option<Engine> {
-    match Gpu::open(GpuChoice::BestOrSoftware) {
-        Ok(gpu) => Some(Engine::Gpu(gpu)),
-        Err(why) => {
-            assert!(std::env::var_os("PANGEA_TESTS_NO_SKIP").is_none(), "{test} cannot run here: {why}");
-            let _ = writeln!(std::io::stderr(), "SKIPPED: {test}: {why}");
-            None
-        }
-    }
 }
 
 /// Every row of a text by an engine, in chunks.
@@ -137,7 +126,8 @@ fn dense_architectures_agree_with_the_papers_in_every_weight_type() {
 
 #[test]
 fn dense_architectures_agree_with_the_papers_on_a_gpu() {
-    let Some(engine) = gpu("dense_architectures_agree_with_the_papers_on_a_gpu") else { return };
+    let Some(gpu) = some_gpu::gpu("dense_architectures_agree_with_the_papers_on_a_gpu") else { return };
+    let engine = Engine::Gpu(gpu);
     for architecture in DENSE {
         GgmlType::SUPPORTED.into_iter().for_each(|weights| dense_agrees(&engine, architecture, weights));
     }
@@ -169,7 +159,8 @@ fn mixtures_of_experts_agree_with_the_papers_in_every_weight_type() {
 
 #[test]
 fn mixtures_of_experts_agree_with_the_papers_on_a_gpu() {
-    let Some(engine) = gpu("mixtures_of_experts_agree_with_the_papers_on_a_gpu") else { return };
+    let Some(gpu) = some_gpu::gpu("mixtures_of_experts_agree_with_the_papers_on_a_gpu") else { return };
+    let engine = Engine::Gpu(gpu);
     for architecture in MIXTURES {
         GgmlType::SUPPORTED.into_iter().for_each(|weights| mixture_agrees(&engine, architecture, weights));
     }
