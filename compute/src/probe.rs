@@ -2,7 +2,9 @@
 //! alone reads a clock.
 
 use crate::gguf::GgmlType;
+use crate::gpu::{AdapterKind, Gpu, GpuMatrix, GpuRows, Store};
 use crate::{Cancel, DType, Error, Linear, Pool, Tensor, matmul};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Side of the measured matrices: large enough for full speed, small enough for a few milliseconds.
@@ -43,6 +45,14 @@ const PROMPTED: (usize, usize) = (1024, 2048);
 /// Rows of the measured prompt.
 const PROMPT_ROWS: usize = 64;
 
+/// The same for GPUs, which have larger caches and need larger matrices to be busy: 120 MiB, and 20 MiB with 256 rows.
+const GPU_DECODED: (usize, usize) = (24_576, 8192);
+const GPU_PROMPTED: (usize, usize) = (8192, 4096);
+const GPU_PROMPT_ROWS: usize = 256;
+
+/// Products of one submission to a GPU.
+const GPU_PRODUCTS: usize = 8;
+
 /// Measured rounds, whose median counts: one round that was disturbed or lucky does not.
 const ROUNDS_MIN: usize = 5;
 
@@ -68,32 +78,82 @@ pub fn layers(pool: &Pool, budget_ms: u64) -> Result<LayerRates, Error> {
     Ok(LayerRates { weight_bytes_per_s: plausible(read_bytes as f64 / decoding_s, macs_per_s), macs_per_s })
 }
 
+/// Measures a GPU on layers, in the same way. Products are submitted several at a time, as those of a pass are.
+///
+/// # Errors
+/// [`Error::OutOfMemory`], [`Error::DeviceLost`].
+pub fn gpu_layers(gpu: &Arc<Gpu>, budget_ms: u64) -> Result<LayerRates, Error> {
+    let budget = Duration::from_millis(budget_ms) / 2;
+    let ((decoded, at_once), (prompted, rows)) = match gpu.report().kind {
+        AdapterKind::Software => ((DECODED, 1), (PROMPTED, PROMPT_ROWS)),
+        _ => ((GPU_DECODED, GPU_PRODUCTS), (GPU_PROMPTED, GPU_PROMPT_ROWS)),
+    };
+    let (decoding_s, read_bytes) = median_gpu_round(gpu, decoded, 1, at_once, budget)?;
+    let (prompt_s, _) = median_gpu_round(gpu, prompted, rows, at_once, budget)?;
+    let macs_per_s = (prompted.0 * prompted.1 * rows * at_once) as f64 / prompt_s;
+    Ok(LayerRates { weight_bytes_per_s: plausible(read_bytes as f64 / decoding_s, macs_per_s), macs_per_s })
+}
+
+/// Median of the seconds in which `at_once` products are done, and the bytes of weights that they read.
+fn median_gpu_round(
+    gpu: &Arc<Gpu>,
+    (rows, k): (usize, usize),
+    n: usize,
+    at_once: usize,
+    budget: Duration,
+) -> Result<(f64, u64), Error> {
+    let matrix = GpuMatrix::of_bytes(gpu, LAYER_TYPE, rows, k, &weights(rows, k))?;
+    let x = GpuRows::of(gpu, k, &activations(n, k), "measured activations")?;
+    let y = GpuRows::new(gpu, n, rows, "measured results")?;
+    let median = median_of(budget, || {
+        let begin = Instant::now();
+        let mut commands = gpu.commands();
+        for _ in 0..at_once {
+            commands.product(&matrix, &x, &y, n, Store::default())?;
+        }
+        y.read(&mut commands, 0..1)?;
+        commands.finish()?;
+        Ok(begin.elapsed())
+    })?;
+    Ok((median, matrix.size_bytes() * at_once as u64))
+}
+
 /// A decoding speed that is possible: with one row, no machine multiplies faster than with many.
 fn plausible(weight_bytes_per_s: f64, macs_per_s: f64) -> f64 {
     let bytes_per_mac = LAYER_TYPE.block_bytes() as f64 / LAYER_TYPE.block_len() as f64;
     weight_bytes_per_s.min(macs_per_s * bytes_per_mac)
 }
 
-/// Median of the seconds in which a matrix is multiplied with `n` rows of activations, after a first round that does not count,
-/// and the matrix's packed bytes. Every round reads the weights from memory: in a cache, they would be read several times as fast
+/// Median of the seconds in which a matrix is multiplied with `n` rows of activations, and the matrix's packed bytes. Every round reads the weights from memory: in a cache, they would be read several times as fast
 /// as a model's.
 fn median_round(pool: &Pool, (rows, k): (usize, usize), n: usize, budget: Duration) -> Result<(f64, usize), Error> {
+    let linear = Linear::new(pool, LAYER_TYPE, rows, k, &weights(rows, k))?;
+    let x = activations(n, k);
+    let mut out = vec![0.0; n * rows];
+    let median = median_of(budget, || {
+        linear.leave_caches();
+        let begin = Instant::now();
+        linear.apply(pool, &x, &mut out)?;
+        Ok(begin.elapsed())
+    })?;
+    Ok((median, linear.size_bytes()))
+}
+
+/// Weights of the measured type.
+fn weights(rows: usize, k: usize) -> Vec<u8> {
     // Scale and offset are small numbers; the codes can be any bits.
     let mut block = [0x5a_u8; 20];
     block[..4].copy_from_slice(&[0, 0x14, 0, 0x94]);
     assert_eq!(block.len(), LAYER_TYPE.block_bytes(), "a block of {LAYER_TYPE}");
-    let weights = block.repeat(rows * k / LAYER_TYPE.block_len());
-    let linear = Linear::new(pool, LAYER_TYPE, rows, k, &weights)?;
-    drop(weights);
-    let x: Vec<f32> = (0..n * k).map(|i| (i % 17) as f32 - 8.0).collect();
-    let mut out = vec![0.0; n * rows];
-    let mut round = || {
-        linear.leave_caches();
-        let begin = Instant::now();
-        linear.apply(pool, &x, &mut out)?;
-        Ok::<_, Error>(begin.elapsed())
-    };
-    // Wakes the threads and raises the clock.
+    block.repeat(rows * k / LAYER_TYPE.block_len())
+}
+
+fn activations(n: usize, k: usize) -> Vec<f32> {
+    (0..n * k).map(|i| (i % 17) as f32 - 8.0).collect()
+}
+
+/// Median of a round's seconds, after a first one that does not count: it wakes threads, raises the clock and compiles kernels.
+fn median_of(budget: Duration, mut round: impl FnMut() -> Result<Duration, Error>) -> Result<f64, Error> {
     round()?;
     let start = Instant::now();
     let mut times = Vec::new();
@@ -101,8 +161,7 @@ fn median_round(pool: &Pool, (rows, k): (usize, usize), n: usize, budget: Durati
         times.push(round()?);
     }
     times.sort_unstable();
-    let median = times[times.len() / 2].as_secs_f64().max(1e-9);
-    Ok((median, linear.size_bytes()))
+    Ok(times[times.len() / 2].as_secs_f64().max(1e-9))
 }
 
 #[cfg(test)]
@@ -118,6 +177,15 @@ mod tests {
             assert!(rates.macs_per_s > 1e6 && rates.macs_per_s.is_finite(), "{rates:?}");
             println!("{threads} threads: {rates:?}");
         }
+    }
+
+    #[test]
+    fn a_gpu_has_a_speed_too() {
+        // What such a test needs is installed by the test command; `tests/gpu.rs` says where there is none.
+        let Ok(gpu) = Gpu::open(crate::gpu::GpuChoice::BestOrSoftware) else { return };
+        let rates = gpu_layers(&gpu, 10).unwrap();
+        assert!(rates.weight_bytes_per_s > 1e5 && rates.macs_per_s > 1e5 && rates.macs_per_s.is_finite(), "{rates:?}");
+        println!("{gpu:?}: {rates:?}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod some_gpu;
 #[path = "exactness/tiny.rs"]
 mod tiny;
 
-use pangea_compute::engine::{Bits, Input, Logits, Stage, Step};
+use pangea_compute::engine::{Bits, Input, Logits, SplitEngine, Stage, Step, layers_that_fit};
 use pangea_compute::gguf::GgmlType;
 use pangea_compute::gpu::{Gpu, GpuChoice};
 use pangea_compute::model::{Cache, ModelFile, ModelPart};
@@ -24,6 +24,18 @@ const TOLERANCE: f32 = 2e-3;
 fn engines(test: &str) -> Vec<Engine> {
     let cpu = Engine::from(Pool::new(2).unwrap());
     [cpu].into_iter().chain(some_gpu::gpu(test).map(Engine::Gpu)).collect()
+}
+
+/// These and both together, with one layer on the GPU.
+fn engines_and_both(test: &str) -> Vec<Engine> {
+    let engines = engines(test);
+    let both = match &engines[..] {
+        [Engine::Cpu(pool), Engine::Gpu(gpu)] => {
+            Some(Engine::Split(SplitEngine { pool: pool.clone(), gpu: gpu.clone(), device_layers: 1 }))
+        }
+        _ => None,
+    };
+    engines.into_iter().chain(both).collect()
 }
 
 fn file(architecture: &'static str, weights: GgmlType) -> ModelFile {
@@ -56,7 +68,7 @@ fn same(engine: &Engine, name: &str, ours: &[f32], expected: &[f32]) {
 
 #[test]
 fn passes_batches_forks_and_truncation_give_the_same_rows() {
-    for engine in engines("passes_batches_forks_and_truncation_give_the_same_rows") {
+    for engine in engines_and_both("passes_batches_forks_and_truncation_give_the_same_rows") {
         for architecture in ARCHITECTURES {
             let name = format!("{architecture} on {:?}", engine.bits());
             let file = file(architecture, GgmlType::Q8_0);
@@ -129,7 +141,7 @@ fn stages_on_several_engines_give_the_rows_of_one() {
 
 #[test]
 fn what_fails_changes_nothing() {
-    for engine in engines("what_fails_changes_nothing") {
+    for engine in engines_and_both("what_fails_changes_nothing") {
         let file = file("gemma3", GgmlType::Q4K);
         let stage = engine.load(&file, ModelPart::whole(file.config())).unwrap();
         // Three pages of positions.
@@ -204,4 +216,56 @@ fn what_a_gpu_does_not_compute_is_said_before_it_is_loaded() {
     for error in [gpu.load_bytes(&file, &part).unwrap_err(), gpu.load(&file, part.clone()).unwrap_err()] {
         assert!(error.to_string().contains("gated delta nets are not computed on a GPU"), "{error}");
     }
+}
+
+#[test]
+fn the_last_layers_that_fit_a_gpu_are_known_before_they_are_loaded() {
+    let test = "the_last_layers_that_fit_a_gpu_are_known_before_they_are_loaded";
+    let engines = engines(test);
+    let [Engine::Cpu(pool), engine @ Engine::Gpu(gpu)] = &engines[..] else { return };
+    let file = file("gemma3", GgmlType::Q4K);
+    let whole = ModelPart::whole(file.config());
+    let fit = |positions, room| layers_that_fit(&file, &whole, gpu, positions, room).unwrap();
+    let all = engine.load_bytes(&file, &whole).unwrap().device;
+    assert_eq!((fit(0, all), fit(0, all - 1), fit(0, 0)), (LAYERS, LAYERS - 1, 0));
+    // Sessions take their part.
+    let page = engine.cache_shape(file.config(), &whole).unwrap().page_bytes();
+    assert_eq!((fit(1, all + page), fit(1, all + page - 1)), (LAYERS, LAYERS - 1));
+
+    // What both have is what was reckoned, and sessions lie in both memories.
+    let split = Engine::Split(SplitEngine { pool: pool.clone(), gpu: gpu.clone(), device_layers: LAYERS - 1 });
+    let needs = split.load_bytes(&file, &whole).unwrap();
+    let stage = split.load(&file, whole.clone()).unwrap();
+    assert_eq!(stage.device_layers(), LAYERS - 1);
+    // Vectors of floats are small and not reckoned.
+    assert!(stage.device_bytes() >= needs.device && stage.device_bytes() <= needs.device + (1 << 20));
+    let shape = stage.cache_shape();
+    let on_device = shape.device_bytes_of(shape.page_bytes());
+    assert!(0 < on_device && on_device < shape.page_bytes(), "{on_device} of {}", shape.page_bytes());
+    for layers in [0, LAYERS] {
+        let split = SplitEngine { pool: pool.clone(), gpu: gpu.clone(), device_layers: layers };
+        let error = Engine::Split(split).load(&file, whole.clone()).unwrap_err();
+        assert!(error.to_string().contains("leave nothing to split"), "{error}");
+    }
+}
+
+#[test]
+fn layers_that_a_gpu_does_not_compute_stay_on_the_processor() {
+    let engines = engines("layers_that_a_gpu_does_not_compute_stay_on_the_processor");
+    let [cpu @ Engine::Cpu(pool), Engine::Gpu(gpu)] = &engines[..] else { return };
+    let file = file("qwen35", GgmlType::F16);
+    let whole = ModelPart::whole(file.config());
+    let fit = layers_that_fit(&file, &whole, gpu, 64, u64::MAX).unwrap();
+    assert!((1..LAYERS).contains(&fit), "{fit}");
+    let split = Engine::Split(SplitEngine { pool: pool.clone(), gpu: gpu.clone(), device_layers: fit });
+    let (stage, exact) = (split.load(&file, whole.clone()).unwrap(), cpu.load(&file, whole).unwrap());
+    let tokens = text(30);
+    let mut cache = stage.cache(&stage.page_budget(64 << 20));
+    let ours = rows(&stage, &mut cache, &tokens).unwrap();
+    same(
+        &split,
+        "a recurrent model",
+        &ours,
+        &rows(&exact, &mut exact.cache(&exact.page_budget(64 << 20)), &tokens).unwrap(),
+    );
 }

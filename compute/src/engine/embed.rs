@@ -19,6 +19,7 @@ impl Stage {
         let (norm, isa) = match &self.loaded {
             Loaded::Cpu(stage) => (stage.head_norm(), stage.isa()),
             Loaded::Gpu(stage) => (stage.head_norm(), Isa::best()),
+            Loaded::Split(stage) => (stage.gpu.head_norm(), stage.cpu.isa()),
         };
         let Some(norm) = norm else {
             return Err(Error::invalid(OPERATION, "only a model with its last layer has embeddings"));

@@ -235,6 +235,7 @@ impl Stage {
             match &self.loaded {
                 Loaded::Cpu(stage) => stage.run(config, &self.cache_shape(), pass)?,
                 Loaded::Gpu(stage) => stage.run(config, pass)?,
+                Loaded::Split(stage) => stage.run(config, &self.cache_shape(), self.part().layers.len(), pass)?,
             }
             for (index, rows) in held {
                 steps[index].cache.advance(rows);
@@ -254,11 +255,11 @@ impl Stage {
         if rows == 0 || steps.iter().any(|step| step.rows == 0) {
             return wrong("a step needs at least one token".to_owned());
         }
-        if steps.iter().any(|step| step.cache.shape() != self.cache_shape()) {
-            return wrong("a session's cache belongs to another model or to other layers".to_owned());
-        }
         if steps.iter().any(|step| !step.cache.budget().lies_in(self.store())) {
             return wrong("a session's cache lies in another device's memory".to_owned());
+        }
+        if steps.iter().any(|step| step.cache.shape() != self.cache_shape()) {
+            return wrong("a session's cache belongs to another model or to other layers".to_owned());
         }
         let config = self.config();
         match input {
@@ -303,7 +304,7 @@ fn unchanged_on_error(
 }
 
 /// `len` zeros.
-fn zeros(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
+pub(super) fn zeros(buffer: &mut Vec<f32>, len: usize) -> Result<(), Error> {
     buffer.clear();
     buffer.try_reserve_exact(len).map_err(|_| Error::OutOfMemory { bytes: len as u64 * 4, what: "logits" })?;
     buffer.resize(len, 0.0);

@@ -9,6 +9,7 @@
 //! | `embed` | embeddings of texts |
 //! | `cpu` | the CPU: packed weights, the threads of a pool |
 //! | `gpu` | a GPU: weights and pages in its memory, the kernels of a pass in order |
+//! | `split` | the first layers on the CPU, the others on a GPU |
 //!
 //! Results of an exact engine have the same bits for any batch, chunking, number of threads, split and instruction set;
 //! [`NUMERICS`] names the version of these bits.
@@ -17,9 +18,11 @@ mod cpu;
 mod embed;
 mod forward;
 mod gpu;
+mod split;
 
 pub use embed::unit;
 pub use forward::{Input, Logits, Observed, Output, Step};
+pub use split::{SplitEngine, layers_that_fit};
 
 use crate::gpu::Gpu;
 use crate::model::cache::PageStore;
@@ -27,6 +30,7 @@ use crate::model::{Cache, CacheShape, ModelConfig, ModelFile, ModelPart, NUMERIC
 use crate::{Error, Pool};
 use cpu::CpuStage;
 use gpu::GpuStage;
+use split::SplitStage;
 use std::fmt;
 use std::sync::Arc;
 
@@ -37,6 +41,8 @@ pub enum Engine {
     Cpu(Arc<Pool>),
     /// A GPU.
     Gpu(Arc<Gpu>),
+    /// The first layers of a part on this processor, the others on a GPU.
+    Split(SplitEngine),
 }
 
 /// Which bits the results of an engine have.
@@ -58,11 +64,13 @@ impl fmt::Display for Bits {
 }
 
 /// Memory in bytes that loading a stage takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LoadBytes {
-    /// The weights, which stay: [`Stage::memory_bytes`].
+    /// The weights in this machine's memory, which stay.
     pub weights: u64,
-    /// What is in memory beside them until all are loaded.
+    /// The weights in a device's memory, which stay: [`Stage::device_bytes`].
+    pub device: u64,
+    /// What is in this machine's memory beside them until all are loaded.
     pub scratch: u64,
 }
 
@@ -71,7 +79,7 @@ impl Engine {
     pub fn bits(&self) -> Bits {
         match self {
             Engine::Cpu(_) => Bits::Exact(NUMERICS),
-            Engine::Gpu(_) => Bits::Tolerance(gpu::PROFILE),
+            Engine::Gpu(_) | Engine::Split(_) => Bits::Tolerance(gpu::PROFILE),
         }
     }
 
@@ -80,7 +88,28 @@ impl Engine {
         match self {
             Engine::Cpu(pool) => pool.threads(),
             Engine::Gpu(_) => 1,
+            Engine::Split(split) => split.pool.threads(),
         }
+    }
+
+    /// The number of a part's layers that a device computes: its last ones.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a part that this engine cannot share between its devices.
+    pub fn device_layers(&self, part: &ModelPart) -> Result<usize, Error> {
+        match self {
+            Engine::Cpu(_) => Ok(0),
+            Engine::Gpu(_) => Ok(part.layers.len()),
+            Engine::Split(split) => split.check(part),
+        }
+    }
+
+    /// What sessions of a part take on this engine.
+    ///
+    /// # Errors
+    /// As [`Engine::device_layers`].
+    pub fn cache_shape(&self, config: &ModelConfig, part: &ModelPart) -> Result<CacheShape, Error> {
+        Ok(CacheShape::split(config, part.layers.clone(), self.device_layers(part)?))
     }
 
     /// Loads `part` of a model.
@@ -89,12 +118,14 @@ impl Engine {
     /// As [`StagePlan::of`]; [`Error::Invalid`] for weights that are not finite, and for layers that this engine does not compute;
     /// [`Error::OutOfMemory`]; [`Error::DeviceLost`].
     pub fn load(&self, file: &ModelFile, part: ModelPart) -> Result<Stage, Error> {
-        let plan = StagePlan::of(file, &part)?;
         let config = file.config().clone();
-        let cache_shape = CacheShape::of(&config, part.layers.clone());
+        let cache_shape = self.cache_shape(&config, &part)?;
         let loaded = match self {
-            Engine::Cpu(pool) => Loaded::Cpu(CpuStage::load(file, &plan, Arc::clone(pool))?),
-            Engine::Gpu(gpu) => Loaded::Gpu(Arc::new(GpuStage::load(file, &plan, &cache_shape, gpu)?)),
+            Engine::Cpu(pool) => Loaded::Cpu(CpuStage::load(file, &StagePlan::of(file, &part)?, Arc::clone(pool))?),
+            Engine::Gpu(gpu) => {
+                Loaded::Gpu(Arc::new(GpuStage::load(file, &StagePlan::of(file, &part)?, &cache_shape, gpu)?))
+            }
+            Engine::Split(split) => Loaded::Split(split.load(file, &part, &cache_shape)?),
         };
         Ok(Stage { config, part, cache_shape, loaded })
     }
@@ -104,10 +135,10 @@ impl Engine {
     /// # Errors
     /// As [`StagePlan::of`].
     pub fn load_bytes(&self, file: &ModelFile, part: &ModelPart) -> Result<LoadBytes, Error> {
-        let plan = StagePlan::of(file, part)?;
         match self {
-            Engine::Cpu(pool) => CpuStage::load_bytes(file, &plan, pool.threads()),
-            Engine::Gpu(_) => GpuStage::load_bytes(&plan),
+            Engine::Cpu(pool) => CpuStage::load_bytes(file, &StagePlan::of(file, part)?, pool.threads()),
+            Engine::Gpu(_) => GpuStage::load_bytes(&StagePlan::of(file, part)?),
+            Engine::Split(split) => split.load_bytes(file, part),
         }
     }
 }
@@ -131,6 +162,7 @@ pub struct Stage {
 enum Loaded {
     Cpu(CpuStage),
     Gpu(Arc<GpuStage>),
+    Split(SplitStage),
 }
 
 impl Stage {
@@ -139,6 +171,7 @@ impl Stage {
         let loaded = match &self.loaded {
             Loaded::Cpu(stage) => Loaded::Cpu(stage.with_pool(pool)),
             Loaded::Gpu(stage) => Loaded::Gpu(Arc::clone(stage)),
+            Loaded::Split(stage) => Loaded::Split(stage.with_pool(pool)),
         };
         Stage { config: self.config.clone(), part: self.part.clone(), cache_shape: self.cache_shape, loaded }
     }
@@ -148,6 +181,7 @@ impl Stage {
         match (&self.loaded, &other.loaded) {
             (Loaded::Cpu(one), Loaded::Cpu(other)) => one.shares_weights(other),
             (Loaded::Gpu(one), Loaded::Gpu(other)) => Arc::ptr_eq(one, other),
+            (Loaded::Split(one), Loaded::Split(other)) => one.shares_weights(other),
             _ => false,
         }
     }
@@ -156,7 +190,7 @@ impl Stage {
     pub fn bits(&self) -> Bits {
         match &self.loaded {
             Loaded::Cpu(_) => Bits::Exact(NUMERICS),
-            Loaded::Gpu(_) => Bits::Tolerance(gpu::PROFILE),
+            Loaded::Gpu(_) | Loaded::Split(_) => Bits::Tolerance(gpu::PROFILE),
         }
     }
 
@@ -165,6 +199,7 @@ impl Stage {
         match &self.loaded {
             Loaded::Cpu(stage) => stage.threads(),
             Loaded::Gpu(_) => 1,
+            Loaded::Split(stage) => stage.cpu.threads(),
         }
     }
 
@@ -183,11 +218,47 @@ impl Stage {
         &self.part
     }
 
-    /// Bytes of the weights in memory.
+    /// Bytes of the weights in memory, a device's included.
     pub fn memory_bytes(&self) -> u64 {
         match &self.loaded {
             Loaded::Cpu(stage) => stage.memory_bytes(),
             Loaded::Gpu(stage) => stage.memory_bytes(),
+            Loaded::Split(stage) => stage.cpu.memory_bytes() + stage.gpu.memory_bytes(),
+        }
+    }
+
+    /// Those of them in a device's memory.
+    pub fn device_bytes(&self) -> u64 {
+        self.device().map_or(0, GpuStage::memory_bytes)
+    }
+
+    /// The number of its layers that a device computes: its last ones.
+    pub fn device_layers(&self) -> usize {
+        match &self.loaded {
+            Loaded::Cpu(_) => 0,
+            Loaded::Gpu(_) => self.part.layers.len(),
+            Loaded::Split(stage) => stage.device_layers,
+        }
+    }
+
+    /// Why its device cannot compute it any more: the device was lost, or its memory did not suffice for a pass. `None` where it
+    /// can, and where there is none. Caches are of no use then; the weights are to be loaded again, on another engine.
+    pub fn device_failure(&self) -> Option<String> {
+        self.device().and_then(GpuStage::failure)
+    }
+
+    /// Ends its device, as a reset by its driver would: for tests of what comes after.
+    pub fn lose_device(&self) {
+        if let Some(stage) = self.device() {
+            stage.lose();
+        }
+    }
+
+    fn device(&self) -> Option<&GpuStage> {
+        match &self.loaded {
+            Loaded::Cpu(_) => None,
+            Loaded::Gpu(stage) => Some(stage),
+            Loaded::Split(stage) => Some(&stage.gpu),
         }
     }
 
@@ -196,20 +267,20 @@ impl Stage {
         self.cache_shape
     }
 
-    /// A budget of `max_bytes` of the engine's memory for sessions of this stage.
+    /// A budget of `max_bytes` for sessions of this stage. Those of layers on a device lie in its memory:
+    /// [`CacheShape::device_bytes_of`].
     pub fn page_budget(&self, max_bytes: u64) -> PageBudget {
         match self.store() {
             None => PageBudget::new(max_bytes),
-            Some(store) => PageBudget::with_store(max_bytes, Arc::clone(store)),
+            Some(store) => {
+                PageBudget::with_store(max_bytes, self.cache_shape.device_bytes_of(max_bytes), Arc::clone(store))
+            }
         }
     }
 
-    /// Where the pages of its sessions lie, if not in this machine's memory.
+    /// Where the pages of its layers on a device lie.
     fn store(&self) -> Option<&Arc<dyn PageStore>> {
-        match &self.loaded {
-            Loaded::Cpu(_) => None,
-            Loaded::Gpu(stage) => Some(stage.store()),
-        }
+        self.device().map(GpuStage::store)
     }
 
     /// An empty cache for a session, whose memory is taken from the budget, one of [`Stage::page_budget`].

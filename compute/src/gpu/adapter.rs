@@ -52,6 +52,9 @@ pub struct AdapterReport {
     pub kind: AdapterKind,
     /// The driver with its version, as far as it says.
     pub driver: String,
+    /// Bytes of memory of its own, which this machine's programs do not use; `None` where it shares this machine's, or its driver
+    /// does not say.
+    pub memory_bytes: Option<u64>,
     /// Bytes of one buffer, at most.
     pub max_buffer_bytes: u64,
     /// Bytes of a buffer that a kernel sees at once, at most. Larger matrices are cut into chunks of rows.
@@ -116,10 +119,13 @@ fn look() -> Vec<Found> {
             (None, None) => None,
         };
         let driver = [info.driver, info.driver_info].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>();
+        let has_own = matches!(kind, AdapterKind::Discrete | AdapterKind::Virtual | AdapterKind::Unknown);
+        let memory_bytes = if has_own { super::memory::memory_bytes(&adapter) } else { None };
         let report = AdapterReport {
             name: info.name,
             backend: format!("{:?}", info.backend).replace("Dx12", "DX12"),
             kind,
+            memory_bytes,
             driver: driver.join(" "),
             max_buffer_bytes: limits.max_buffer_size,
             max_binding_bytes: limits.max_storage_buffer_binding_size,

@@ -6,6 +6,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `adapter` | the adapters of this machine, and why one is not used |
+//! | `memory` | how much memory an adapter has |
 //! | `device` | an opened GPU, its loss, its compiled kernels |
 //! | `buffer` | memory: allocation, upload |
 //! | `commands` | recorded work, submissions, what is read back |
@@ -21,6 +22,7 @@ mod buffer;
 mod commands;
 mod device;
 mod matrix;
+mod memory;
 mod ops;
 mod pipeline;
 mod planes;

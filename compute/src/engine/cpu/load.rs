@@ -52,7 +52,7 @@ pub(super) fn load(file: &ModelFile, plan: &StagePlan, pool: &Pool) -> Result<Cp
 pub(super) fn load_bytes(file: &ModelFile, plan: &StagePlan, threads: usize) -> Result<LoadBytes, Error> {
     let (placed, weights) = place(file.gguf(), plan)?;
     let row = placed.iter().filter(|placed| placed.plan.pairs.is_some()).map(Placed::ordered_bytes).max();
-    Ok(LoadBytes { weights: weights as u64, scratch: (row.unwrap_or(0) * threads.max(1)) as u64 })
+    Ok(LoadBytes { weights: weights as u64, device: 0, scratch: (row.unwrap_or(0) * threads.max(1)) as u64 })
 }
 
 /// A matrix, its bytes in the file, and its place in the packed memory.

@@ -53,8 +53,8 @@ pub(super) fn load(file: &ModelFile, plan: &StagePlan, gpu: &Arc<Gpu>) -> Result
 /// As [`load`], as far as the plan shows them.
 pub(super) fn load_bytes(plan: &StagePlan) -> Result<LoadBytes, Error> {
     check(plan)?;
-    let weights = plan.matrices().map(|plan| GpuMatrix::bytes_for(plan.ty, plan.rows, plan.k)).sum();
-    Ok(LoadBytes { weights, scratch: SCRATCH })
+    let device = plan.matrices().map(|plan| GpuMatrix::bytes_for(plan.ty, plan.rows, plan.k)).sum();
+    Ok(LoadBytes { weights: 0, device, scratch: SCRATCH })
 }
 
 /// Whether the kernels compute all layers of a plan.

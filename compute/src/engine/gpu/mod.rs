@@ -169,6 +169,16 @@ impl GpuStage {
         self.weights.memory_bytes
     }
 
+    /// Why it cannot compute any more.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.pages.failure().or_else(|| self.gpu.check().err().map(|error| error.to_string()))
+    }
+
+    /// Ends the device.
+    pub(super) fn lose(&self) {
+        self.gpu.lose();
+    }
+
     /// Where the pages of its sessions lie.
     pub(super) fn store(&self) -> &Arc<dyn PageStore> {
         &self.store
@@ -185,6 +195,10 @@ impl GpuStage {
     /// [`Error::NonFinite`] with the first step that gives a value that is NaN, infinite or too large for the cache;
     /// [`Error::OutOfMemory`]; [`Error::DeviceLost`].
     pub(super) fn run(&self, config: &ModelConfig, pass: Pass<'_>) -> Result<(), Error> {
+        self.pages.noted(self.run_in_workspace(config, pass))
+    }
+
+    fn run_in_workspace(&self, config: &ModelConfig, pass: Pass<'_>) -> Result<(), Error> {
         let mut workspaces = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = workspaces.iter().position(|workspace| workspace.rows >= pass.rows);
         let kept = kept.map(|at| workspaces.swap_remove(at));
@@ -499,7 +513,7 @@ fn places_of(session: &PassSession<'_>) -> Result<[Vec<u32>; KINDS], Error> {
         CacheRows::Read(page) => page.place().ok_or_else(elsewhere),
         CacheRows::Write(page) => page.place().ok_or_else(elsewhere),
     };
-    let of_kind = |kind: usize| session.cache.pages[kind].iter().map(place).collect::<Result<Vec<_>, Error>>();
+    let of_kind = |kind: usize| session.cache.device_pages[kind].iter().map(place).collect::<Result<Vec<_>, Error>>();
     Ok([of_kind(0)?, of_kind(1)?])
 }
 

@@ -6,7 +6,7 @@ use crate::gpu::{Gpu, GpuBuffer};
 use crate::kernel::page::KINDS;
 use crate::model::CacheShape;
 use crate::model::cache::PageStore;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Places of a buffer when the first one is taken.
 const FIRST_PLACES: u32 = 8;
@@ -17,6 +17,8 @@ pub(super) struct GpuPages {
     layer_bytes: [u64; KINDS],
     /// Of each kind, the buffers of its layers.
     kinds: [Mutex<Layers>; KINDS],
+    /// Why the stage cannot compute any more, once it cannot.
+    failure: OnceLock<String>,
 }
 
 #[derive(Default)]
@@ -30,17 +32,31 @@ struct Layers {
 
 impl GpuPages {
     pub(super) fn new(gpu: &Arc<Gpu>, shape: &CacheShape) -> GpuPages {
-        let layers = |kind: usize| Mutex::new(Layers { count: shape.pages[kind].layers, ..Layers::default() });
+        let layers = |kind: usize| Mutex::new(Layers { count: shape.device_pages[kind].layers, ..Layers::default() });
         GpuPages {
             gpu: Arc::clone(gpu),
-            layer_bytes: shape.pages.map(|shape| (shape.bytes() / shape.layers.max(1)) as u64),
+            layer_bytes: shape.device_pages.map(|shape| (shape.bytes() / shape.layers.max(1)) as u64),
             kinds: std::array::from_fn(layers),
+            failure: OnceLock::new(),
         }
     }
 
     /// The buffers of the layers of a kind.
     pub(super) fn buffers(&self, kind: usize) -> Vec<GpuBuffer> {
         self.kind(kind).buffers.clone()
+    }
+
+    /// Passes a result on, and notes an error after which no further pass can be computed: the device is gone, or its memory,
+    /// which a budget had promised, is not there. A budget that is used up is none of these.
+    pub(super) fn noted<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error @ (Error::DeviceLost { .. } | Error::OutOfMemory { .. })) = &result {
+            let _ = self.failure.set(error.to_string());
+        }
+        result
+    }
+
+    pub(super) fn failure(&self) -> Option<String> {
+        self.failure.get().cloned()
     }
 
     fn kind(&self, kind: usize) -> MutexGuard<'_, Layers> {
@@ -50,6 +66,16 @@ impl GpuPages {
 
 impl PageStore for GpuPages {
     fn reserve(&self, kind: usize, places: u32, most: u32) -> Result<(), Error> {
+        self.noted(self.grow(kind, places, most))
+    }
+
+    fn copy(&self, kind: usize, from: u32, to: u32) -> Result<(), Error> {
+        self.noted(self.copy_page(kind, from, to))
+    }
+}
+
+impl GpuPages {
+    fn grow(&self, kind: usize, places: u32, most: u32) -> Result<(), Error> {
         let mut layers = self.kind(kind);
         if places <= layers.places {
             return Ok(());
@@ -74,7 +100,7 @@ impl PageStore for GpuPages {
         Ok(())
     }
 
-    fn copy(&self, kind: usize, from: u32, to: u32) -> Result<(), Error> {
+    fn copy_page(&self, kind: usize, from: u32, to: u32) -> Result<(), Error> {
         let bytes = self.layer_bytes[kind];
         let words = bytes / 4;
         // A copy within a buffer is not allowed.

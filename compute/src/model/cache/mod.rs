@@ -24,15 +24,17 @@ use crate::kernel::page::{KINDS, PAGE_POSITIONS, PageShape, kind_of};
 use crate::kernel::state::StateShape;
 use states::States;
 use std::ops::Range;
-use table::PageTable;
+use table::{PageTable, TableMemory};
 
 /// What sessions of a part of a model take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheShape {
     /// Positions of a session, at most.
     context: usize,
-    /// What pages hold of each kind of layers.
+    /// What pages hold of each kind of layers, in this machine's memory.
     pub(crate) pages: [PageShape; KINDS],
+    /// The same of layers on a device with pages of its own.
+    pub(crate) device_pages: [PageShape; KINDS],
     /// Positions that rows of each kind of layers see, at most; 0 without such layers.
     windows: [usize; KINDS],
     /// What states hold of the layers that have such.
@@ -40,15 +42,18 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
-    /// For layers `layers` of a model, which it has.
+    /// For layers `layers` of a model, which it has, in this machine's memory.
     pub fn of(config: &ModelConfig, layers: Range<usize>) -> CacheShape {
+        CacheShape::split(config, layers, 0)
+    }
+
+    /// For layers `layers` of a model, the last `on_device` of them on a device with pages of its own.
+    pub(crate) fn split(config: &ModelConfig, layers: Range<usize>, on_device: usize) -> CacheShape {
         let ModelConfig { kv_heads, head_dim, .. } = *config;
-        let mut shape = CacheShape {
-            context: config.context,
-            pages: [PageShape { layers: 0, kv_heads, head_dim }; KINDS],
-            windows: [0; KINDS],
-            states: None,
-        };
+        let none = [PageShape { layers: 0, kv_heads, head_dim }; KINDS];
+        let first_on_device = layers.end.saturating_sub(on_device);
+        let mut shape =
+            CacheShape { context: config.context, pages: none, device_pages: none, windows: [0; KINDS], states: None };
         for layer in layers {
             match config.delta.filter(|_| config.is_delta[layer]) {
                 Some(delta) => {
@@ -58,7 +63,8 @@ impl CacheShape {
                 None => {
                     let window = config.sliding_window[layer];
                     let kind = kind_of(window);
-                    shape.pages[kind].layers += 1;
+                    let pages = if layer < first_on_device { &mut shape.pages } else { &mut shape.device_pages };
+                    pages[kind].layers += 1;
                     shape.windows[kind] = shape.windows[kind].max(window);
                 }
             }
@@ -78,7 +84,14 @@ impl CacheShape {
 
     /// The same apart: in layers that see all positions, and in those with a sliding window, whose old pages are evicted.
     pub fn page_bytes_by_kind(&self) -> [u64; 2] {
-        self.pages.map(|shape| shape.bytes() as u64)
+        std::array::from_fn(|kind| (self.pages[kind].bytes() + self.device_pages[kind].bytes()) as u64)
+    }
+
+    /// Of `bytes` for sessions, those that lie in a device's memory, as far as layers are there.
+    pub fn device_bytes_of(&self, bytes: u64) -> u64 {
+        let of_device: usize = self.device_pages.iter().map(|shape| shape.bytes()).sum();
+        let share = u128::from(bytes) * of_device as u128 / u128::from(self.page_bytes().max(1));
+        u64::try_from(share).unwrap_or(bytes)
     }
 
     /// Bytes of a session's recurrent states, whatever its number of positions, while a step of one pass is computed; 0 for a part
@@ -92,8 +105,10 @@ impl CacheShape {
 /// no further row sees are dropped when the next pass begins.
 pub struct Cache {
     shape: CacheShape,
-    /// Of each kind of layers.
+    /// Of each kind of layers, in this machine's memory.
     tables: [PageTable; KINDS],
+    /// Of each kind of layers, on a device.
+    device_tables: [PageTable; KINDS],
     /// Where layers have recurrent states.
     states: Option<States>,
     len: usize,
@@ -104,8 +119,10 @@ pub struct Cache {
 pub(crate) struct SessionRows<'a> {
     /// The first of these positions.
     pub(crate) position: usize,
-    /// The pages of each kind of layers, in order, up to those of these positions.
+    /// The pages of each kind of layers in this machine's memory, in order, up to those of these positions.
     pub(crate) pages: [Vec<CacheRows<'a>>; KINDS],
+    /// Those of layers on a device.
+    pub(crate) device_pages: [Vec<CacheRows<'a>>; KINDS],
     /// Where layers have recurrent states.
     pub(crate) state: Option<StateRows<'a>>,
 }
@@ -126,8 +143,17 @@ impl Cache {
 
     /// An empty cache for sessions of stages of this shape.
     pub(crate) fn new(shape: CacheShape, budget: &PageBudget) -> Cache {
-        let tables = std::array::from_fn(|kind| PageTable::new(kind, shape.pages[kind].bytes(), shape.windows[kind]));
-        Cache { shape, tables, states: shape.states.map(States::new), len: 0, budget: budget.clone() }
+        let table = |kind: usize, pages: &[PageShape; KINDS], memory| {
+            PageTable::new(kind, memory, pages[kind].bytes(), shape.windows[kind])
+        };
+        Cache {
+            shape,
+            tables: std::array::from_fn(|kind| table(kind, &shape.pages, TableMemory::Host)),
+            device_tables: std::array::from_fn(|kind| table(kind, &shape.device_pages, TableMemory::Device)),
+            states: shape.states.map(States::new),
+            len: 0,
+            budget: budget.clone(),
+        }
     }
 
     /// The number of positions held.
@@ -146,7 +172,7 @@ impl Cache {
     /// ([`Rewind`](pangea_units::Rewind)): the positions from [`Cache::len`] to `len` are then to be computed again.
     pub fn truncate(&mut self, len: usize) {
         let len = self.states.as_ref().map_or(len, |states| states.reach(len));
-        let reaches_back = self.tables.iter().all(|table| table.reaches_back_from(len));
+        let reaches_back = self.all_tables().all(|table| table.reaches_back_from(len));
         if len < self.len {
             self.len = if reaches_back { len } else { 0 };
         }
@@ -158,7 +184,11 @@ impl Cache {
 
     /// Pages that were reserved for a pass that failed go.
     fn drop_reserved(&mut self) {
-        self.tables.iter_mut().for_each(|table| table.truncate(self.len));
+        self.tables.iter_mut().chain(&mut self.device_tables).for_each(|table| table.truncate(self.len));
+    }
+
+    fn all_tables(&self) -> impl Iterator<Item = &PageTable> {
+        self.tables.iter().chain(&self.device_tables)
     }
 
     /// What the cache holds, for [`Cache::restore`].
@@ -177,6 +207,7 @@ impl Cache {
         Cache {
             shape: self.shape,
             tables: self.tables.clone(),
+            device_tables: self.device_tables.clone(),
             states: self.states.clone(),
             len: self.len,
             budget: self.budget.clone(),
@@ -211,7 +242,7 @@ impl Cache {
                 ),
             });
         }
-        for table in &mut self.tables {
+        for table in self.tables.iter_mut().chain(&mut self.device_tables) {
             table.evict(self.len, Cache::KEPT_BEHIND);
             table.reserve(self.len, end, &self.budget)?;
         }
@@ -228,7 +259,8 @@ impl Cache {
     pub(crate) fn begin_pass(&mut self, rows: usize) -> Result<SessionRows<'_>, Error> {
         let state = self.states.as_mut().map(|states| states.rows(rows, &self.budget)).transpose()?;
         let pages = self.tables.each_mut().map(|table| table.rows(self.len));
-        Ok(SessionRows { position: self.len, pages, state })
+        let device_pages = self.device_tables.each_mut().map(|table| table.rows(self.len));
+        Ok(SessionRows { position: self.len, pages, device_pages, state })
     }
 
     /// Adds `rows` reserved positions, now written, to the length.
@@ -242,7 +274,7 @@ impl Cache {
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let held = self.tables.iter().map(PageTable::held).sum::<usize>();
+        let held = self.all_tables().map(PageTable::held).sum::<usize>();
         let states = self.states.as_ref().map_or(0, States::count);
         write!(f, "Cache({} positions, {held} pages, {states} states)", self.len)
     }

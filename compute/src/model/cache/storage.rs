@@ -19,13 +19,15 @@ pub(crate) trait PageStore: Send + Sync {
 #[derive(Clone)]
 pub struct PageBudget {
     pages: Arc<Mutex<Pages>>,
-    /// Where pages lie, if not in this machine's memory.
+    /// Where the pages of layers on a device lie.
     store: Option<Arc<dyn PageStore>>,
 }
 
 #[derive(Default)]
 struct Pages {
     max_bytes: u64,
+    /// Those of them in the store.
+    max_store_bytes: u64,
     used_bytes: u64,
     /// Dropped pages, kept for reuse. They do not count as used; together with used pages they stay within `max_bytes`.
     spare: Vec<Buffer>,
@@ -40,12 +42,13 @@ impl PageBudget {
         PageBudget { pages: Arc::new(Mutex::new(Pages { max_bytes, ..Pages::default() })), store: None }
     }
 
-    /// A budget of `max_bytes` of a store.
-    pub(crate) fn with_store(max_bytes: u64, store: Arc<dyn PageStore>) -> PageBudget {
-        PageBudget { store: Some(store), ..PageBudget::new(max_bytes) }
+    /// A budget of `max_bytes`, `max_store_bytes` of them in a store and the others in this machine's memory.
+    pub(crate) fn with_store(max_bytes: u64, max_store_bytes: u64, store: Arc<dyn PageStore>) -> PageBudget {
+        let pages = Pages { max_bytes, max_store_bytes, ..Pages::default() };
+        PageBudget { pages: Arc::new(Mutex::new(pages)), store: Some(store) }
     }
 
-    /// Whether pages lie in this store; with `None`, in this machine's memory.
+    /// Whether the pages of layers on a device lie in this store; with `None`, whether there are no such layers.
     pub(crate) fn lies_in(&self, store: Option<&Arc<dyn PageStore>>) -> bool {
         match (&self.store, store) {
             (Some(own), Some(store)) => Arc::ptr_eq(own, store),
@@ -67,16 +70,18 @@ impl PageBudget {
         self.pages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A page of keys and values of a kind of layers.
-    pub(super) fn take_page(&self, kind: usize, bytes: usize) -> Result<Page, Error> {
-        let Some(store) = &self.store else { return self.take(bytes) };
+    /// A page of keys and values of a kind of layers, in the store.
+    pub(super) fn take_place(&self, kind: usize, bytes: usize) -> Result<Page, Error> {
+        let Some(store) = &self.store else {
+            return Err(Error::invalid("cache", "the budget has no memory of a device"));
+        };
         let mut pages = self.pages();
         pages.check(bytes)?;
         let place = match pages.free[kind].pop() {
             Some(place) => place,
             None => {
                 let place = pages.places[kind];
-                let most = u32::try_from(pages.max_bytes / bytes.max(1) as u64).unwrap_or(u32::MAX);
+                let most = u32::try_from(pages.max_store_bytes / bytes.max(1) as u64).unwrap_or(u32::MAX);
                 store.reserve(kind, place + 1, most)?;
                 pages.places[kind] = place + 1;
                 place

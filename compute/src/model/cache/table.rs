@@ -6,10 +6,20 @@ use crate::Error;
 use crate::kernel::page::PAGE_POSITIONS;
 use std::sync::Arc;
 
-/// The pages of one kind of a part's layers.
+/// Whose memory the pages of a table lie in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TableMemory {
+    /// This machine's.
+    Host,
+    /// That of the budget's store.
+    Device,
+}
+
+/// The pages of one kind of a part's layers, in one memory.
 #[derive(Clone)]
 pub(super) struct PageTable {
     kind: usize,
+    memory: TableMemory,
     /// Bytes of a page; 0 for a part without such layers.
     page_bytes: usize,
     /// Positions that a row sees, its own included.
@@ -29,8 +39,8 @@ pub(crate) enum CacheRows<'a> {
 }
 
 impl PageTable {
-    pub(super) fn new(kind: usize, page_bytes: usize, window: usize) -> PageTable {
-        PageTable { kind, page_bytes, window, pages: Vec::new() }
+    pub(super) fn new(kind: usize, memory: TableMemory, page_bytes: usize, window: usize) -> PageTable {
+        PageTable { kind, memory, page_bytes, window, pages: Vec::new() }
     }
 
     /// Pages that are in memory.
@@ -69,18 +79,27 @@ impl PageTable {
         }
         for index in len / PAGE_POSITIONS..end.div_ceil(PAGE_POSITIONS) {
             let Some(page) = self.pages.get_mut(index) else {
-                self.pages.push(Some(Arc::new(budget.take_page(self.kind, self.page_bytes)?)));
+                self.pages.push(Some(Arc::new(self.page(budget)?)));
                 continue;
             };
-            if let Some(page) = page
-                && Arc::get_mut(page).is_none()
+            if let Some(shared) = page
+                && Arc::get_mut(shared).is_none()
             {
-                let mut own = budget.take_page(self.kind, self.page_bytes)?;
-                own.copy_from(page)?;
-                *page = Arc::new(own);
+                let shared = Arc::clone(shared);
+                let mut own = self.page(budget)?;
+                own.copy_from(&shared)?;
+                self.pages[index] = Some(Arc::new(own));
             }
         }
         Ok(())
+    }
+
+    /// A page that holds nothing yet.
+    fn page(&self, budget: &PageBudget) -> Result<Page, Error> {
+        match self.memory {
+            TableMemory::Host => budget.take(self.page_bytes),
+            TableMemory::Device => budget.take_place(self.kind, self.page_bytes),
+        }
     }
 
     /// All pages, in order, for a pass over reserved positions from `len` on.
@@ -135,11 +154,15 @@ mod tests {
         table.rows(len).into_iter().map(place).collect()
     }
 
+    fn on_device() -> PageTable {
+        PageTable::new(1, TableMemory::Device, 100, usize::MAX)
+    }
+
     #[test]
     fn pages_of_a_device_have_places_that_are_taken_again_and_copied_when_shared() {
         let store = Arc::new(Asked::default());
-        let budget = PageBudget::with_store(400, Arc::clone(&store) as Arc<dyn PageStore>);
-        let mut table = PageTable::new(1, 100, usize::MAX);
+        let budget = PageBudget::with_store(400, 400, Arc::clone(&store) as Arc<dyn PageStore>);
+        let mut table = on_device();
         table.reserve(0, 2 * PAGE_POSITIONS, &budget).unwrap();
         assert_eq!(places(&mut table, 0), [Some(0), Some(1)]);
         assert_eq!((budget.used_bytes(), &*store.reserved.lock().unwrap()), (200, &vec![(1, 1, 4), (1, 2, 4)]));
@@ -152,7 +175,7 @@ mod tests {
 
         // What one session gives up, another one takes; no more than the budget has.
         drop(table);
-        let mut next = PageTable::new(1, 100, usize::MAX);
+        let mut next = on_device();
         next.reserve(0, 2 * PAGE_POSITIONS, &budget).unwrap();
         assert_eq!(places(&mut next, 0), [Some(1), Some(3)]);
         let error = next.reserve(2 * PAGE_POSITIONS, 3 * PAGE_POSITIONS, &budget).unwrap_err();
