@@ -363,8 +363,9 @@ impl<D: Drafter> StageProtocol<D> {
 
     /// Ends all sessions: a chain without one of its stages cannot compute.
     fn break_off(&mut self, kind: ErrorKind, why: String, now: Time, actions: &mut Vec<Action>) {
-        self.end_sessions(kind, why.clone(), now, actions);
-        actions.push(Action::Break { why });
+        // First, so that a session that is told looks for another chain, and does not come back to this one.
+        actions.push(Action::Break { why: why.clone() });
+        self.end_sessions(kind, why, now, actions);
     }
 
     /// Ends all sessions, here and at the stages behind, and takes no more; coordinators find another chain. They learn from the

@@ -306,6 +306,11 @@ fn a_drop_after_a_start_is_sent_in_a_later_frame() {
     assert!(first.protocol.has_room());
 }
 
+/// Whether the chain breaks: before anybody is told, so that nobody comes back to it.
+fn breaks_first(actions: &[Action]) -> bool {
+    matches!(actions.first(), Some(Action::Break { .. }))
+}
+
 #[test]
 fn an_invalid_frame_fails_the_chain_and_everybody_is_notified() {
     let rows =
@@ -318,7 +323,7 @@ fn an_invalid_frame_fails_the_chain_and_everybody_is_notified() {
         last.open(1);
         let actions = last.handle(wrong);
         assert!(matches!(sent(&actions, COORDINATOR)[..], [(_, Notice::Failed(_))]), "{actions:?}");
-        assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+        assert!(breaks_first(&actions), "{actions:?}");
         assert_eq!(last.protocol.sessions(), 0);
         let joins = last.open(2).iter().any(|action| matches!(action, Action::Join { .. }));
         assert!(!joins && last.protocol.sessions() == 0, "the broken chain takes a session");
@@ -334,7 +339,7 @@ fn a_chain_without_one_of_its_stages_fails_and_refuses_sessions() {
     first.open(1);
     let actions = first.handle(Event::PeerGone { peer: peer(1), why: "it left" });
     assert!(matches!(sent(&actions, COORDINATOR)[..], [(_, Notice::Failed(_))]), "{actions:?}");
-    assert!(matches!(actions.last(), Some(Action::Break { .. })) && !first.protocol.has_room());
+    assert!(breaks_first(&actions) && !first.protocol.has_room());
     let refused = first.open(2);
     assert!(
         matches!(sent(&refused, COORDINATOR)[..], [(_, Notice::Refused { error, .. })] if error.kind() == ErrorKind::Unavailable),
@@ -419,13 +424,13 @@ fn a_report_that_no_frame_can_have_given_ends_the_chain() {
         let actions = first.handle(Event::Stepped { number, advances: advances.clone() });
         let [(_, Notice::Failed(error))] = sent(&actions, COORDINATOR)[..] else { panic!("{advances:?}: {actions:?}") };
         assert_eq!(error.kind(), ErrorKind::VerificationFailed);
-        assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+        assert!(breaks_first(&actions), "{actions:?}");
     }
     let mut first = begun();
     assert!(sent(&first.stepped(0, 0, 3, false), COORDINATOR).is_empty());
     // The same report once more.
     let actions = first.stepped(0, 0, 3, false);
-    assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+    assert!(breaks_first(&actions), "{actions:?}");
 }
 
 /// The last stage compiles grammars beside its other work; until one is there, the row before the first token is computed again.
@@ -469,7 +474,7 @@ fn a_chain_whose_later_stages_are_silent_ends_within_seconds_and_says_so() {
     let actions = first.handle(Event::Ready);
     let [(_, Notice::Failed(error))] = sent(&actions, COORDINATOR)[..] else { panic!("{actions:?}") };
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
-    assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+    assert!(breaks_first(&actions), "{actions:?}");
 }
 
 #[test]
@@ -570,7 +575,7 @@ fn a_later_stage_takes_a_limited_number_of_sessions_and_sequences() {
     let actions = last.handle(frame(1, vec![0], vec![start(held)]));
     assert!(!actions.iter().any(|action| matches!(action, Action::Break { .. })), "one went, one came");
     let actions = last.handle(frame(2, Vec::new(), vec![start(held + 1)]));
-    assert!(matches!(actions.last(), Some(Action::Break { .. })), "{actions:?}");
+    assert!(breaks_first(&actions), "{actions:?}");
 }
 
 #[test]
