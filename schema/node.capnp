@@ -200,6 +200,24 @@ struct NodeStatus {
   # Whether the node takes part in votes on answers.
   federationPeers @24 :UInt32;
   # Other nodes that do.
+  devices @25 :List(DeviceStatus);
+  # GPUs of the machine; none where the node was not to look for them.
+}
+
+struct DeviceStatus {
+  name @0 :Text;
+  kind @1 :Text;
+  # discrete, integrated, virtual, software or unknown.
+  backend @2 :Text;
+  # Vulkan, Metal or DX12.
+  driver @3 :Text;
+  used @4 :Bool;
+  # Whether it computes layers.
+  why @5 :Text;
+  # Why it does not.
+  memoryUsedBytes @6 :UInt64;
+  memoryLimitBytes @7 :UInt64;
+  # Of the memory that its layers lie in; 0 where it is not used.
 }
 
 struct MemoryUse {

@@ -1,6 +1,8 @@
 //! The status of a node, of its peers, links and service, and their wire forms. Plain values.
 
-use pangea_schema::node_capnp::{counters, link_probe, memory_use, model_state, node_status, peer_status};
+use pangea_schema::node_capnp::{
+    counters, device_status, link_probe, memory_use, model_state, node_status, peer_status,
+};
 use serde::Serialize;
 
 use crate::text::{string, strings};
@@ -97,6 +99,29 @@ pub struct NodeStatus {
     pub federation: bool,
     /// Other nodes that do.
     pub federation_peers: u32,
+    /// GPUs of the machine; none where the node was not to look for them.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// A GPU of a node's machine, and what the node does with it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct DeviceStatus {
+    /// The name that its driver gives.
+    pub name: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `unknown`.
+    pub kind: String,
+    /// `Vulkan`, `Metal` or `DX12`.
+    pub backend: String,
+    /// The driver with its version.
+    pub driver: String,
+    /// Whether it computes layers.
+    pub used: bool,
+    /// Why it does not; empty where it does.
+    pub why: String,
+    /// Bytes leased now of the memory that its layers lie in.
+    pub memory_used_bytes: u64,
+    /// Limit of those bytes; 0 where it is not used.
+    pub memory_limit_bytes: u64,
 }
 
 /// Memory of a node that is leased for one purpose.
@@ -229,6 +254,7 @@ impl NodeStatus {
             master: string(wire.get_master()?)?,
             federation: wire.get_federation(),
             federation_peers: wire.get_federation_peers(),
+            devices: wire.get_devices()?.iter().map(DeviceStatus::from_wire).collect::<capnp::Result<_>>()?,
         })
     }
 
@@ -268,6 +294,38 @@ impl NodeStatus {
         wire.set_master(&self.master);
         wire.set_federation(self.federation);
         wire.set_federation_peers(self.federation_peers);
+        let mut list = wire.reborrow().init_devices(self.devices.len() as u32);
+        for (index, device) in self.devices.iter().enumerate() {
+            device.to_wire(list.reborrow().get(index as u32));
+        }
+    }
+}
+
+impl DeviceStatus {
+    /// Reads the wire form.
+    pub fn from_wire(wire: device_status::Reader<'_>) -> capnp::Result<DeviceStatus> {
+        Ok(DeviceStatus {
+            name: string(wire.get_name()?)?,
+            kind: string(wire.get_kind()?)?,
+            backend: string(wire.get_backend()?)?,
+            driver: string(wire.get_driver()?)?,
+            used: wire.get_used(),
+            why: string(wire.get_why()?)?,
+            memory_used_bytes: wire.get_memory_used_bytes(),
+            memory_limit_bytes: wire.get_memory_limit_bytes(),
+        })
+    }
+
+    /// Writes the wire form.
+    pub fn to_wire(&self, mut wire: device_status::Builder<'_>) {
+        wire.set_name(&self.name);
+        wire.set_kind(&self.kind);
+        wire.set_backend(&self.backend);
+        wire.set_driver(&self.driver);
+        wire.set_used(self.used);
+        wire.set_why(&self.why);
+        wire.set_memory_used_bytes(self.memory_used_bytes);
+        wire.set_memory_limit_bytes(self.memory_limit_bytes);
     }
 }
 

@@ -50,6 +50,8 @@ pub enum Fault {
     PanicExecutor,
     /// The thread of a stage panics once, in a session.
     PanicStage,
+    /// The GPU that computes a stage is lost once, in a session.
+    LoseDevice,
     /// A model's file that is new to the node is hashed only once there is a file `hash` in its models folder.
     LateHash,
 }

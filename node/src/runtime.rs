@@ -299,9 +299,9 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         works: parts.works,
         numerics: pangea_compute::model::NUMERICS,
         software: env!("CARGO_PKG_VERSION").to_owned(),
-        device: format!("cpu/{}", executor.isa()),
+        device: parts.devices.called(executor.isa()),
         threads: u16::try_from(parts.devices.threads(Purpose::Products)).unwrap_or(u16::MAX),
-        memory_bytes: parts.devices.limit().saturating_sub(drafting_bytes),
+        memory_bytes: parts.devices.offered_bytes().saturating_sub(drafting_bytes),
         f32_flops_per_s: speeds.f32_flops_per_s,
         ..Advert::new(peer)
     };

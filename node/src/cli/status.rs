@@ -1,6 +1,6 @@
 //! `pangea status`: one node, as facts or JSON.
 
-use pangea_client::{MemoryUse, ModelState, NodeStatus};
+use pangea_client::{DeviceStatus, MemoryUse, ModelState, NodeStatus};
 
 use super::args::QueryArgs;
 use super::failure::Failure;
@@ -22,6 +22,27 @@ fn purposes(memory: &[MemoryUse]) -> String {
     held.sort_by_key(|held| std::cmp::Reverse(held.bytes));
     let parts: Vec<String> = held.iter().map(|held| format!("{} {}", held.purpose, ByteSize(held.bytes))).collect();
     if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) }
+}
+
+/// The GPUs of the machine, and why one is not used.
+fn devices(devices: &[DeviceStatus]) -> String {
+    let parts: Vec<String> = devices
+        .iter()
+        .map(|device| {
+            let what = format!("{} ({}, {})", device.name, device.kind, device.backend);
+            match device.used {
+                true => {
+                    let (used, limit) = (ByteSize(device.memory_used_bytes), ByteSize(device.memory_limit_bytes));
+                    format!("{what}: computes layers, {used} of {limit} in use")
+                }
+                false => format!("{what}: not used: {}", device.why),
+            }
+        })
+        .collect();
+    match parts.is_empty() {
+        true => "layers are computed by the processor".to_owned(),
+        false => parts.join("; "),
+    }
 }
 
 /// Names and states of the models.
@@ -78,6 +99,7 @@ fn show(status: &NodeStatus) -> String {
                 purposes(&status.memory)
             ),
         ),
+        ("devices", devices(&status.devices)),
         ("models", models(&status.models)),
         ("votes", votes(status)),
         ("master", if status.master.is_empty() { "none yet".to_owned() } else { status.master.clone() }),

@@ -9,6 +9,7 @@ use clap::builder::FalseyValueParser;
 
 use super::duration::duration;
 use super::node::ConfigError;
+use crate::devices::choice::DeviceChoice;
 use crate::fault::Fault;
 use crate::host;
 use pangea_control::trust::AuditPolicy;
@@ -60,6 +61,16 @@ pub struct WorkFlags {
     #[arg(long, value_name = "MODEL", env = "PANGEA_DRAFT", hide_env_values = true)]
     pub draft: Option<String>,
 
+    /// What computes layers of models: auto (the best GPU, else the processor), cpu, gpu, or gpu: and a part of a GPU's name
+    /// [default: cpu]
+    #[arg(long, value_name = "DEVICE", env = "PANGEA_DEVICE", hide_env_values = true)]
+    pub device: Option<DeviceChoice>,
+
+    /// Memory that layers on a GPU may take, such as 8GiB [default: seven eighths of its own memory, or what --max-memory
+    /// allows where it shares this machine's]
+    #[arg(long, value_name = "SIZE", env = "PANGEA_GPU_MEMORY", hide_env_values = true, value_parser = memory_limit)]
+    pub gpu_memory: Option<ByteSize>,
+
     /// Compute threads [default: fast physical cores]
     #[arg(long, value_name = "N", env = "PANGEA_THREADS", hide_env_values = true, value_parser = thread_count)]
     pub threads: Option<usize>,
@@ -97,6 +108,10 @@ pub struct WorkConfig {
     pub keep_loaded: Option<Duration>,
     /// The small model that drafts: a name or a path.
     pub draft: Option<String>,
+    /// What computes layers.
+    pub device: DeviceChoice,
+    /// Memory that layers on a GPU may take, in bytes.
+    pub gpu_memory: Option<u64>,
     /// Compute threads, at least 1.
     pub threads: usize,
     /// Which of the sessions are audited that this node coordinates.
@@ -131,6 +146,8 @@ impl WorkFlags {
             max_memory: max_memory(self.max_memory),
             keep_loaded: self.keep_loaded.and_then(|keep| keep.0),
             draft: self.draft,
+            device: self.device.unwrap_or_default(),
+            gpu_memory: self.gpu_memory.map(|size| size.0),
             threads: threads(self.threads),
             audit: self.audit.unwrap_or_default(),
             works: !self.client,
@@ -216,6 +233,8 @@ mod tests {
             ("--threads", "many", "whole number"),
             ("--max-memory", "5", "at least 16.0 MiB"),
             ("--max-memory", "lots", "not a size"),
+            ("--device", "tpu", "auto, cpu, gpu"),
+            ("--gpu-memory", "5", "at least 16.0 MiB"),
             ("--keep-loaded", "0", "at least 1ms, such as 30s, or forever"),
             ("--keep-loaded", "5 weeks", "or forever"),
             ("--audit", "1.5", "between 0"),

@@ -41,15 +41,19 @@ impl DeviceChoice {
     /// # Errors
     /// `InvalidInput` where no GPU is of that choice, with the reason of each; `Unavailable` where its driver refuses.
     pub fn engine(&self, pool: Arc<Pool>) -> Result<Engine> {
-        let choice = match self {
-            DeviceChoice::Cpu => return Ok(Engine::Cpu(pool)),
-            DeviceChoice::Auto | DeviceChoice::Gpu(None) => GpuChoice::Best,
-            DeviceChoice::Gpu(Some(name)) => GpuChoice::Named(name),
-        };
-        match (Gpu::open(choice), self) {
-            (Ok(gpu), _) => Ok(Engine::Gpu(gpu)),
-            (Err(_), DeviceChoice::Auto) => Ok(Engine::Cpu(pool)),
-            (Err(error), _) => Err(compute_error(error)),
+        match (self.gpu().map(Gpu::open), self) {
+            (Some(Ok(gpu)), _) => Ok(Engine::Gpu(gpu)),
+            (None, _) | (Some(Err(_)), DeviceChoice::Auto) => Ok(Engine::Cpu(pool)),
+            (Some(Err(error)), _) => Err(compute_error(error)),
+        }
+    }
+
+    /// The GPU that is meant; `None` for the processor.
+    pub(super) fn gpu(&self) -> Option<GpuChoice<'_>> {
+        match self {
+            DeviceChoice::Cpu => None,
+            DeviceChoice::Auto | DeviceChoice::Gpu(None) => Some(GpuChoice::Best),
+            DeviceChoice::Gpu(Some(name)) => Some(GpuChoice::Named(name)),
         }
     }
 }
@@ -59,6 +63,7 @@ pub fn name_of(engine: &Engine) -> String {
     match engine {
         Engine::Cpu(_) => "cpu".to_owned(),
         Engine::Gpu(gpu) => gpu.report().name.clone(),
+        Engine::Split(split) => format!("{} and cpu", split.gpu.report().name),
     }
 }
 

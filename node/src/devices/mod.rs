@@ -4,10 +4,12 @@
 //!
 //! * [`Lease`]: memory that somebody has; dropping it gives it back.
 //! * [`choice`]: the device that computes layers, by its name.
+//! * [`gpu`]: the GPU of this node.
 //! * [`threads`]: the compute pools; [`Turn`]: the cores, for work that is not cut into pieces.
 
 pub mod choice;
 mod cores;
+mod gpu;
 mod lease;
 pub mod threads;
 
@@ -16,16 +18,18 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use pangea_client::{Error, ErrorKind, Result};
+use pangea_client::{DeviceStatus, Error, ErrorKind, Result};
 use pangea_control::Time;
 use pangea_control::devices::{Action, Event, LeaseId, Ledger, Shortage};
 use tokio::sync::{Notify, oneshot};
 
 use crate::clock;
 use crate::observe::Observer;
+use choice::DeviceChoice;
 use cores::Cores;
 
 pub use cores::Turn;
+pub use gpu::NodeGpu;
 pub use lease::Lease;
 pub use pangea_control::devices::Kind;
 
@@ -39,6 +43,8 @@ struct Shared {
     limit: u64,
     threads: usize,
     cores: Cores,
+    /// The GPU that computes layers.
+    gpu: Option<NodeGpu>,
     accounts: Mutex<Accounts>,
     /// Drops packed operands that no product uses now.
     drop_packs: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -82,10 +88,61 @@ impl std::fmt::Debug for Devices {
 impl Devices {
     /// Creates the accounts of `max_memory` bytes and `threads` compute threads.
     pub fn new(max_memory: u64, threads: usize) -> Devices {
+        Devices::of(max_memory, threads, None)
+    }
+
+    /// The same with the GPU of that choice, if it names one; `gpu_memory`: bytes that its layers may take.
+    ///
+    /// # Errors
+    /// `InvalidInput` where no GPU is of that choice, with the reason of each; `Unavailable` where its driver refuses.
+    pub fn with_device(
+        max_memory: u64,
+        threads: usize,
+        choice: &DeviceChoice,
+        gpu_memory: Option<u64>,
+    ) -> Result<Devices> {
+        Ok(Devices::of(max_memory, threads, NodeGpu::open(choice, gpu_memory, max_memory)?))
+    }
+
+    fn of(max_memory: u64, threads: usize, gpu: Option<NodeGpu>) -> Devices {
         let accounts = Accounts { ledger: Ledger::new(max_memory), next: 1, waiters: BTreeMap::new() };
         let (accounts, drop_packs, short) = (Mutex::new(accounts), OnceLock::new(), Notify::new());
         let cores = Cores::new();
-        Devices { shared: Arc::new(Shared { limit: max_memory, threads, cores, accounts, drop_packs, short }) }
+        Devices { shared: Arc::new(Shared { limit: max_memory, threads, cores, gpu, accounts, drop_packs, short }) }
+    }
+
+    /// The GPU that computes layers, also one that was given up.
+    pub fn gpu(&self) -> Option<&NodeGpu> {
+        self.shared.gpu.as_ref()
+    }
+
+    /// Gives the GPU up for good: layers are computed by the processor from now on. Returns whether it was used until now.
+    pub fn give_up_gpu(&self, why: &str) -> bool {
+        self.gpu().is_some_and(|gpu| gpu.give_up(why))
+    }
+
+    /// What computes layers, for people: the GPU's name, or the processor's instruction set.
+    pub fn called(&self, isa: &str) -> String {
+        match self.gpu().filter(|gpu| gpu.works().is_some()) {
+            Some(gpu) => format!("gpu/{}", gpu.report().name),
+            None => format!("cpu/{isa}"),
+        }
+    }
+
+    /// All adapters of this machine, and what this node does with each; none where it was not to look for them.
+    pub fn show(&self) -> Vec<DeviceStatus> {
+        self.gpu().map(NodeGpu::show).unwrap_or_default()
+    }
+
+    /// The accounts that layers on the GPU are leased from.
+    pub(crate) fn gpu_accounts(&self) -> Vec<&Devices> {
+        self.gpu().map(|gpu| gpu.accounts(self)).unwrap_or_default()
+    }
+
+    /// Bytes that models may take: of this machine's memory and of the GPU's own.
+    pub fn offered_bytes(&self) -> u64 {
+        let working = self.gpu().filter(|gpu| gpu.works().is_some());
+        self.limit() + working.map_or(0, NodeGpu::own_bytes)
     }
 
     /// All bytes that may be leased: `--max-memory`.

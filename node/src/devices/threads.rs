@@ -5,11 +5,16 @@
 //! turns at them by how urgent their purpose is ([`pangea_control::devices::turns`]). On a common pool, whose phases
 //! run to their end, each phase of an answer's step would wait for a phase of a product.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use pangea_client::Result;
+use pangea_compute::model::{ModelFile, ModelPart};
 use pangea_compute::{Engine, Pool};
+use pangea_control::devices::roomy_sessions_bytes;
 use pangea_control::devices::turns::Class;
 
-use super::{Devices, Turn};
+use super::{Devices, Kind, Turn};
 
 /// What a pool computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +71,22 @@ impl Devices {
     /// As [`Devices::pool`].
     pub fn engine(&self, purpose: Purpose) -> Result<Engine> {
         self.pool(purpose).map(Engine::from)
+    }
+
+    /// The engine that loads a part of a model: the GPU where there is one, as far as its memory has room for the layers and for
+    /// their sessions, which get the least of `session_bytes` and up to the most; else the processor.
+    ///
+    /// # Errors
+    /// As [`Devices::pool`].
+    pub fn engine_for(&self, file: &ModelFile, part: &ModelPart, session_bytes: Range<u64>) -> Result<Engine> {
+        let pool = Arc::new(self.pool(Purpose::Loading)?);
+        let Some(gpu) = self.gpu() else { return Ok(Engine::Cpu(pool)) };
+        let free = self.gpu_accounts().into_iter().map(|account| account.free_for(Kind::Weights));
+        let room = free.min().unwrap_or(0);
+        let session_bytes = session_bytes.end.min(roomy_sessions_bytes(room)).max(session_bytes.start);
+        let a_position = file.config().position_bytes() * part.layers.len().max(1) as u64;
+        let positions = usize::try_from(session_bytes / a_position.max(1)).unwrap_or(usize::MAX);
+        Ok(gpu.engine(file, part, pool, positions, room))
     }
 
     /// The cores for a measurement. Blocks while more urgent work computes, at most for the longest wait of its class.

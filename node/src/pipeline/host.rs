@@ -74,7 +74,7 @@ pub struct StageSetup {
     /// Metrics of the model's engine.
     pub metrics: Arc<EngineMetrics>,
     /// Leases of the weights and of the sessions, held as long as the stage uses them.
-    pub memory: Arc<[Lease; 2]>,
+    pub memory: Arc<[Lease]>,
 }
 
 /// An event for the coordinator of a session.
@@ -123,21 +123,21 @@ struct Inner {
     supervisor: Supervisor,
 }
 
-/// A whole model on this node, for passes besides those of its sessions.
-pub struct WholeModel {
-    /// All layers.
+/// The layers of a stage on this node, for passes besides those of its sessions.
+#[derive(Clone)]
+pub struct StageLayers {
+    /// The layers.
     pub model: Arc<engine::Stage>,
     /// The stage's memory for keys and values.
     pub budget: PageBudget,
     /// Keeps the leases of weights and sessions.
-    pub memory: Arc<[Lease; 2]>,
+    pub memory: Arc<[Lease]>,
 }
 
 struct StageHandle {
     events: SyncSender<StageEvent>,
-    model: Arc<engine::Stage>,
-    budget: PageBudget,
-    memory: Arc<[Lease; 2]>,
+    /// `None` where they are of no use any more.
+    layers: Option<StageLayers>,
     /// Decides who may send what to the stage.
     gate: Gate,
     /// On the first stage, the pass that is computed now. Later stages finish what they were sent: sequences that continue
@@ -245,8 +245,11 @@ impl Pipeline {
         if stages.get(&chain).is_some_and(|stage| !stage.broken) {
             return Ok(());
         }
-        let model = Arc::clone(&setup.model);
-        let (budget, memory) = (setup.budget.clone(), Arc::clone(&setup.memory));
+        let layers = StageLayers {
+            model: Arc::clone(&setup.model),
+            budget: setup.budget.clone(),
+            memory: Arc::clone(&setup.memory),
+        };
         let config = setup.model.config();
         let largest = MessageBytes {
             frame: (FRAME_ROWS * (config.hidden_size * size_of::<f32>()) as u64).min(u64::from(MAX_PAYLOAD_BYTES)),
@@ -263,9 +266,7 @@ impl Pipeline {
         })?;
         let handle = StageHandle {
             events,
-            model,
-            budget,
-            memory,
+            layers: Some(layers),
             gate,
             running,
             load: StageLoad::default(),
@@ -305,14 +306,18 @@ impl Pipeline {
     }
 
     /// The whole model of a chain whose only stage is on this node.
-    pub fn whole(&self, chain: ChainId) -> Option<WholeModel> {
-        let stages = self.stages();
-        let stage = stages.get(&chain).filter(|stage| stage.model.is_whole())?;
-        Some(WholeModel {
-            model: Arc::clone(&stage.model),
-            budget: stage.budget.clone(),
-            memory: Arc::clone(&stage.memory),
-        })
+    pub fn whole(&self, chain: ChainId) -> Option<StageLayers> {
+        let layers = self.stages().get(&chain)?.layers.clone()?;
+        layers.model.is_whole().then_some(layers)
+    }
+
+    /// Lets go of layers that no stage can compute any more: the broken stages that had them stay as they are, without their memory.
+    pub(super) fn let_go(&self, model: &engine::Stage) {
+        let mut stages = self.stages();
+        let have = |stage: &&mut StageHandle| {
+            stage.broken && stage.layers.as_ref().is_some_and(|layers| layers.model.shares_weights(model))
+        };
+        stages.values_mut().filter(have).for_each(|stage| stage.layers = None);
     }
 
     /// Running and waiting sequences of a chain whose first stage is on this node; zero otherwise.
@@ -356,7 +361,9 @@ impl Pipeline {
 
     /// Whether the stage of a chain uses exactly these layers.
     pub fn uses(&self, chain: ChainId, model: &engine::Stage) -> bool {
-        self.stages().get(&chain).is_some_and(|stage| stage.model.shares_weights(model))
+        let stages = self.stages();
+        let layers = stages.get(&chain).and_then(|stage| stage.layers.as_ref());
+        layers.is_some_and(|layers| layers.model.shares_weights(model))
     }
 
     /// Whether a chain has failed.

@@ -62,6 +62,14 @@ pub(super) struct Passed {
     pub(super) failed: Vec<(u64, Error)>,
 }
 
+/// Why a pass failed for all of its sequences.
+pub(super) enum PassError {
+    /// Memory does not suffice.
+    Exhausted(Error),
+    /// The device that computes the layers is gone, or cannot hold what it has to: why.
+    DeviceFailed(String),
+}
+
 impl Layers {
     pub(super) fn new(
         model: Arc<Stage>,
@@ -226,16 +234,20 @@ impl Layers {
     /// Computes rows in one pass; if that fails for one of them, each sequence on its own.
     ///
     /// # Errors
-    /// On the first stage (`gives_way`), that memory does not suffice; every cache is then unchanged.
+    /// That the stage cannot go on, and on the first stage (`gives_way`), that memory does not suffice; every cache is then
+    /// unchanged.
     pub(super) fn pass(
         &mut self,
         protocol: &Protocol,
         rows: &[FrameRows],
         input: Input<'_>,
         gives_way: bool,
-    ) -> Result<Passed> {
+    ) -> std::result::Result<Passed, PassError> {
         let mut passed = Passed::default();
         let (began, number) = (Instant::now(), protocol.frame_number());
+        if self.faults.loses_device(number) {
+            self.model.lose_device();
+        }
         let result = if self.faults.is_full(number) {
             Err(pangea_compute::Error::OutOfMemory { bytes: 0, what: "keys and values, by a fault on purpose" })
         } else {
@@ -244,8 +256,9 @@ impl Layers {
         self.faults.delay(number, began);
         match result {
             Ok(output) => self.take(protocol, rows, output, &mut passed),
+            Err(_) if let Some(why) = self.model.device_failure() => return Err(PassError::DeviceFailed(why)),
             Err(error) if gives_way && error.kind() == ComputeErrorKind::Overloaded => {
-                return Err(compute_error(error));
+                return Err(PassError::Exhausted(compute_error(error)));
             }
             Err(error) if rows.len() == 1 => {
                 match error.kind() {

@@ -1,6 +1,8 @@
 //! The layers in this node's memory, and the chains that use them: fetched and packed as the placer orders, shared by
 //! the chains of consecutive placements, dropped when no chain needs them. No placement is decided here.
 
+mod failed_devices;
+mod leases;
 mod own_files;
 mod stage_loading;
 mod unhashed;
@@ -18,14 +20,14 @@ use pangea_compute::draft::MAX_DRAFT;
 use pangea_compute::engine::Stage;
 use pangea_compute::model::{Cache, ModelFile, ModelPart, PageBudget};
 use pangea_compute::{Cancel, Digest};
-use tokio::sync::watch;
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::draft::Draft;
 use super::host::{Pipeline, StageSetup};
 use super::wire::{ChainId, StageAt};
 use crate::blob::{Blobs, model_size, position_bytes};
 use crate::devices::threads::Purpose;
-use crate::devices::{Devices, Kind, Lease};
+use crate::devices::{Devices, Lease};
 use crate::engine_metrics::EngineMetrics;
 use crate::model_text::ModelText;
 use crate::models::LoadedPart;
@@ -34,12 +36,15 @@ use crate::pool::{ModelAdvert, Pool, ServingAdvert, StagePace, View};
 use crate::{clock, compute_error};
 use pangea_control::Time;
 use pangea_control::devices::roomy_sessions_bytes;
-use pangea_control::placement::{Placement, PublishedPlacements, broken_elsewhere, pool_facts, room_positions};
+use pangea_control::placement::{
+    Placement, PublishedPlacements, StageReport, broken_elsewhere, pool_facts, room_positions,
+};
 use pangea_control::session::Drafts;
 use pangea_control::session::batch::{BatchLimits, CacheBytes};
 use pangea_control::session::chains::{ChainUse, Chains};
 use pangea_control::session::whole_models::WholeModels;
-use pangea_units::ByteSize;
+
+use leases::Leased;
 
 /// Rows of prompts in a step without answers: at most a quarter of a second on a slow machine.
 const PROMPT_ROWS: usize = 256;
@@ -116,7 +121,15 @@ pub struct LoadedLayers {
     /// Bytes of the whole model, if the node's small model can draft for it.
     drafted_bytes: Option<u64>,
     /// Leases of the weights and of the sessions.
-    memory: Arc<[Lease; 2]>,
+    memory: Arc<[Lease]>,
+    /// The file that they were read from.
+    path: Arc<Path>,
+}
+
+/// An order of the placer whose layers are loaded: later failures are reported for it.
+struct Order {
+    epoch: u64,
+    reports: mpsc::Sender<StageReport>,
 }
 
 /// Digest of the model, first layer, end.
@@ -144,6 +157,10 @@ struct Inner {
     unhashed: Mutex<BTreeSet<Digest>>,
     /// Metrics by model; for models that this node serves, those of its engine.
     metrics: Mutex<HashMap<Digest, Arc<EngineMetrics>>>,
+    /// Layers that are packed now, each by one thread; others wait for it.
+    packing: Mutex<HashMap<Key, Arc<Mutex<()>>>>,
+    /// The placer's orders.
+    orders: Mutex<HashMap<Key, Order>>,
     /// Orders in progress.
     loading: Mutex<HashMap<Key, Cancel>>,
     /// Chains of placements.
@@ -154,11 +171,9 @@ struct Inner {
     /// Models for which requests here wait, with the time of the last one that asked.
     wanted: Mutex<BTreeMap<Digest, Time>>,
     changed: watch::Sender<u64>,
+    /// Notified when layers are there again whose device had failed.
+    reloaded: Notify,
 }
-
-/// Time that a load waits for leased memory: stages that end release theirs within a second, and products
-/// theirs when they are done.
-const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl std::fmt::Debug for Loader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -189,12 +204,15 @@ impl Loader {
             loaded: Mutex::default(),
             unhashed: Mutex::default(),
             metrics: Mutex::default(),
+            packing: Mutex::default(),
+            orders: Mutex::default(),
             loading: Mutex::default(),
             chains: Mutex::default(),
             published: Mutex::default(),
             whole_models: Mutex::new(WholeModels::new(limits.keep)),
             wanted: Mutex::default(),
             changed: watch::Sender::new(0),
+            reloaded: Notify::new(),
         }))
     }
 
@@ -258,22 +276,26 @@ impl Loader {
         cancel: &Cancel,
     ) -> Result<LoadedLayers> {
         let key = (model, layers.start, layers.end);
+        let packing = Arc::clone(self.packing().entry(key).or_default());
+        let _packing = packing.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(loaded) = self.loaded().get(&key) {
             return Ok(loaded.clone());
         }
         let part = ModelPart::of_layers(file.config(), layers.start as usize..layers.end as usize);
-        let engine = self.0.devices.engine(Purpose::Loading)?;
-        let needs = engine.load_bytes(file, &part).map_err(compute_error)?;
-        let [weights, sessions] = self.lease(model, file, &layers, needs.weights, session_bytes)?;
+        let least = model_size(file)?.session_bytes(&layers);
+        let sessions = least..session_bytes.max(least);
+        let engine = self.0.devices.engine_for(file, &part, sessions.clone())?;
+        let Leased { leases, session_bytes } = self.lease(model, file, &part, &engine, sessions)?;
         let LoadedPart { model: packed, text } = LoadedPart::load(file, part, &engine, &self.0.devices)?;
         let loaded = LoadedLayers {
             name: name.into(),
-            budget: packed.page_budget(sessions.bytes()),
+            budget: packed.page_budget(session_bytes),
             model: Arc::new(packed),
             text: text.map(Arc::new),
             metrics,
             drafted_bytes: self.drafted_bytes(name, file),
-            memory: Arc::new([weights, sessions]),
+            memory: leases.into(),
+            path: file.path().into(),
         };
         let mut all = self.loaded();
         // Unloaded before there was anything to unload: nobody would ever give these layers up.
@@ -298,35 +320,6 @@ impl Loader {
                 None
             }
         }
-    }
-
-    /// Leases memory for the weights and the sessions of these layers.
-    fn lease(
-        &self,
-        model: Digest,
-        file: &ModelFile,
-        layers: &Range<u32>,
-        weight_bytes: u64,
-        session_bytes: u64,
-    ) -> Result<[Lease; 2]> {
-        let least = model_size(file)?.session_bytes(layers);
-        let devices = &self.0.devices;
-        // Weights and sessions are leased together, because neither is of use alone.
-        let both = weight_bytes.saturating_add(least);
-        let mut weights = match devices.lease(Kind::Weights, both) {
-            Ok(lease) => lease,
-            Err(_) => {
-                self.end_idle_whole(model);
-                devices.lease_within(Kind::Weights, both, MEMORY_TIMEOUT).map_err(|error| {
-                    let (weights, sessions) = (ByteSize(weight_bytes), ByteSize(least));
-                    let why = format!("{} ({weights} of weights, {sessions} for sessions)", error.message());
-                    Error::new(error.kind(), why)
-                })?
-            }
-        };
-        weights.shrink(weight_bytes);
-        let sessions = devices.lease_up_to(Kind::Sessions, least, session_bytes, MEMORY_TIMEOUT)?;
-        Ok([weights, sessions])
     }
 
     /// Ends the chain of this node alone if no session uses it: its layers are to be loaded as part of another
@@ -507,6 +500,9 @@ impl Loader {
         let Some(loaded) = self.loaded().get(&(placement.model, layers.start, layers.end)).cloned() else {
             return Ok(());
         };
+        if loaded.model.device_failure().is_some() {
+            return Ok(());
+        }
         // The first stage admits what the stage with the least memory can hold, so it needs the adverts of all.
         let room = room_positions(view, placement);
         // All links must be open: a chain that starts without them would fail at once.
@@ -523,11 +519,12 @@ impl Loader {
         Ok(())
     }
 
-    /// Restarts the stages of this node alone whose threads panicked: their layers are still loaded.
+    /// Restarts the stages of this node alone that failed, and whose layers are loaded, still or again.
     fn restart_alone(&self) {
         let local = self.0.pipeline.local();
         let broken = |key: &Key| self.0.pipeline.is_broken(ChainId::alone(key.0));
-        let whole: Vec<_> = self.loaded().iter().filter(|(key, _)| broken(key)).map(|(k, l)| (*k, l.clone())).collect();
+        let usable = |(key, loaded): &(&Key, &LoadedLayers)| broken(key) && loaded.model.device_failure().is_none();
+        let whole: Vec<_> = self.loaded().iter().filter(usable).map(|(k, l)| (*k, l.clone())).collect();
         for (key, loaded) in whole.into_iter().filter(|(key, _)| self.is_whole(key)) {
             let stages = vec![StageAt { peer: local, layers: key.1..key.2 }];
             let session_bytes = loaded.budget.max_bytes();
@@ -568,12 +565,15 @@ impl Loader {
                     sessions.paced_in_task(model, layers, pace).await;
                 }
             }
+            // Last, because what was told above is told of layers that are there.
+            self.replace_failed();
             tokio::select! {
                 changed = view.changed() => if changed.is_err() {
                     return;
                 },
                 // The pipeline outlives this task.
                 _ = breaks.changed() => {}
+                () = self.0.reloaded.notified() => {}
             }
         }
     }
@@ -642,6 +642,14 @@ impl Loader {
 
     fn wanted(&self) -> MutexGuard<'_, BTreeMap<Digest, Time>> {
         self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn packing(&self) -> MutexGuard<'_, HashMap<Key, Arc<Mutex<()>>>> {
+        self.0.packing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn orders(&self) -> MutexGuard<'_, HashMap<Key, Order>> {
+        self.0.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn loading(&self) -> MutexGuard<'_, HashMap<Key, Cancel>> {

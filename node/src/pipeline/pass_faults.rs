@@ -157,6 +157,11 @@ impl PassFaults {
         assert!(!panics, "as the fault of this node says");
     }
 
+    /// Whether the stage's device is lost in frame `number`.
+    pub(super) fn loses_device(&self, number: u64) -> bool {
+        number > HANGS_AFTER && self.pipeline.fault_once(Fault::LoseDevice)
+    }
+
     /// Whether frame `number` gets another number, once.
     pub(super) fn misnumbers(&self, number: u64) -> bool {
         number > HANGS_AFTER && self.pipeline.fault_once(Fault::Misfit)

@@ -15,7 +15,7 @@ use pangea_control::session::stage::{Action, Count, Event, Incoming, Notice, Ope
 use pangea_control::session::{Drafter, Drafts};
 
 use super::host::{Pipeline, StageLoad, StageSetup};
-use super::layers::{Layers, Passed, SignedStage};
+use super::layers::{Layers, PassError, Passed, SignedStage};
 use super::pass_faults::PassFaults;
 use super::payload::Payload;
 use super::request_log::RequestLog;
@@ -92,8 +92,10 @@ pub(super) struct Stage {
     waited: Duration,
     /// Whether there are more cores than compute threads.
     has_spare_core: bool,
+    /// Whether the device that computes its layers failed: then its thread ends, and the layers' memory is free for others.
+    has_failed: bool,
     /// Memory of its layers and sessions; released last.
-    _memory: Arc<[Lease; 2]>,
+    _memory: Arc<[Lease]>,
 }
 
 impl Stage {
@@ -134,6 +136,7 @@ impl Stage {
             passed: Passed::default(),
             waited: Duration::MAX,
             has_spare_core: cores() > layers.threads(),
+            has_failed: false,
             layers,
         }
     }
@@ -146,29 +149,34 @@ impl Stage {
     pub(super) fn run(mut self, inbox: Receiver<StageEvent>) {
         // Sessions fail over instead of waiting, those of this node too, which expect no silence of its own stages.
         match catch_unwind(AssertUnwindSafe(|| self.work(&inbox))) {
+            Ok(()) if self.has_failed => self.refuse_openings(&inbox),
             Ok(()) => self.follow(Event::End { why: "the layers have left this node's memory" }),
             Err(panic) => {
                 self.follow(Event::CannotGoOn { why: "the stage panicked" });
-                // Openings that it had not read; since it is broken, no more are queued.
-                while let Ok(event) = inbox.try_recv() {
-                    if let StageEvent::Message { message: message @ Message::Open(_), payload, .. } = event {
-                        self.message(message, payload);
-                    }
-                }
+                self.refuse_openings(&inbox);
                 resume_unwind(panic);
+            }
+        }
+    }
+
+    /// Answers openings that a broken stage had not read; since it is broken, no more are queued.
+    fn refuse_openings(&mut self, inbox: &Receiver<StageEvent>) {
+        while let Ok(event) = inbox.try_recv() {
+            if let StageEvent::Message { message: message @ Message::Open(_), payload, .. } = event {
+                self.message(message, payload);
             }
         }
     }
 
     fn work(&mut self, inbox: &Receiver<StageEvent>) {
         let mut ticked = Instant::now();
-        loop {
+        while !self.has_failed {
             // Without room for a frame the protocol would not get the time, and with many messages not by waiting either.
             if self.protocol.follows_time() && ticked.elapsed() >= TIME_TICK {
                 self.follow(Event::Ready);
                 ticked = Instant::now();
             }
-            if !self.step() {
+            if !self.step() && !self.has_failed {
                 match self.next(inbox) {
                     Ok(event) => {
                         if !self.handle(event) {
@@ -179,7 +187,9 @@ impl Stage {
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
-            while let Ok(event) = inbox.try_recv() {
+            while !self.has_failed
+                && let Ok(event) = inbox.try_recv()
+            {
                 if !self.handle(event) {
                     return;
                 }
@@ -509,9 +519,14 @@ impl Stage {
                 self.passed = passed;
                 event
             }
-            Err(error) => {
+            Err(PassError::Exhausted(error)) => {
                 tracing::debug!(event = "engine_memory", %error, "preempting sessions: memory does not suffice");
                 Event::Exhausted(rows)
+            }
+            Err(PassError::DeviceFailed(why)) => {
+                self.has_failed = true;
+                let why = format!("the stage's device failed: {why}");
+                return self.protocol.handle(Event::CannotGoOn { why: &why }, clock::now(), following);
             }
         };
         self.protocol.handle(event, clock::now(), following);

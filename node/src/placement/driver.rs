@@ -10,8 +10,8 @@ use pangea_compute::Digest;
 use tokio::sync::mpsc;
 
 use crate::clock;
-use crate::devices::Devices;
 use crate::devices::threads::Purpose;
+use crate::devices::{Devices, NodeGpu};
 use crate::peers::Peers;
 use crate::pool::{LayerSpeed, ModelAdvert, Pool, StagePace, View};
 use crate::supervise::Supervisor;
@@ -270,7 +270,11 @@ pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
             std::thread::sleep(pause);
             let measured = devices.pool(Purpose::Probe).and_then(|threads| {
                 let _turn = devices.turn(Purpose::Probe);
-                pangea_compute::probe::layers(&threads, PROBE_MS).map_err(crate::compute_error)
+                let rates = match devices.gpu().and_then(NodeGpu::works) {
+                    Some(gpu) => pangea_compute::probe::gpu_layers(gpu, PROBE_MS),
+                    None => pangea_compute::probe::layers(&threads, PROBE_MS),
+                };
+                rates.map_err(crate::compute_error)
             });
             match measured {
                 Ok(rates) => {

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::engine::{Engine, RequestRefused};
 use crate::compute_error;
 use crate::model_text::Prompt;
-use crate::pipeline::host::WholeModel;
+use crate::pipeline::host::StageLayers;
 
 /// Requests for embeddings that wait for one model, each with its texts in memory; more are refused.
 const MAX_WAITING: usize = 64;
@@ -74,7 +74,7 @@ impl Engine {
         Ok(embeddings)
     }
 
-    fn whole(&self) -> Result<WholeModel> {
+    fn whole(&self) -> Result<StageLayers> {
         let shared = self.shared();
         let route = shared.routes.best(&Exclusions::default(), &Prefix::default());
         let whole = route.and_then(|route| shared.pipeline.whole(route.chain));
@@ -87,7 +87,7 @@ impl Engine {
     }
 }
 
-fn embed(whole: &WholeModel, tokens: &[u32]) -> Result<Embedding> {
+fn embed(whole: &StageLayers, tokens: &[u32]) -> Result<Embedding> {
     let mut cache = whole.model.cache(&whole.budget);
     let values = whole.model.embed(&mut cache, tokens).map_err(compute_error)?;
     Ok(Embedding { values, tokens: tokens.len() })

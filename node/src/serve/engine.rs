@@ -229,7 +229,7 @@ impl Engine {
             text: Some(Arc::clone(&text)),
             name: name.to_owned(),
             metrics: Arc::clone(&metrics),
-            memory: Arc::new([weights, sessions]),
+            memory: Arc::from([weights, sessions]),
         })?;
         let kept: Option<Arc<dyn Any + Send + Sync>> = Some(Arc::new(KeptChain { chain, pipeline: pipeline.clone() }));
         let routes = Arc::new(SoleRoute::new(Route { chain, stages, kept }, pipeline.clone()));

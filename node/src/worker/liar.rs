@@ -70,6 +70,7 @@ impl Liar {
             | Fault::Stall
             | Fault::PanicPool
             | Fault::PanicStage
+            | Fault::LoseDevice
             | Fault::LateHash => (Ok(honest), None),
             Fault::PanicExecutor => {
                 assert!(std::mem::replace(&mut self.panicked, true), "as the fault of this node says");

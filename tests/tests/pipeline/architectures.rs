@@ -4,13 +4,13 @@ use pangea_tests::tiny_model::TinyModel;
 
 use super::*;
 
-const COMPLETIONS: &str = "/v1/completions";
-const NAME: &str = "tiny";
+pub(crate) const COMPLETIONS: &str = "/v1/completions";
+pub(crate) const NAME: &str = "tiny";
 
 /// Tokens of an answer: enough that a node can be killed while it comes.
 const TOKENS: usize = 400;
 
-fn stage(model: TinyModel) -> Stage {
+pub(crate) fn stage(model: TinyModel) -> Stage {
     let cluster = Cluster::new();
     let path = cluster.folder().join(format!("{NAME}.gguf"));
     // As many layers as the model of the other tests has.

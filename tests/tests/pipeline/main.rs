@@ -5,6 +5,7 @@
 mod answers;
 mod architectures;
 mod every_token;
+mod gpu;
 mod lies;
 mod losses;
 mod memory;

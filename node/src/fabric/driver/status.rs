@@ -57,6 +57,7 @@ impl FabricDriver {
             bytes_sent: self.counters.bytes_sent + served.bytes_sent,
             bytes_received: self.counters.bytes_received + served.bytes_received,
             memory,
+            devices: self.settings.devices.show(),
             // The services add what does not concern products.
             ..NodeStatus::default()
         }

@@ -2,7 +2,7 @@
 //! that were opened before name the first one.
 
 use std::collections::HashMap;
-use std::collections::hash_map::{Iter, Values};
+use std::collections::hash_map::{Iter, Values, ValuesMut};
 
 use pangea_control::session::ChainId;
 
@@ -61,6 +61,10 @@ impl<S> StageTable<S> {
 
     pub(super) fn values(&self) -> Values<'_, ChainId, S> {
         self.stages.values()
+    }
+
+    pub(super) fn values_mut(&mut self) -> ValuesMut<'_, ChainId, S> {
+        self.stages.values_mut()
     }
 
     pub(super) fn iter(&self) -> Iter<'_, ChainId, S> {

@@ -12,7 +12,7 @@ use pangea_control::session::ChainId;
 use pangea_units::LayerRange;
 use tokio::sync::mpsc;
 
-use super::Loader;
+use super::{Loader, Order};
 use crate::blob::Wanted;
 use crate::compute_error;
 use crate::placement::StageLoader;
@@ -76,6 +76,7 @@ impl StageLoader for Loader {
         let cancel = Cancel::new();
         let key = (order.model, order.layers.start, order.layers.end);
         self.loading().insert(key, cancel.clone());
+        self.orders().insert(key, Order { epoch: order.epoch, reports: reports.clone() });
         let loader = self.clone();
         let report = {
             let (model, layers, epoch) = (order.model, order.layers.clone(), order.epoch);
@@ -121,6 +122,7 @@ impl StageLoader for Loader {
 
     fn unload(&self, model: Digest, layers: Range<u32>) {
         let key = (model, layers.start, layers.end);
+        self.orders().remove(&key);
         if let Some(cancel) = self.loading().remove(&key) {
             cancel.cancel();
         }

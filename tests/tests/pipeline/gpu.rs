@@ -1,0 +1,114 @@
+//! Nodes whose layers a GPU computes, Debian's software device where there is no other: alone, beside a processor, with a part of the
+//! layers, and lost in the middle of an answer.
+
+use pangea_compute::gpu::{Gpu, GpuChoice};
+use pangea_tests::skip::skip;
+
+use super::architectures::{COMPLETIONS, NAME, stage};
+use super::*;
+use pangea_tests::tiny_model::TinyModel;
+
+/// Tokens of an answer: enough that a device can be lost while it comes.
+const TOKENS: usize = 60;
+
+/// What `--device` calls the GPU of this machine. Where there is none, says that `test` does not run.
+fn device(test: &str) -> Option<String> {
+    let gpu = Gpu::open(GpuChoice::BestOrSoftware).map_err(|why| skip(test, &why.to_string())).ok()?;
+    Some(format!("gpu:{}", gpu.report().name))
+}
+
+fn prompt() -> Value {
+    json!({
+        "model": NAME, "prompt": "The keeper of the light says: ", "max_tokens": TOKENS, "temperature": 0,
+        "logit_bias": {"257": -100},
+    })
+}
+
+/// The text of an answer of the full length, and its `pangea` object.
+fn answer(node: &Node) -> (String, Value) {
+    let response = post(&node.api, COMPLETIONS, &prompt());
+    let status = response.status;
+    let answer = response.json();
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], TOKENS, "{answer}");
+    (answer["choices"][0]["text"].as_str().unwrap().to_owned(), answer["pangea"].clone())
+}
+
+fn devices(node: &Node) -> Vec<Value> {
+    get(&node.api, "/api/status").json()["devices"].as_array().unwrap().clone()
+}
+
+fn dense() -> Stage {
+    stage(TinyModel { seed: 5, ..TinyModel::default() })
+}
+
+#[test]
+fn an_answer_goes_on_by_the_processor_when_its_gpu_is_lost() {
+    let Some(device) = device("an_answer_goes_on_by_the_processor_when_its_gpu_is_lost") else { return };
+    let stage = dense();
+    let exact = answer(&stage.serving("processor").start()).0;
+    let node = stage.serving("gpu").with("--device", &device).fault("lose-device").start();
+    eventually("the node is ready", || get(&node.api, "/readyz").status == 200);
+    let used = devices(&node);
+    assert!(used.iter().any(|device| device["used"] == true && device["memory_used_bytes"] != 0), "{used:?}");
+
+    let (_, pangea) = answer(&node);
+    assert!(pangea["failovers"].as_u64().unwrap() >= 1 && stages(&pangea) == [node.peer.as_str()], "{pangea}");
+    node.process.line("is not used any more");
+    let given_up = devices(&node);
+    let named = device.trim_start_matches("gpu:");
+    let lost = given_up.iter().find(|device| device["name"] == named).unwrap();
+    assert!(lost["used"] == false && lost["why"].as_str().unwrap().contains("lost"), "{lost}");
+    assert_eq!(lost["memory_used_bytes"], 0, "its memory is given back: {lost}");
+    // The processor's bits.
+    let (text, pangea) = answer(&node);
+    assert_eq!((text, &pangea["failovers"]), (exact, &json!(0)), "{pangea}");
+}
+
+#[test]
+fn layers_that_do_not_fit_the_gpu_are_computed_by_the_processor_beside_it() {
+    let Some(device) = device("layers_that_do_not_fit_the_gpu_are_computed_by_the_processor_beside_it") else { return };
+    let stage = dense();
+    let node = stage.serving("both").with("--device", &device).with("--gpu-memory", "16M").start();
+    node.process.line("of 30 layers of");
+    let (text, pangea) = answer(&node);
+    assert_eq!((stages(&pangea), text.is_empty()), (vec![node.peer.clone()], false), "{pangea}");
+    let used = devices(&node).into_iter().find(|device| device["used"] == true).unwrap();
+    let (held, limit) = (used["memory_used_bytes"].as_u64().unwrap(), used["memory_limit_bytes"].as_u64().unwrap());
+    assert!(0 < held && held <= limit && limit == 16 << 20, "{used}");
+}
+
+#[test]
+fn a_processor_and_a_gpu_share_the_layers_and_go_on_when_the_gpu_is_lost() {
+    let Some(device) = device("a_processor_and_a_gpu_share_the_layers_and_go_on_when_the_gpu_is_lost") else { return };
+    let stage = dense();
+    let one = stage.splitting("processor").start();
+    let two = stage
+        .cluster
+        .node("gpu")
+        .with("--peer", &one.address)
+        .with("--device", &device)
+        .with("--layers", "10-29")
+        .fault("lose-device")
+        .start();
+    let short = json!({"model": NAME, "prompt": "a", "max_tokens": 1});
+    request_computed_by(&one, COMPLETIONS, &short, &[&one, &two]);
+    let mut lost = 0;
+    for node in [&one, &two] {
+        let (text, pangea) = answer(node);
+        assert_eq!(stages(&pangea).len(), 2, "{pangea}");
+        assert!(!text.is_empty());
+        lost += pangea["failovers"].as_u64().unwrap();
+    }
+    assert_eq!(lost, 1, "the device was lost in one of both answers");
+    two.process.line("is not used any more");
+    two.process.line("are on the processor now");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_at_the_start() {
+    let stage = Stage { cluster: Cluster::new(), model: PathBuf::new() };
+    let output = stage.cluster.run(&["node", "--device", "gpu:No Such Card", "--rpc-addr", "127.0.0.1:0"]);
+    assert_eq!(output.code, Some(2), "{output:?}");
+    assert!(output.err.contains("No Such Card"), "{output:?}");
+}
