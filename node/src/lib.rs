@@ -61,6 +61,7 @@ mod copying;
 pub mod daemon;
 pub mod data_dir;
 pub mod devices;
+pub mod doctor;
 pub mod engine_metrics;
 pub mod evidence;
 pub mod fabric;

@@ -2,7 +2,7 @@
 //!
 //! * `args`: flags that several commands share; other flags are defined with their command, those of `pangea node` in
 //!   [`config`](crate::config). `failure`: failures and exit codes.
-//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `jobs`, `keys`, `launch`, `invite`,
+//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `doctor`, `jobs`, `keys`, `launch`, `invite`,
 //!   `join`, `load` (with `drop`), `members`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: the demo's child processes.
@@ -20,6 +20,7 @@ mod chat;
 mod chat_node;
 mod demo;
 mod demo_node;
+mod doctor;
 mod failure;
 mod invite;
 mod jobs;
@@ -98,6 +99,7 @@ enum Command {
     #[command(subcommand)]
     Members(members::MembersCommand),
     Launch(launch::LaunchArgs),
+    Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
     Keys(keys::KeysCommand),
     #[command(subcommand)]
@@ -174,6 +176,7 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Bench(BenchCommand::Net(args)) => block_on(bench_net::run(args, output)),
         Command::Bench(BenchCommand::Llm(args)) => bench_llm::run(args, output),
         Command::Launch(args) => block_on(launch::run(args, output)),
+        Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Keys(command) => keys::run(command, output),
         Command::Load(args) => block_on(load::run_load(args, output)),
         Command::Drop(args) => block_on(load::run_drop(args)),

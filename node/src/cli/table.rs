@@ -63,6 +63,36 @@ pub(super) fn facts(facts: &[(&str, String)]) -> String {
     facts.iter().map(|(name, value)| format!("  {name}{}  {value}\n", " ".repeat(names - width(name)))).collect()
 }
 
+/// Columns of a terminal that nobody made wider.
+const COLUMNS: usize = 80;
+
+/// A line of text, broken at spaces where it does not fit a terminal; the lines that follow begin with `indent` spaces. A word
+/// that does not fit has a line of its own.
+pub(super) fn wrapped(text: &str, indent: usize) -> String {
+    let (start, words) = text.split_at(text.len() - text.trim_start().len());
+    let (mut out, mut column) = (start.to_owned(), width(start));
+    for (index, word) in words.split(' ').enumerate() {
+        let fits = column + 1 + width(word) <= COLUMNS;
+        match (index, fits) {
+            (0, _) => {}
+            (_, true) => {
+                out.push(' ');
+                column += 1;
+            }
+            (_, false) => {
+                out.truncate(out.trim_end().len());
+                out.push('\n');
+                out.push_str(&" ".repeat(indent));
+                column = indent;
+            }
+        }
+        out.push_str(word);
+        column += width(word);
+    }
+    out.push('\n');
+    out
+}
+
 /// The last characters of a peer id, which distinguish peers (the first are the same for all).
 pub(super) fn short_peer(peer: &str) -> String {
     match peer.len().checked_sub(8).and_then(|start| peer.get(start..)) {

@@ -14,7 +14,7 @@ use crate::net::peer_address;
 use pangea_control::membership::Token;
 
 /// Default port of TCP and QUIC.
-const PORT: u16 = 7777;
+pub const PORT: u16 = 7777;
 
 /// The network, as given on the command line, in the environment or in `config.toml`; no defaults.
 #[derive(Args, Clone, Debug, Default)]

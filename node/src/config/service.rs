@@ -12,7 +12,7 @@ use crate::host;
 const RPC_PORT: u16 = 8080;
 
 /// Default port of the HTTP API.
-const API_PORT: u16 = 52415;
+pub const API_PORT: u16 = 52415;
 
 /// Port of Ollama's own server.
 const OLLAMA_PORT: u16 = 11434;

@@ -38,6 +38,13 @@ fn physical_cores() -> Option<usize> {
     topology::linux_compute_cores(&status, |path| std::fs::read_to_string(path).ok())
 }
 
+/// Memory that programs can still get, in bytes, as far as the system says.
+pub fn available_memory_bytes() -> Option<u64> {
+    let lines = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let available = lines.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    available.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// Runs the system's own tool, because the library call needs code that is not allowed here.
 #[cfg(not(target_os = "linux"))]
 fn physical_cores() -> Option<usize> {

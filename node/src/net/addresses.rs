@@ -30,7 +30,7 @@ fn reach(interface: &str, ip: &IpAddr) -> Reach {
     if ip.is_loopback() {
         return Reach::Loopback;
     }
-    if VIRTUAL.iter().any(|virtual_name| interface.starts_with(virtual_name)) {
+    if is_container(interface) {
         return Reach::Container;
     }
     match ip {
@@ -42,6 +42,11 @@ fn reach(interface: &str, ip: &IpAddr) -> Reach {
         IpAddr::V6(ip) if ip.segments()[0] & 0xfe00 == 0xfc00 => Reach::PrivateV6,
         IpAddr::V6(_) => Reach::PublicV6,
     }
+}
+
+/// Whether an interface leads to containers or virtual machines of this host only.
+pub fn is_container(interface: &str) -> bool {
+    VIRTUAL.iter().any(|name| interface.starts_with(name))
 }
 
 /// Sorts `interfaces` (name, address) by how likely other devices reach them; equal ones keep their order.
