@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 /// Side of the measured matrices: large enough for full speed, small enough for a few milliseconds.
 const SIDE: usize = 768;
 
+/// The same for GPUs: the way there is long.
+const GPU_SIDE: usize = 4096;
+
 /// Speed of products of two `dtype` matrices on this pool, in GFLOP/s (a multiply-add counts as two operations). The
 /// best run within about `budget_ms` milliseconds, of at least one.
 ///
@@ -18,19 +21,35 @@ const SIDE: usize = 768;
 pub fn gflops(dtype: DType, pool: &Pool, budget_ms: u64) -> Result<f64, Error> {
     let a = Tensor::generate(dtype, SIDE, SIDE, 1)?;
     let b = Tensor::generate(dtype, SIDE, SIDE, 2)?;
-    let cancel = Cancel::new();
-    let start = Instant::now();
-    let budget = Duration::from_millis(budget_ms);
+    best_gflops(SIDE, budget_ms, || matmul(&a, &b, pool, &Cancel::new()))
+}
+
+/// Speed of products of two `dtype` matrices on a GPU, the way there and back included, in GFLOP/s: the best run within about
+/// `budget_ms` milliseconds, of at least one after a first that compiles the kernels.
+///
+/// # Errors
+/// [`Error::Dtype`] for types that [`Gpu::multiplies`] refuses; [`Error::OutOfMemory`], [`Error::DeviceLost`].
+pub fn gpu_gflops(dtype: DType, gpu: &Arc<Gpu>, budget_ms: u64) -> Result<f64, Error> {
+    let side = if gpu.report().kind == AdapterKind::Software { SIDE } else { GPU_SIDE };
+    let a = Tensor::generate(dtype, side, side, 1)?;
+    let b = Tensor::generate(dtype, side, side, 2)?;
+    gpu.matmul(&a, &b, &Cancel::new())?;
+    best_gflops(side, budget_ms, || gpu.matmul(&a, &b, &Cancel::new()))
+}
+
+/// The best speed of products of square matrices.
+fn best_gflops(side: usize, budget_ms: u64, product: impl Fn() -> Result<Tensor, Error>) -> Result<f64, Error> {
+    let (start, budget) = (Instant::now(), Duration::from_millis(budget_ms));
     let mut best = Duration::MAX;
     loop {
         let run = Instant::now();
-        matmul(&a, &b, pool, &cancel)?;
+        product()?;
         best = best.min(run.elapsed());
         if start.elapsed() >= budget {
             break;
         }
     }
-    Ok(2.0 * (SIDE as f64).powi(3) / best.as_secs_f64().max(1e-9) / 1e9)
+    Ok(2.0 * (side as f64).powi(3) / best.as_secs_f64().max(1e-9) / 1e9)
 }
 
 /// Weight type that layers are measured with: a common one, 5 bits a weight.

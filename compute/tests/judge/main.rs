@@ -109,8 +109,8 @@ fn has_delta_nets(architecture: &str) -> bool {
 fn bound(engine: &Engine, ty: GgmlType) -> f64 {
     match engine {
         Engine::Gpu(_) => FLOAT_ERROR,
-        Engine::Cpu(_) if ty.block_len() == 1 => FLOAT_ERROR,
-        Engine::Cpu(_) => QUANTIZED_ERROR,
+        Engine::Cpu(_) | Engine::Split(_) if ty.block_len() == 1 => FLOAT_ERROR,
+        Engine::Cpu(_) | Engine::Split(_) => QUANTIZED_ERROR,
     }
 }
 

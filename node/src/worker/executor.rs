@@ -14,6 +14,7 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, Cut, DType, Digest, Operation, PackedA, PackedB, Pool, Tensor};
 
 use super::cost::job_shape;
+use super::gpu_products::GpuProducts;
 use super::liar::Liar;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind, Lease};
@@ -145,10 +146,13 @@ impl Work {
         job_shape(self.operation, &self.a.1, &self.b.1).map_or(0.0, |shape| shape.flops())
     }
 
-    /// Computes the result, with packed operands that other tasks share.
-    fn compute(&self, packs: &Mutex<Packs>, pool: &Pool) -> Result<Tensor> {
+    /// Computes the result, on the GPU or with packed operands that other tasks share.
+    fn compute(&self, packs: &Mutex<Packs>, pool: &Pool, gpu: &GpuProducts) -> Result<Tensor> {
+        let on_gpu = || gpu.product(&self.a.1, &self.b.1, &self.cancel);
         let result = match self.operation.cut() {
-            Cut::Crossed => product(packs, &self.a, &self.b, self.keep_bytes, pool, &self.cancel),
+            Cut::Crossed => {
+                on_gpu().unwrap_or_else(|| product(packs, &self.a, &self.b, self.keep_bytes, pool, &self.cancel))
+            }
             Cut::Paired => self.operation.compute(&self.a.1, &self.b.1, pool, &self.cancel),
         };
         result.map_err(crate::compute_error)
@@ -162,9 +166,11 @@ impl Executor {
         let pool = devices.pool(Purpose::Products)?;
         let isa = pool.isa().name();
         // Measured on a separate pool, which frees its working memory at the end: tasks need other amounts.
-        let speeds = {
+        let (speeds, gpu) = {
             let _turn = devices.turn(Purpose::Probe);
-            measure(&devices.pool(Purpose::Probe)?)?
+            let mut speeds = measure(&devices.pool(Purpose::Probe)?)?;
+            let gpu = GpuProducts::measured(devices, &mut speeds, |processor, gpu| gpu > processor);
+            (speeds, gpu)
         };
         let queue = Queue { flops_per_s: speeds.f32_flops_per_s, ..Queue::default() };
         let shared = Arc::new(Shared { queue: Mutex::new(queue), wake: Condvar::new() });
@@ -176,7 +182,7 @@ impl Executor {
                 lock(&packs).clear();
             }
         });
-        let mut compute = Compute { pool, packs: Arc::clone(&packs), liar: fault.map(Liar::new) };
+        let mut compute = Compute { pool, gpu, packs: Arc::clone(&packs), liar: fault.map(Liar::new) };
         supervisor
             .restarted_thread("executor", move || compute.run(&of_thread))
             .map_err(|error| Error::new(ErrorKind::Internal, format!("no thread to compute on: {error}")))?;
@@ -303,6 +309,7 @@ impl Ord for Queued {
 
 struct Compute {
     pool: Pool,
+    gpu: GpuProducts,
     packs: Arc<Mutex<Packs>>,
     liar: Option<Liar>,
 }
@@ -328,7 +335,7 @@ impl Compute {
             }
             let begin = Instant::now();
             let mut compute = || {
-                let mut result = work.compute(&self.packs, &self.pool);
+                let mut result = work.compute(&self.packs, &self.pool, &self.gpu);
                 let mut fault = None;
                 if let Some(liar) = self.liar.as_mut().filter(|_| work.owner.is_some()) {
                     (result, fault) = liar.twist(result, &work.a.1, &work.b.1, begin.elapsed(), &work.cancel);

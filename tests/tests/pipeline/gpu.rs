@@ -78,33 +78,6 @@ fn layers_that_do_not_fit_the_gpu_are_computed_by_the_processor_beside_it() {
 }
 
 #[test]
-fn a_processor_and_a_gpu_share_the_layers_and_go_on_when_the_gpu_is_lost() {
-    let Some(device) = device("a_processor_and_a_gpu_share_the_layers_and_go_on_when_the_gpu_is_lost") else { return };
-    let stage = dense();
-    let one = stage.splitting("processor").start();
-    let two = stage
-        .cluster
-        .node("gpu")
-        .with("--peer", &one.address)
-        .with("--device", &device)
-        .with("--layers", "10-29")
-        .fault("lose-device")
-        .start();
-    let short = json!({"model": NAME, "prompt": "a", "max_tokens": 1});
-    request_computed_by(&one, COMPLETIONS, &short, &[&one, &two]);
-    let mut lost = 0;
-    for node in [&one, &two] {
-        let (text, pangea) = answer(node);
-        assert_eq!(stages(&pangea).len(), 2, "{pangea}");
-        assert!(!text.is_empty());
-        lost += pangea["failovers"].as_u64().unwrap();
-    }
-    assert_eq!(lost, 1, "the device was lost in one of both answers");
-    two.process.line("is not used any more");
-    two.process.line("are on the processor now");
-}
-
-#[test]
 fn a_gpu_that_is_not_there_is_refused_at_the_start() {
     let stage = Stage { cluster: Cluster::new(), model: PathBuf::new() };
     let output = stage.cluster.run(&["node", "--device", "gpu:No Such Card", "--rpc-addr", "127.0.0.1:0"]);

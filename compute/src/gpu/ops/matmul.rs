@@ -65,6 +65,13 @@ impl Gpu {
         }
     }
 
+    /// Bytes of the GPU's memory that [`Gpu::matmul`] takes, at most, for operands of these shapes and types.
+    pub fn matmul_bytes((m, k): (usize, usize), (_, n): (usize, usize), types: [DType; 2]) -> u64 {
+        let [a, b] = types.map(|dtype| dtype.size_bytes() as u64);
+        let quads = |len: usize| len.next_multiple_of(4) as u64;
+        a * m as u64 * quads(k) + b * quads(k) * quads(n) + 4 * m as u64 * quads(n)
+    }
+
     /// The product `C[m, n] = A[m, k] · B[k, n]` of type [`DType::product`]: floats of up to 32 bits with sums in f32, rounded once to
     /// the result's type; i8 exactly.
     ///
