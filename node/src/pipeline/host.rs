@@ -311,6 +311,19 @@ impl Pipeline {
         layers.model.is_whole().then_some(layers)
     }
 
+    /// Breaks the stages that have these layers, whose device failed; returns whether there were any that still worked.
+    pub(super) fn fail(&self, model: &engine::Stage, why: &str) -> bool {
+        let mut any = false;
+        for stage in self.stages().values_mut().filter(|stage| !stage.broken) {
+            if stage.layers.as_ref().is_some_and(|layers| layers.model.shares_weights(model)) {
+                // With a full queue, the next view tries again.
+                let _ = stage.events.try_send(StageEvent::DeviceFailed { why: why.to_owned() });
+                any = true;
+            }
+        }
+        any
+    }
+
     /// Lets go of layers that no stage can compute any more: the broken stages that had them stay as they are, without their memory.
     pub(super) fn let_go(&self, model: &engine::Stage) {
         let mut stages = self.stages();

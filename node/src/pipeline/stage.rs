@@ -46,6 +46,8 @@ pub(super) enum StageEvent {
     },
     /// A peer can no longer be reached.
     PeerGone { peer: PeerId, why: String },
+    /// The device that computes its layers failed, in another stage with the same ones.
+    DeviceFailed { why: String },
     /// The stage is no longer needed.
     End,
 }
@@ -253,6 +255,10 @@ impl Stage {
     fn handle(&mut self, event: StageEvent) -> bool {
         match event {
             StageEvent::End => return false,
+            StageEvent::DeviceFailed { why } => {
+                self.has_failed = true;
+                self.follow(Event::CannotGoOn { why: &device_failed(&why) });
+            }
             StageEvent::PeerGone { peer, why } => self.follow(Event::PeerGone { peer, why: &why }),
             StageEvent::Message { queued: (from, bytes), message, payload } => {
                 self.pipeline.taken(self.started_as, &from, bytes);
@@ -525,8 +531,7 @@ impl Stage {
             }
             Err(PassError::DeviceFailed(why)) => {
                 self.has_failed = true;
-                let why = format!("the stage's device failed: {why}");
-                return self.protocol.handle(Event::CannotGoOn { why: &why }, clock::now(), following);
+                return self.protocol.handle(Event::CannotGoOn { why: &device_failed(&why) }, clock::now(), following);
             }
         };
         self.protocol.handle(event, clock::now(), following);
@@ -563,4 +568,8 @@ impl Stage {
             }
         }
     }
+}
+
+fn device_failed(why: &str) -> String {
+    format!("the stage's device failed: {why}")
 }

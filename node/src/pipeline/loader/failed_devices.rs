@@ -23,6 +23,10 @@ impl Loader {
             loaded.iter().filter_map(|(key, loaded)| Some((*key, loaded.clone(), has_failed(loaded)?))).collect()
         };
         for (key, layers, why) in failed {
+            // Stages that have not noticed yet break first, and bring this here again: what broke is told before it is replaced.
+            if self.0.pipeline.fail(&layers.model, &why) {
+                continue;
+            }
             if self.0.devices.give_up_gpu(&why) {
                 self.advertise_processor();
             }
