@@ -1,14 +1,18 @@
 //! Tokens per second of a whole model, beside what the memory gives:
-//! `cargo bench -p pangea-compute --bench model -- MODEL.gguf [--threads N] [--prompt N] [--decode N] [--depth N] [--rounds N]`.
-//! One line per round: a prompt of `--prompt` tokens (0 for none), then `--decode` single tokens behind a context of `--depth`
+//! `cargo bench -p pangea-compute --bench model -- MODEL.gguf [--threads N] [--prompt N] [--decode N] [--depth N] [--rounds N] [--device
+//! cpu|gpu|exact-gpu]`. One line per round: a prompt of `--prompt` tokens (0 for none), then `--decode` single tokens behind a context of `--depth`
 //! tokens, then reading memory with the same threads. The last line has the medians.
 
 use pangea_compute::engine::{Input, Logits, Stage, Step};
-use pangea_compute::model::{Cache, ModelFile, ModelPart, PageBudget};
+use pangea_compute::gpu::{Gpu, GpuChoice};
+use pangea_compute::model::{Cache, ModelFile, ModelPart};
 use pangea_compute::{Buffer, Cancel, Engine, Error, Pool};
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::time::Instant;
+
+/// Bytes of keys and values, at most.
+const PAGES_BYTES: u64 = 1 << 40;
 
 /// Bytes that are read to measure the memory: more than any cache holds.
 const READ_BYTES: usize = 512 << 20;
@@ -20,11 +24,20 @@ struct Options {
     decode: usize,
     depth: usize,
     rounds: usize,
+    device: String,
 }
 
 impl Options {
     fn from_args() -> Result<Options, String> {
-        let mut options = Options { model: PathBuf::new(), threads: 1, prompt: 128, decode: 64, depth: 0, rounds: 3 };
+        let mut options = Options {
+            model: PathBuf::new(),
+            threads: 1,
+            prompt: 128,
+            decode: 64,
+            depth: 0,
+            rounds: 3,
+            device: "cpu".to_owned(),
+        };
         let mut args = std::env::args().skip(1);
         while let Some(arg) = args.next() {
             let number = match arg.as_str() {
@@ -33,6 +46,10 @@ impl Options {
                 "--decode" => &mut options.decode,
                 "--depth" => &mut options.depth,
                 "--rounds" => &mut options.rounds,
+                "--device" => {
+                    options.device = args.next().unwrap_or_default();
+                    continue;
+                }
                 // Cargo passes this on to every benchmark.
                 "--bench" => continue,
                 _ if arg.starts_with('-') => return Err(format!("there is no option {arg}")),
@@ -47,11 +64,26 @@ impl Options {
         options.threads = options.threads.max(1);
         Ok(options)
     }
+
+    /// The engine of the device: of GPUs the best one, software where there is no other.
+    fn engine(&self) -> Result<Engine, Box<dyn std::error::Error>> {
+        match self.device.as_str() {
+            "cpu" => Ok(Engine::from(Pool::new(self.threads)?)),
+            "gpu" => Ok(Engine::Gpu(Gpu::open(GpuChoice::BestOrSoftware)?)),
+            "exact-gpu" => {
+                let start = Instant::now();
+                let certified = Gpu::open(GpuChoice::BestOrSoftware)?.certify()?;
+                println!("certified in {:.2} s", start.elapsed().as_secs_f64());
+                Ok(Engine::ExactGpu(certified))
+            }
+            other => Err(format!("a device is cpu, gpu or exact-gpu, not {other:?}").into()),
+        }
+    }
 }
 
 /// One round's rates: tokens per second of the prompt and of decoding, bytes per second of memory.
 fn round(options: &Options, model: &Stage, memory: &Buffer) -> Result<[f64; 3], Error> {
-    let budget = PageBudget::new(u64::MAX);
+    let budget = model.page_budget(PAGES_BYTES);
     let tokens = |from: usize, n: usize| -> Vec<u32> {
         (from..from + n).map(|i| (i * 7919 % model.config().vocabulary) as u32).collect()
     };
@@ -102,12 +134,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("no model was named: nothing is measured");
         return Ok(());
     }
-    let engine = Engine::from(Pool::new(options.threads)?);
+    let engine = options.engine()?;
     let file = ModelFile::open(&options.model)?;
     let model = engine.load(&file, ModelPart::whole(file.config()))?;
     // A token reads one row of the embedding, and all other weights.
     let of_token = ModelPart { embedding: false, ..ModelPart::whole(file.config()) };
-    let token_bytes = engine.load_bytes(&file, &of_token)?.weights;
+    let needs = engine.load_bytes(&file, &of_token)?;
+    let token_bytes = needs.weights + needs.device;
     let mut memory = Buffer::zeroed(READ_BYTES)?;
     memory.as_mut_slice().fill(1);
     let mut rounds = Vec::new();

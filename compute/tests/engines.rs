@@ -20,17 +20,19 @@ const ARCHITECTURES: [&str; 7] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3
 /// Largest difference of two rows of a GPU, as a share of the spread of their elements: sums of other lengths and orders.
 const TOLERANCE: f32 = 2e-3;
 
-/// The processor and, where there is one, a GPU.
+/// The processor and, where there is one, a GPU, within tolerance and exact.
 fn engines(test: &str) -> Vec<Engine> {
     let cpu = Engine::from(Pool::new(2).unwrap());
-    [cpu].into_iter().chain(some_gpu::gpu(test).map(Engine::Gpu)).collect()
+    let gpu = some_gpu::gpu(test);
+    let exact = gpu.as_ref().map(|gpu| Engine::ExactGpu(gpu.certify().unwrap()));
+    [cpu].into_iter().chain(gpu.map(Engine::Gpu)).chain(exact).collect()
 }
 
 /// These and both together, with one layer on the GPU.
 fn engines_and_both(test: &str) -> Vec<Engine> {
     let engines = engines(test);
     let both = match &engines[..] {
-        [Engine::Cpu(pool), Engine::Gpu(gpu)] => {
+        [Engine::Cpu(pool), Engine::Gpu(gpu), ..] => {
             Some(Engine::Split(SplitEngine { pool: pool.clone(), gpu: gpu.clone(), device_layers: 1 }))
         }
         _ => None,
@@ -176,7 +178,7 @@ fn what_fails_changes_nothing() {
 #[test]
 fn a_cache_of_another_device_is_refused() {
     let engines = engines("a_cache_of_another_device_is_refused");
-    let [cpu, gpu] = &engines[..] else { return };
+    let [cpu, gpu, ..] = &engines[..] else { return };
     let file = file("llama", GgmlType::Q4_0);
     let [cpu, gpu] = [cpu, gpu].map(|engine| engine.load(&file, ModelPart::whole(file.config())).unwrap());
     for (stage, other) in [(&cpu, &gpu), (&gpu, &cpu)] {
@@ -210,11 +212,20 @@ fn a_lost_gpu_is_an_error_that_another_engine_makes_up_for() {
 #[test]
 fn what_a_gpu_does_not_compute_is_said_before_it_is_loaded() {
     let engines = engines("what_a_gpu_does_not_compute_is_said_before_it_is_loaded");
-    let [_, gpu] = &engines[..] else { return };
-    let file = file("qwen35", GgmlType::Q8_0);
-    let part = ModelPart::whole(file.config());
-    for error in [gpu.load_bytes(&file, &part).unwrap_err(), gpu.load(&file, part.clone()).unwrap_err()] {
-        assert!(error.to_string().contains("gated delta nets are not computed on a GPU"), "{error}");
+    for gpu in &engines[1..] {
+        let file = file("qwen35", GgmlType::Q8_0);
+        let part = ModelPart::whole(file.config());
+        for error in [gpu.load_bytes(&file, &part).unwrap_err(), gpu.load(&file, part.clone()).unwrap_err()] {
+            assert!(error.to_string().contains("gated delta nets are not computed on a GPU"), "{error}");
+        }
+    }
+    let [_, close, exact] = &engines[..] else { return };
+    // A layer with attention among delta nets; the gate of its shared expert is computed in f64 on the processor.
+    let file = file("qwen3next", GgmlType::Q8_0);
+    let part = ModelPart::of_layers(file.config(), 2..3);
+    close.load_bytes(&file, &part).unwrap();
+    for error in [exact.load_bytes(&file, &part).unwrap_err(), exact.load(&file, part.clone()).unwrap_err()] {
+        assert!(error.to_string().contains("gates of experts that compute every row"), "{error}");
     }
 }
 
@@ -222,7 +233,7 @@ fn what_a_gpu_does_not_compute_is_said_before_it_is_loaded() {
 fn the_last_layers_that_fit_a_gpu_are_known_before_they_are_loaded() {
     let test = "the_last_layers_that_fit_a_gpu_are_known_before_they_are_loaded";
     let engines = engines(test);
-    let [Engine::Cpu(pool), engine @ Engine::Gpu(gpu)] = &engines[..] else { return };
+    let [Engine::Cpu(pool), engine @ Engine::Gpu(gpu), ..] = &engines[..] else { return };
     let file = file("gemma3", GgmlType::Q4K);
     let whole = ModelPart::whole(file.config());
     let fit = |positions, room| layers_that_fit(&file, &whole, gpu, positions, room).unwrap();
@@ -252,7 +263,7 @@ fn the_last_layers_that_fit_a_gpu_are_known_before_they_are_loaded() {
 #[test]
 fn layers_that_a_gpu_does_not_compute_stay_on_the_processor() {
     let engines = engines("layers_that_a_gpu_does_not_compute_stay_on_the_processor");
-    let [cpu @ Engine::Cpu(pool), Engine::Gpu(gpu)] = &engines[..] else { return };
+    let [cpu @ Engine::Cpu(pool), Engine::Gpu(gpu), ..] = &engines[..] else { return };
     let file = file("qwen35", GgmlType::F16);
     let whole = ModelPart::whole(file.config());
     let fit = layers_that_fit(&file, &whole, gpu, 64, u64::MAX).unwrap();

@@ -24,12 +24,12 @@ pub use embed::unit;
 pub use forward::{Input, Logits, Observed, Output, Step};
 pub use split::{SplitEngine, layers_that_fit};
 
-use crate::gpu::Gpu;
+use crate::gpu::{CertifiedGpu, Gpu};
 use crate::model::cache::PageStore;
 use crate::model::{Cache, CacheShape, ModelConfig, ModelFile, ModelPart, NUMERICS, PageBudget, StagePlan};
 use crate::{Error, Pool};
 use cpu::CpuStage;
-use gpu::GpuStage;
+use gpu::{Arithmetic, GpuStage};
 use split::SplitStage;
 use std::fmt;
 use std::sync::Arc;
@@ -39,8 +39,10 @@ use std::sync::Arc;
 pub enum Engine {
     /// This processor, with the threads of a pool.
     Cpu(Arc<Pool>),
-    /// A GPU.
+    /// A GPU, whose results agree with the processor's within rounding.
     Gpu(Arc<Gpu>),
+    /// A GPU that computes the processor's bits, with floats in integers.
+    ExactGpu(CertifiedGpu),
     /// The first layers of a part on this processor, the others on a GPU.
     Split(SplitEngine),
 }
@@ -78,7 +80,7 @@ impl Engine {
     /// Which bits its results have.
     pub fn bits(&self) -> Bits {
         match self {
-            Engine::Cpu(_) => Bits::Exact(NUMERICS),
+            Engine::Cpu(_) | Engine::ExactGpu(_) => Bits::Exact(NUMERICS),
             Engine::Gpu(_) | Engine::Split(_) => Bits::Tolerance(gpu::PROFILE),
         }
     }
@@ -87,7 +89,7 @@ impl Engine {
     pub fn threads(&self) -> usize {
         match self {
             Engine::Cpu(pool) => pool.threads(),
-            Engine::Gpu(_) => 1,
+            Engine::Gpu(_) | Engine::ExactGpu(_) => 1,
             Engine::Split(split) => split.pool.threads(),
         }
     }
@@ -99,7 +101,7 @@ impl Engine {
     pub fn device_layers(&self, part: &ModelPart) -> Result<usize, Error> {
         match self {
             Engine::Cpu(_) => Ok(0),
-            Engine::Gpu(_) => Ok(part.layers.len()),
+            Engine::Gpu(_) | Engine::ExactGpu(_) => Ok(part.layers.len()),
             Engine::Split(split) => split.check(part),
         }
     }
@@ -123,7 +125,13 @@ impl Engine {
         let loaded = match self {
             Engine::Cpu(pool) => Loaded::Cpu(CpuStage::load(file, &StagePlan::of(file, &part)?, Arc::clone(pool))?),
             Engine::Gpu(gpu) => {
-                Loaded::Gpu(Arc::new(GpuStage::load(file, &StagePlan::of(file, &part)?, &cache_shape, gpu)?))
+                let plan = StagePlan::of(file, &part)?;
+                Loaded::Gpu(Arc::new(GpuStage::load(file, &plan, &cache_shape, gpu, Arithmetic::Close)?))
+            }
+            Engine::ExactGpu(certified) => {
+                let plan = StagePlan::of(file, &part)?;
+                plan.matrices().try_for_each(|plan| certified.certify_format(plan.ty))?;
+                Loaded::Gpu(Arc::new(GpuStage::load(file, &plan, &cache_shape, certified.gpu(), Arithmetic::Exact)?))
             }
             Engine::Split(split) => Loaded::Split(split.load(file, &part, &cache_shape)?),
         };
@@ -137,7 +145,8 @@ impl Engine {
     pub fn load_bytes(&self, file: &ModelFile, part: &ModelPart) -> Result<LoadBytes, Error> {
         match self {
             Engine::Cpu(pool) => CpuStage::load_bytes(file, &StagePlan::of(file, part)?, pool.threads()),
-            Engine::Gpu(_) => GpuStage::load_bytes(&StagePlan::of(file, part)?),
+            Engine::Gpu(_) => GpuStage::load_bytes(&StagePlan::of(file, part)?, Arithmetic::Close),
+            Engine::ExactGpu(_) => GpuStage::load_bytes(&StagePlan::of(file, part)?, Arithmetic::Exact),
             Engine::Split(split) => split.load_bytes(file, part),
         }
     }
@@ -190,7 +199,8 @@ impl Stage {
     pub fn bits(&self) -> Bits {
         match &self.loaded {
             Loaded::Cpu(_) => Bits::Exact(NUMERICS),
-            Loaded::Gpu(_) | Loaded::Split(_) => Bits::Tolerance(gpu::PROFILE),
+            Loaded::Gpu(stage) => stage.bits(),
+            Loaded::Split(_) => Bits::Tolerance(gpu::PROFILE),
         }
     }
 

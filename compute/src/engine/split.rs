@@ -3,7 +3,7 @@
 
 use super::cpu::CpuStage;
 use super::forward::{Input, Pass, PassSession};
-use super::gpu::GpuStage;
+use super::gpu::{Arithmetic, GpuStage};
 use super::{Engine, LoadBytes};
 use crate::gpu::Gpu;
 use crate::kernel::page::PAGE_POSITIONS;
@@ -94,7 +94,7 @@ impl SplitEngine {
 
     pub(super) fn load(&self, file: &ModelFile, part: &ModelPart, cache: &CacheShape) -> Result<SplitStage, Error> {
         let [on_cpu, on_gpu] = self.parts(part)?;
-        let gpu = GpuStage::load(file, &StagePlan::of(file, &on_gpu)?, cache, &self.gpu)?;
+        let gpu = GpuStage::load(file, &StagePlan::of(file, &on_gpu)?, cache, &self.gpu, Arithmetic::Close)?;
         let cpu = CpuStage::load(file, &StagePlan::of(file, &on_cpu)?, Arc::clone(&self.pool))?;
         Ok(SplitStage { cpu, gpu: Arc::new(gpu), device_layers: self.device_layers })
     }
@@ -102,7 +102,7 @@ impl SplitEngine {
     pub(super) fn load_bytes(&self, file: &ModelFile, part: &ModelPart) -> Result<LoadBytes, Error> {
         let [on_cpu, on_gpu] = self.parts(part)?;
         let cpu = CpuStage::load_bytes(file, &StagePlan::of(file, &on_cpu)?, self.pool.threads())?;
-        let gpu = GpuStage::load_bytes(&StagePlan::of(file, &on_gpu)?)?;
+        let gpu = GpuStage::load_bytes(&StagePlan::of(file, &on_gpu)?, Arithmetic::Close)?;
         // One after the other.
         Ok(LoadBytes { weights: cpu.weights, device: gpu.device, scratch: cpu.scratch.max(gpu.scratch) })
     }

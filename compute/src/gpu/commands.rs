@@ -1,7 +1,7 @@
 //! Recorded work: dispatches of kernels in order, and what is read back after them. Each dispatch sees what those before it
 //! wrote. One submission carries a whole pass, unless it has more work than a driver lets run at once.
 
-use super::pipeline::KernelId;
+use super::pipeline::{KernelId, Shader};
 use super::{Gpu, GpuBuffer, GpuRows};
 use crate::Error;
 use std::ops::Range;
@@ -18,6 +18,8 @@ const NO_FAULT: u32 = u32::MAX;
 /// Work that a GPU will do in order. Nothing runs before [`Commands::finish`], except the beginning of a very large pass.
 pub struct Commands {
     gpu: Arc<Gpu>,
+    /// Whether results have the CPU's bits.
+    is_exact: bool,
     encoder: wgpu::CommandEncoder,
     pass: Option<wgpu::ComputePass<'static>>,
     max_work: u64,
@@ -67,10 +69,11 @@ pub(super) struct Dispatch<'a> {
 }
 
 impl Commands {
-    pub(super) fn new(gpu: Arc<Gpu>) -> Commands {
+    pub(super) fn new(gpu: Arc<Gpu>, is_exact: bool) -> Commands {
         let encoder = gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None });
         Commands {
             gpu,
+            is_exact,
             encoder,
             pass: None,
             max_work: MAX_WORK,
@@ -85,6 +88,16 @@ impl Commands {
     /// The GPU that will run them.
     pub fn gpu(&self) -> &Arc<Gpu> {
         &self.gpu
+    }
+
+    /// Whether results have the CPU's bits.
+    pub(super) fn is_exact(&self) -> bool {
+        self.is_exact
+    }
+
+    /// The family of kernels of these commands: one whose results agree within rounding, or one with the CPU's bits.
+    pub(super) fn either(&self, close: Shader, exact: Shader) -> Shader {
+        if self.is_exact { exact } else { close }
     }
 
     /// Dispatches recorded so far.

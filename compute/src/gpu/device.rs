@@ -3,6 +3,7 @@
 
 use super::adapter::{self, AdapterKind, AdapterReport, GpuChoice, IMMEDIATE_BYTES};
 use super::buffer::GpuBuffer;
+use super::certify::Probe;
 use super::commands::Commands;
 use super::pipeline::{Kernel, KernelId};
 use crate::Error;
@@ -18,6 +19,8 @@ pub struct Gpu {
     max_binding_bytes: u64,
     loss: Arc<Loss>,
     kernels: Mutex<HashMap<KernelId, Arc<Kernel>>>,
+    /// What this device was held to, and what it gave otherwise, if anything.
+    pub(super) probed: Mutex<HashMap<Probe, Option<String>>>,
     /// What kernels see where an optional input is left out.
     nothing: OnceLock<GpuBuffer>,
 }
@@ -86,6 +89,7 @@ impl Gpu {
             max_binding_bytes: max_binding_bytes.min(MAX_BINDING_BYTES),
             loss,
             kernels: Mutex::default(),
+            probed: Mutex::default(),
             nothing: OnceLock::new(),
         })
     }
@@ -100,9 +104,15 @@ impl Gpu {
         self.max_binding_bytes
     }
 
-    /// Begins to record work.
+    /// Begins to record work, whose results agree with the CPU's within rounding.
     pub fn commands(self: &Arc<Self>) -> Commands {
-        Commands::new(self.clone())
+        Commands::new(self.clone(), false)
+    }
+
+    /// Begins to record work whose results have the CPU's bits, where the device passes
+    /// [`Gpu::certify`](super::Gpu::certify).
+    pub(crate) fn exact_commands(self: &Arc<Self>) -> Commands {
+        Commands::new(self.clone(), true)
     }
 
     /// Whether the device still works.

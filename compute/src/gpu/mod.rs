@@ -1,7 +1,9 @@
 //! GPUs through `wgpu` (Vulkan, Metal, DirectX 12): adapters, memory, and the kernels of a transformer's layers and of matrix
 //! products, written in WGSL. Models, sessions and who computes what are unknown here.
 //!
-//! Sums are in f32 in an order of the kernels' own: results agree with the CPU's kernels within rounding, not bit for bit.
+//! There are two families of kernels. Those of [`Gpu::commands`] sum in f32 in an order of their own: results agree with the CPU's kernels
+//! within rounding, not bit for bit. Those of exact commands do every operation of the CPU's kernels in its order, with floats in
+//! integers, whose results no driver may change: they have the CPU's bits on a [`CertifiedGpu`].
 //!
 //! | file | owns |
 //! |---|---|
@@ -14,11 +16,13 @@
 //! | `planes` | how blocks of weights lie in memory |
 //! | `matrix` | weights in chunks of rows |
 //! | `rows` | activations |
+//! | `certify` | whether a device's exact kernels give the CPU's bits |
 //! | `ops` | the operations: checks of shapes, parameters, sizes of dispatches |
-//! | `shaders` | the arithmetic |
+//! | `shaders` | the arithmetic; in `exact` that with the CPU's bits |
 
 mod adapter;
 mod buffer;
+mod certify;
 mod commands;
 mod device;
 mod matrix;
@@ -30,6 +34,7 @@ mod rows;
 
 pub use adapter::{AdapterKind, AdapterReport, GpuChoice, adapters};
 pub use buffer::GpuBuffer;
+pub use certify::CertifiedGpu;
 pub use commands::{Commands, ReadSlot, Readback};
 pub use device::Gpu;
 pub use matrix::GpuMatrix;

@@ -5,6 +5,7 @@
 //! kernel stand above it, and lines between `#for i COUNT` and `#end` are repeated with `$i` = 0, 1, … in its place.
 
 use super::adapter::IMMEDIATE_BYTES;
+use super::planes;
 use crate::gguf::GgmlType;
 use crate::gguf::codebooks::{self, Codebook};
 
@@ -41,6 +42,28 @@ pub(super) enum Shader {
     Matmul,
     /// The exact product of two i8 matrices of a task.
     IntegerMatmul,
+    /// Activations in 8 bits.
+    Quantize,
+    /// Rows times a matrix, or times one of many experts each, with the CPU's bits; so are those below.
+    ExactProduct,
+    /// Rows of an embedding.
+    ExactEmbed,
+    /// Root mean square normalisation.
+    ExactNorm,
+    /// Norms, rotation and the cache.
+    ExactRope,
+    /// Attention.
+    ExactAttend,
+    /// Gate and up of a feed-forward block.
+    ExactActivate,
+    /// Elementwise work.
+    ExactMap,
+    /// What experts compute a row.
+    ExactRoute,
+    /// The weighted sum of experts' results.
+    ExactExpertSum,
+    /// An operation of arithmetic on many numbers.
+    ExactProbe,
 }
 
 /// A kernel: a family, the format of its matrix, and its constants.
@@ -61,6 +84,13 @@ struct Spec {
     bindings: &'static str,
     /// Whether it reports faults.
     reports: bool,
+}
+
+/// Floats in integers.
+macro_rules! exact_arithmetic {
+    () => {
+        include_str!("shaders/exact/float.wgsl")
+    };
 }
 
 impl Shader {
@@ -99,6 +129,78 @@ impl Shader {
             Shader::IntegerMatmul => {
                 (concat!(include_str!("shaders/matmul_integer.wgsl"), include_str!("shaders/matmul.wgsl")), &[], "rrw")
             }
+            Shader::Quantize => (concat!(include_str!("shaders/exact/quantize.wgsl"), exact_arithmetic!()), &[], "rww"),
+            Shader::ExactProduct => (
+                concat!(
+                    include_str!("shaders/exact/product.wgsl"),
+                    include_str!("shaders/exact/weights.wgsl"),
+                    exact_arithmetic!()
+                ),
+                &["ROWS", "EXPERTS"],
+                "rrrwrw",
+            ),
+            Shader::ExactEmbed => (concat!(include_str!("shaders/exact/embed.wgsl"), exact_arithmetic!()), &[], "rrww"),
+            Shader::ExactNorm => (
+                concat!(
+                    include_str!("shaders/exact/norm.wgsl"),
+                    include_str!("shaders/exact/lanes.wgsl"),
+                    exact_arithmetic!()
+                ),
+                &[],
+                "rrww",
+            ),
+            Shader::ExactRope => (
+                concat!(
+                    include_str!("shaders/exact/rope.wgsl"),
+                    include_str!("shaders/exact/lanes.wgsl"),
+                    exact_arithmetic!()
+                ),
+                &[],
+                "wrrwrrrw",
+            ),
+            Shader::ExactAttend => (
+                concat!(
+                    include_str!("shaders/exact/attend.wgsl"),
+                    include_str!("shaders/exact/lanes.wgsl"),
+                    include_str!("shaders/exact/math.wgsl"),
+                    exact_arithmetic!()
+                ),
+                &[],
+                "rrrrrwww",
+            ),
+            Shader::ExactActivate => (
+                concat!(
+                    include_str!("shaders/exact/activate.wgsl"),
+                    include_str!("shaders/exact/math.wgsl"),
+                    exact_arithmetic!()
+                ),
+                &[],
+                "wrw",
+            ),
+            Shader::ExactMap => (
+                concat!(
+                    include_str!("shaders/exact/map.wgsl"),
+                    include_str!("shaders/exact/math.wgsl"),
+                    exact_arithmetic!()
+                ),
+                &["OPERATION"],
+                "wrw",
+            ),
+            Shader::ExactRoute => (
+                concat!(
+                    include_str!("shaders/exact/route.wgsl"),
+                    include_str!("shaders/exact/math.wgsl"),
+                    exact_arithmetic!()
+                ),
+                &[],
+                "rrrrww",
+            ),
+            Shader::ExactExpertSum => {
+                (concat!(include_str!("shaders/exact/expert_sum.wgsl"), exact_arithmetic!()), &[], "rrww")
+            }
+            Shader::ExactProbe => {
+                (concat!(include_str!("shaders/exact/probe.wgsl"), exact_arithmetic!()), &["OPERATION"], "rw")
+            }
         };
         // The last binding of those that see what goes wrong.
         let reports = source.contains("var<storage, read_write> fault:");
@@ -127,6 +229,45 @@ fn format_source(ty: GgmlType) -> [&'static str; 2] {
         GgmlType::Q6K => include_str!("shaders/formats/q6_k.wgsl"),
     };
     [include_str!("shaders/formats/planes.wgsl"), of_format]
+}
+
+/// What reads a block of a format, of exact kernels: as codes and scales, whose product is taken in order.
+fn exact_format_source(shader: Shader, ty: GgmlType) -> Vec<&'static str> {
+    let of_format = match ty {
+        GgmlType::F32 => include_str!("shaders/exact/formats/f32.wgsl"),
+        GgmlType::F16 => include_str!("shaders/exact/formats/f16.wgsl"),
+        GgmlType::BF16 => include_str!("shaders/exact/formats/bf16.wgsl"),
+        GgmlType::Q4_0 => include_str!("shaders/exact/formats/q4_0.wgsl"),
+        GgmlType::Q4_1 => include_str!("shaders/exact/formats/q4_1.wgsl"),
+        GgmlType::Q5_0 => include_str!("shaders/exact/formats/q5_0.wgsl"),
+        GgmlType::Q5_1 => include_str!("shaders/exact/formats/q5_1.wgsl"),
+        GgmlType::Q8_0 => include_str!("shaders/exact/formats/q8_0.wgsl"),
+        GgmlType::IQ4NL => include_str!("shaders/exact/formats/iq4_nl.wgsl"),
+        GgmlType::IQ4XS => include_str!("shaders/exact/formats/iq4_xs.wgsl"),
+        GgmlType::MXFP4 => include_str!("shaders/exact/formats/mxfp4.wgsl"),
+        GgmlType::Q2K => include_str!("shaders/exact/formats/q2_k.wgsl"),
+        GgmlType::Q3K => include_str!("shaders/exact/formats/q3_k.wgsl"),
+        GgmlType::Q4K => include_str!("shaders/exact/formats/q4_k.wgsl"),
+        GgmlType::Q5K => include_str!("shaders/exact/formats/q5_k.wgsl"),
+        GgmlType::Q6K => include_str!("shaders/exact/formats/q6_k.wgsl"),
+    };
+    let planes = include_str!("shaders/formats/planes.wgsl");
+    match (shader == Shader::ExactEmbed, planes::is_float(ty)) {
+        (true, true) => vec![planes, of_format, include_str!("shaders/exact/embed_float.wgsl")],
+        (false, true) => vec![planes, of_format, include_str!("shaders/exact/float_step.wgsl")],
+        (true, false) => vec![
+            planes,
+            of_format,
+            include_str!("shaders/exact/blocks.wgsl"),
+            include_str!("shaders/exact/embed_block.wgsl"),
+        ],
+        (false, false) => vec![
+            planes,
+            of_format,
+            include_str!("shaders/exact/blocks.wgsl"),
+            include_str!("shaders/exact/block_step.wgsl"),
+        ],
+    }
 }
 
 /// The values of a format's codes, where a code chooses one.
@@ -202,8 +343,12 @@ fn source(id: KernelId) -> String {
         text += &format!("const {name}: u32 = {value}u;\n");
     }
     let mut parts = vec![include_str!("shaders/prelude.wgsl")];
-    if let Some(format) = id.format {
-        parts.extend(format_source(format));
+    match (id.format, id.shader) {
+        (Some(format), Shader::ExactProduct | Shader::ExactEmbed) => {
+            parts.extend(exact_format_source(id.shader, format));
+        }
+        (Some(format), _) => parts.extend(format_source(format)),
+        (None, _) => {}
     }
     if spec.reports {
         parts.push(include_str!("shaders/fault.wgsl"));
@@ -273,11 +418,16 @@ mod tests {
             all.push(of(Shader::Product, format, [1, 1, 0]));
             all.extend([0, 1].map(|experts| of(Shader::TiledProduct, format, [experts, 0, 0])));
             all.push(of(Shader::Embed, format, [0; 3]));
+            all.push(of(Shader::ExactEmbed, format, [0; 3]));
+            all.extend([[1, 0, 0], [8, 0, 0], [1, 1, 0]].map(|constants| of(Shader::ExactProduct, format, constants)));
         }
         for (head_dim, queries, words) in [(64, 1, 1), (80, 2, 1), (128, 8, 1), (256, 8, 1), (320, 4, 2), (512, 4, 2)] {
             all.push(of(Shader::Attend, None, [head_dim, queries, words]));
         }
-        all.extend((0..3).map(|operation| of(Shader::Map, None, [operation, 0, 0])));
+        for shader in [Shader::Map, Shader::ExactMap] {
+            all.extend((0..3).map(|operation| of(shader, None, [operation, 0, 0])));
+        }
+        all.extend((0..10).map(|operation| of(Shader::ExactProbe, None, [operation, 0, 0])));
         all.extend((0..9).map(|kinds| of(Shader::Matmul, None, [kinds / 3, kinds % 3, 0])));
         let others = [
             Shader::Norm,
@@ -289,6 +439,13 @@ mod tests {
             Shader::GroupSlots,
             Shader::ExpertSum,
             Shader::IntegerMatmul,
+            Shader::Quantize,
+            Shader::ExactNorm,
+            Shader::ExactRope,
+            Shader::ExactAttend,
+            Shader::ExactActivate,
+            Shader::ExactRoute,
+            Shader::ExactExpertSum,
         ];
         all.extend(others.map(|shader| of(shader, None, [0; 3])));
         all

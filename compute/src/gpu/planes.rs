@@ -37,6 +37,11 @@ pub(super) fn bytes_of_eight(ty: GgmlType) -> [usize; PLANES] {
     }
 }
 
+/// Whether weights of this type are floats, whose products take activations as they are.
+pub(super) fn is_float(ty: GgmlType) -> bool {
+    matches!(ty, GgmlType::F32 | GgmlType::F16 | GgmlType::BF16)
+}
+
 /// Blocks of a row of `k` weights.
 pub(super) fn blocks_of(k: usize) -> usize {
     k.div_ceil(BLOCK)

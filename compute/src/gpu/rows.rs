@@ -1,8 +1,8 @@
 //! Activations on a GPU: rows of floats, each padded to whole blocks of weights.
 
-use super::{Commands, Gpu, GpuBuffer, ReadSlot, Readback};
+use super::{Commands, Gpu, GpuBuffer, ReadSlot, Readback, planes};
 use crate::Error;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A matrix of f32 on a GPU: `[rows, cols]` row-major, rows [`stride`](GpuRows::stride) apart. What lies between them is zero at
 /// first, and no kernel writes it; so one may read whole blocks.
@@ -10,10 +10,15 @@ pub struct GpuRows {
     pub(super) buffer: GpuBuffer,
     rows: usize,
     cols: usize,
+    /// The rows in 8 bits, once exact products have needed them: see `exact/quantize.wgsl`.
+    quantized: OnceLock<GpuBuffer>,
 }
 
 /// Elements that a row's length is rounded up to: a block of weights.
 const ALIGN: usize = 32;
+
+/// Bytes of a block of 32 elements in 8 bits, with its scale and sums.
+const QUANTIZED_BYTES: usize = 48;
 
 impl GpuRows {
     /// Zeros.
@@ -23,7 +28,12 @@ impl GpuRows {
     pub fn new(gpu: &Arc<Gpu>, rows: usize, cols: usize, what: &'static str) -> Result<GpuRows, Error> {
         let (_, _) = (super::dimension(rows)?, super::dimension(cols)?);
         let elements = (rows as u64).saturating_mul(cols.next_multiple_of(ALIGN) as u64);
-        Ok(GpuRows { buffer: GpuBuffer::new(gpu, elements.saturating_mul(4), what)?, rows, cols })
+        Ok(GpuRows {
+            buffer: GpuBuffer::new(gpu, elements.saturating_mul(4), what)?,
+            rows,
+            cols,
+            quantized: OnceLock::new(),
+        })
     }
 
     /// With the elements `[rows, cols]`.
@@ -54,6 +64,16 @@ impl GpuRows {
     /// The memory.
     pub fn buffer(&self) -> &GpuBuffer {
         &self.buffer
+    }
+
+    /// Room for the rows in 8 bits.
+    pub(super) fn quantized(&self, gpu: &Arc<Gpu>) -> Result<&GpuBuffer, Error> {
+        if let Some(quantized) = self.quantized.get() {
+            return Ok(quantized);
+        }
+        let bytes = (self.rows * planes::blocks_of(self.cols) * QUANTIZED_BYTES) as u64;
+        let made = GpuBuffer::new(gpu, bytes, "activations in 8 bits on the GPU")?;
+        Ok(self.quantized.get_or_init(|| made))
     }
 
     /// Writes whole rows, from row `first` on, before the next submission.

@@ -1,4 +1,4 @@
-//! The engine's bits: the same for every number of threads, instruction set, chunking of prompts, mix of sessions,
+//! The engine's bits: the same for every number of threads, instruction set, certified GPU, chunking of prompts, mix of sessions,
 //! split into stages, truncation and replay; and pinned, so that no change of them goes unseen.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first thing that is not as it should be")]
 
@@ -9,6 +9,8 @@ mod refusals;
 mod sessions;
 #[path = "../skip/mod.rs"]
 mod skip;
+#[path = "../some_gpu/mod.rs"]
+mod some_gpu;
 mod tiny;
 
 use pangea_compute::engine::{Bits, Input, Logits, Observed, Stage, Step};
@@ -25,7 +27,10 @@ use tiny::{LAYERS, Sizes, Tiny, VOCABULARY, WIDTH, WINDOW};
 /// A model cut into stages, each on an engine of its own.
 struct Stages {
     stages: Vec<Stage>,
+    /// Of all stages on the processor.
     budget: PageBudget,
+    /// Of each stage: the same, or one of a GPU's memory.
+    budgets: Vec<PageBudget>,
 }
 
 impl Stages {
@@ -33,22 +38,25 @@ impl Stages {
     fn load(file: &ModelFile, cuts: &[usize], mut engine: impl FnMut(usize) -> Engine) -> Stages {
         let layers = file.config().layers;
         let starts: Vec<usize> = [0].into_iter().chain(cuts.iter().copied()).collect();
-        let stages = starts
+        let budget = PageBudget::new(1 << 30);
+        let (stages, budgets) = starts
             .iter()
             .enumerate()
             .map(|(index, start)| {
                 let end = starts.get(index + 1).copied().unwrap_or(layers);
                 let engine = engine(index);
                 let part = ModelPart { layers: *start..end, embedding: index == 0, head: index + 1 == starts.len() };
-                engine.load(file, part).unwrap()
+                let stage = engine.load(file, part).unwrap();
+                let own = if let Engine::Cpu(_) = engine { budget.clone() } else { stage.page_budget(1 << 30) };
+                (stage, own)
             })
-            .collect();
-        Stages { stages, budget: PageBudget::new(1 << 30) }
+            .unzip();
+        Stages { stages, budget, budgets }
     }
 
     fn session(&self) -> Session {
         Session {
-            caches: self.stages.iter().map(|stage| stage.cache(&self.budget)).collect(),
+            caches: self.stages.iter().zip(&self.budgets).map(|(stage, budget)| stage.cache(budget)).collect(),
             recorder: Recorder::new(),
         }
     }
@@ -166,7 +174,8 @@ fn the_same_weights_on_another_pool_give_the_same_bits() {
     one.advance(&mut [(&mut session, &tokens)]);
     for pool in pools {
         let stages = one.stages.iter().map(|stage| stage.with_pool(Arc::clone(&pool))).collect();
-        let other = Stages { stages, budget: PageBudget::new(1 << 30) };
+        let budget = PageBudget::new(1 << 30);
+        let other = Stages { stages, budgets: vec![budget.clone(); 2], budget };
         assert!(other.stages[0].shares_weights(&one.stages[0]) && !other.stages[0].shares_weights(&one.stages[1]));
         assert_eq!((other.stages[0].threads(), other.stages[0].bits()), (3, Bits::Exact(NUMERICS)));
         let mut again = other.session();
@@ -218,6 +227,58 @@ fn every_architecture_and_weight_type_keeps_its_pinned_bits_on_every_family_and_
             Some(&digest),
             "{name}: the bits changed; where that is meant, raise NUMERICS and pin the digests again with PANGEA_PIN_DIGESTS=1"
         );
+    }
+}
+
+/// Architectures whose layers a GPU computes.
+const ON_GPU: [&str; 7] = ["llama", "qwen2", "qwen3", "qwen3moe", "gemma3", "glm4moe", "gpt-oss"];
+
+/// An engine with the bits of the processor on the GPU of this machine.
+fn exact_gpu(test: &str) -> Option<Engine> {
+    some_gpu::gpu(test).map(|gpu| Engine::ExactGpu(gpu.certify().unwrap()))
+}
+
+#[test]
+fn a_certified_gpu_keeps_the_pinned_bits_of_every_architecture_and_weight_type() {
+    let Some(gpu) = exact_gpu("a_certified_gpu_keeps_the_pinned_bits_of_every_architecture_and_weight_type") else {
+        return;
+    };
+    let pinned: HashMap<&str, &str> =
+        include_str!("tiny.digests").lines().filter_map(|line| line.split_once(' ')).collect();
+    let tokens = text(1, 2 * WINDOW + 5);
+    for (at, architecture) in ON_GPU.into_iter().enumerate() {
+        for (index, ty) in TYPES.into_iter().enumerate() {
+            // All types in one architecture with dense layers and in one with experts; in the others some.
+            if !["llama", "qwen3moe"].contains(&architecture) && index % ON_GPU.len() != at {
+                continue;
+            }
+            let name = format!("{architecture}-{}", ty.name());
+            let stages = Stages::load(&tiny(architecture, ty), &[], |_| gpu.clone());
+            assert_eq!(stages.stages[0].bits(), Bits::Exact(NUMERICS));
+            let mut session = stages.session();
+            stages.advance(&mut [(&mut session, &tokens)]);
+            assert_eq!(Some(&session.digest().as_str()), pinned.get(name.as_str()), "{name}");
+        }
+    }
+}
+
+#[test]
+fn stages_on_a_certified_gpu_and_the_processor_in_any_chunks_change_no_bit() {
+    let test = "stages_on_a_certified_gpu_and_the_processor_in_any_chunks_change_no_bit";
+    let Some(gpu) = exact_gpu(test) else { return };
+    for (case, architecture) in (0..).zip(ON_GPU) {
+        let file = tiny(architecture, [GgmlType::Q4K, GgmlType::Q8_0][case % 2]);
+        let tokens = text(case as u64, WINDOW + 20);
+        let whole = reference(&file, &tokens);
+        let engines = [gpu.clone(), engine(2, Isa::best())];
+        let stages = Stages::load(&file, &[1], |stage| engines[(stage + case) % 2].clone());
+        let (mut session, mut other) = (stages.session(), stages.session());
+        stages.advance(&mut [(&mut session, &tokens[..9])]);
+        stages.advance(&mut [(&mut other, &tokens[..2]), (&mut session, &tokens[9..])]);
+        session.truncate(5);
+        stages.advance(&mut [(&mut session, &tokens[5..6])]);
+        stages.advance(&mut [(&mut session, &tokens[6..])]);
+        assert_eq!(session.digest(), whole, "{architecture}");
     }
 }
 
@@ -335,6 +396,12 @@ fn the_fetched_models_keep_their_pinned_bits_in_every_mode() {
             stages.advance(&mut [(&mut session, &[*token])]);
         }
         digests.push(session.digest());
+        if let Some(gpu) = exact_gpu("the_fetched_models_keep_their_pinned_bits_in_every_mode") {
+            let stages = Stages::load(&file, &[], |_| gpu.clone());
+            let mut session = stages.session();
+            stages.advance(&mut [(&mut session, &tokens)]);
+            digests.push(session.digest());
+        }
         assert!(digests.iter().all(|digest| *digest == digests[0]), "{name}: {digests:?}");
         eprintln!("{name}: {}", digests[0]);
         assert_eq!(

@@ -90,7 +90,7 @@ fn a_lost_device_is_an_error_that_allows_another_try_and_never_a_panic() {
     let mut again = gpu.commands();
     lost(
         again
-            .product(&w, &x, &y, 1, Store { bias: None, add: true })
+            .product(&w, &x, &y, 1, Store { add: true, ..Store::default() })
             .and_then(|()| again.finish())
             .map(|_| ())
             .unwrap_err(),

@@ -6,6 +6,7 @@
 mod attention;
 mod device;
 mod elementwise;
+mod exact;
 mod experts;
 mod matmul;
 mod product;

@@ -85,7 +85,7 @@ fn a_product_is_added_to_what_is_there_with_a_bias() {
             let x = GpuRows::of(&gpu, k, &elements, "x").unwrap();
             let y = GpuRows::of(&gpu, outs, &before, "y").unwrap();
             let mut commands = gpu.commands();
-            commands.product(&w, &x, &y, rows, Store { bias: with_bias.then_some(&on_gpu), add }).unwrap();
+            commands.product(&w, &x, &y, rows, Store { bias: with_bias.then_some(&on_gpu), add, code: 0 }).unwrap();
             let slot = y.read(&mut commands, 0..rows).unwrap();
             let mut want = reference(&elements, &values, k);
             for (at, (value, size)) in want.iter_mut().enumerate() {

@@ -105,12 +105,12 @@ fn has_delta_nets(architecture: &str) -> bool {
     architecture == "qwen3next" || architecture.starts_with("qwen35")
 }
 
-/// The bound of a weight type on an engine: a GPU does not round activations.
+/// The bound of a weight type on an engine: a GPU that is not exact does not round activations.
 fn bound(engine: &Engine, ty: GgmlType) -> f64 {
     match engine {
         Engine::Gpu(_) => FLOAT_ERROR,
-        Engine::Cpu(_) | Engine::Split(_) if ty.block_len() == 1 => FLOAT_ERROR,
-        Engine::Cpu(_) | Engine::Split(_) => QUANTIZED_ERROR,
+        Engine::Cpu(_) | Engine::ExactGpu(_) | Engine::Split(_) if ty.block_len() == 1 => FLOAT_ERROR,
+        Engine::Cpu(_) | Engine::ExactGpu(_) | Engine::Split(_) => QUANTIZED_ERROR,
     }
 }
 

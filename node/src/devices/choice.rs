@@ -63,6 +63,7 @@ pub fn name_of(engine: &Engine) -> String {
     match engine {
         Engine::Cpu(_) => "cpu".to_owned(),
         Engine::Gpu(gpu) => gpu.report().name.clone(),
+        Engine::ExactGpu(certified) => certified.gpu().report().name.clone(),
         Engine::Split(split) => format!("{} and cpu", split.gpu.report().name),
     }
 }

@@ -1,6 +1,6 @@
 //! The weights of a stage in a GPU's memory. Only the stage's tensors are read; pages of the file that were read are released.
 
-use super::{GpuAttention, GpuExperts, GpuFeedForward, GpuHead, GpuLayer, GpuWeights};
+use super::{Arithmetic, GpuAttention, GpuExperts, GpuFeedForward, GpuHead, GpuLayer, GpuWeights};
 use crate::Error;
 use crate::engine::LoadBytes;
 use crate::gguf::{Gguf, is_finite};
@@ -23,8 +23,13 @@ const SCRATCH: u64 = 32 << 20;
 /// # Errors
 /// [`Error::Invalid`] for weights that are not finite, and for layers that the kernels do not compute; [`Error::OutOfMemory`];
 /// [`Error::DeviceLost`].
-pub(super) fn load(file: &ModelFile, plan: &StagePlan, gpu: &Arc<Gpu>) -> Result<GpuWeights, Error> {
-    check(plan)?;
+pub(super) fn load(
+    file: &ModelFile,
+    plan: &StagePlan,
+    gpu: &Arc<Gpu>,
+    arithmetic: Arithmetic,
+) -> Result<GpuWeights, Error> {
+    check(plan, arithmetic)?;
     let mut upload = Upload { file: file.gguf(), gpu, bytes: 0 };
     let embedding = plan.embedding.as_ref().map(|plan| upload.matrix(plan)).transpose()?.map(Arc::new);
     let layers = plan.layers.iter().map(|layer| upload.layer(layer)).collect::<Result<_, _>>()?;
@@ -51,14 +56,14 @@ pub(super) fn load(file: &ModelFile, plan: &StagePlan, gpu: &Arc<Gpu>) -> Result
 ///
 /// # Errors
 /// As [`load`], as far as the plan shows them.
-pub(super) fn load_bytes(plan: &StagePlan) -> Result<LoadBytes, Error> {
-    check(plan)?;
+pub(super) fn load_bytes(plan: &StagePlan, arithmetic: Arithmetic) -> Result<LoadBytes, Error> {
+    check(plan, arithmetic)?;
     let device = plan.matrices().map(|plan| GpuMatrix::bytes_for(plan.ty, plan.rows, plan.k)).sum();
     Ok(LoadBytes { weights: 0, device, scratch: SCRATCH })
 }
 
 /// Whether the kernels compute all layers of a plan.
-fn check(plan: &StagePlan) -> Result<(), Error> {
+fn check(plan: &StagePlan, arithmetic: Arithmetic) -> Result<(), Error> {
     for layer in &plan.layers {
         attention_of(layer)?;
         if let FeedForwardPlan::Experts(experts) = &layer.feed_forward
@@ -67,6 +72,16 @@ fn check(plan: &StagePlan) -> Result<(), Error> {
                 .any(|of_each| of_each.iter().any(|one| one.ty != of_each[0].ty))
         {
             return Err(refused("experts of several weight types in one layer"));
+        }
+        // The CPU computes them in f64.
+        if let FeedForwardPlan::Experts(experts) = &layer.feed_forward
+            && experts.shared_gate.is_some()
+            && arithmetic == Arithmetic::Exact
+        {
+            return Err(Error::invalid(
+                "gpu",
+                "gates of experts that compute every row have other bits on a GPU; use the processor, or a GPU that is not exact",
+            ));
         }
     }
     Ok(())

@@ -1,12 +1,13 @@
-//! A GPU as an engine. Its results agree with the CPU's within rounding, not bit for bit: sums are in f32 in an order of its own, and
-//! activations are not rounded to 8 bits. Activations stay on the GPU from a stage's input to its output; a pass is one submission,
+//! A GPU as an engine, with one of two arithmetics. Close: sums are in f32 in an order of the kernels' own, and activations are not rounded
+//! to 8 bits, so results agree with the CPU's within rounding. Exact: every operation is the CPU's, in its order, with floats in
+//! integers, so results are the CPU's bit for bit. Activations stay on the GPU from a stage's input to its output; a pass is one submission,
 //! unless that would take too long.
 
 mod load;
 mod pages;
 
-use super::LoadBytes;
 use super::forward::{Input, Pass, PassSession};
+use super::{Bits, LoadBytes};
 use crate::Error;
 use crate::gpu::{
     AttentionShape, Commands, Gpu, GpuActivation, GpuBuffer, GpuChosen, GpuGating, GpuMatrix, GpuPlaces, GpuRows,
@@ -18,13 +19,22 @@ use crate::kernel::page::{KINDS, kind_of};
 use crate::kernel::transformer::{Fault, Step};
 use crate::model::cache::{CacheRows, PageStore};
 use crate::model::frequencies::Frequencies;
-use crate::model::{CacheShape, ModelConfig, ModelFile, StagePlan};
+use crate::model::{CacheShape, ModelConfig, ModelFile, NUMERICS, StagePlan};
 use pages::GpuPages;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The profile by which results of GPUs are compared with others.
 pub(super) const PROFILE: &str = "canonical-grid/1";
+
+/// How a stage computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arithmetic {
+    /// Within rounding of the CPU's results.
+    Close,
+    /// With the CPU's bits.
+    Exact,
+}
 
 /// Rows whose logits are computed together.
 const LOGIT_ROWS: usize = 32;
@@ -101,6 +111,7 @@ struct GpuHead {
 /// A stage on a GPU.
 pub(super) struct GpuStage {
     gpu: Arc<Gpu>,
+    arithmetic: Arithmetic,
     weights: GpuWeights,
     pages: Arc<GpuPages>,
     store: Arc<dyn PageStore>,
@@ -150,19 +161,35 @@ impl GpuStage {
         plan: &StagePlan,
         cache: &CacheShape,
         gpu: &Arc<Gpu>,
+        arithmetic: Arithmetic,
     ) -> Result<GpuStage, Error> {
-        let weights = load::load(file, plan, gpu)?;
+        let weights = load::load(file, plan, gpu, arithmetic)?;
         let pages = Arc::new(GpuPages::new(gpu, cache));
         let store = Arc::clone(&pages) as Arc<dyn PageStore>;
-        Ok(GpuStage { gpu: Arc::clone(gpu), weights, pages, store, workspaces: Mutex::default() })
+        Ok(GpuStage { gpu: Arc::clone(gpu), arithmetic, weights, pages, store, workspaces: Mutex::default() })
     }
 
     /// What [`GpuStage::load`] needs.
     ///
     /// # Errors
     /// As [`GpuStage::load`], as far as the plan shows them.
-    pub(super) fn load_bytes(plan: &StagePlan) -> Result<LoadBytes, Error> {
-        load::load_bytes(plan)
+    pub(super) fn load_bytes(plan: &StagePlan, arithmetic: Arithmetic) -> Result<LoadBytes, Error> {
+        load::load_bytes(plan, arithmetic)
+    }
+
+    /// Which bits its results have.
+    pub(super) fn bits(&self) -> Bits {
+        match self.arithmetic {
+            Arithmetic::Close => Bits::Tolerance(PROFILE),
+            Arithmetic::Exact => Bits::Exact(NUMERICS),
+        }
+    }
+
+    fn commands(&self) -> Commands {
+        match self.arithmetic {
+            Arithmetic::Close => self.gpu.commands(),
+            Arithmetic::Exact => self.gpu.exact_commands(),
+        }
     }
 
     pub(super) fn memory_bytes(&self) -> u64 {
@@ -289,7 +316,7 @@ impl GpuStage {
         let angles = self.angles(config, &pass.sessions)?;
         let caches: [Vec<GpuBuffer>; KINDS] = std::array::from_fn(|kind| self.pages.buffers(kind));
 
-        let mut commands = gpu.commands();
+        let mut commands = self.commands();
         match (pass.input, &self.weights.embedding) {
             (Input::Tokens(tokens), Some(embedding)) => {
                 let tokens = GpuBuffer::of(gpu, tokens, "tokens on the GPU")?;
@@ -367,6 +394,7 @@ impl GpuStage {
         }
         let step = code(after, Step::OutputNorm);
         commands.rms_norm(&last, &head.norm, config.epsilon, &normed, count, false, step)?;
+        commands.quantize(&normed, count, step)?;
         commands.product(&head.output, &normed, &logits, count, Store::default())?;
         let step = code(after, Step::Logits);
         match config.logit_soft_cap {
@@ -413,10 +441,11 @@ impl GpuStage {
         let weights = &layer.attention;
         let step = code(index, Step::AttentionNorm);
         commands.rms_norm(x, &layer.attention_norm, config.epsilon, normed, rows, false, step)?;
+        commands.quantize(normed, rows, step)?;
         for (matrix, bias, to) in
             [(&weights.q, &weights.q_bias, q), (&weights.k, &weights.k_bias, k), (&weights.v, &weights.v_bias, v)]
         {
-            commands.product(matrix, normed, to, rows, Store { bias: bias.as_ref(), add: false })?;
+            commands.product(matrix, normed, to, rows, Store { bias: bias.as_ref(), ..Store::default() })?;
         }
         let rotation = Rotation {
             angles,
@@ -428,13 +457,15 @@ impl GpuStage {
             query_scale: config.attention_scale,
         };
         commands.rope_and_cache(places, QueryKeyValue { q, k, v }, rotation, cache, code(index, Step::Queries))?;
-        commands.attend(places, q, cache, weights.sinks.as_ref(), attended, code(index, Step::Attention))?;
+        let step = code(index, Step::Attention);
+        commands.attend(places, q, cache, weights.sinks.as_ref(), attended, step)?;
+        commands.quantize(attended, rows, step)?;
         let bias = weights.o_bias.as_ref();
+        let step = code(index, Step::AttentionOutput);
         match &layer.post_attention_norm {
-            None => commands.product(&weights.o, attended, x, rows, Store { bias, add: true }),
+            None => commands.product(&weights.o, attended, x, rows, Store { bias, add: true, code: step }),
             Some(norm) => {
-                commands.product(&weights.o, attended, delta, rows, Store { bias, add: false })?;
-                let step = code(index, Step::AttentionOutput);
+                commands.product(&weights.o, attended, delta, rows, Store { bias, ..Store::default() })?;
                 commands.rms_norm(delta, norm, config.epsilon, x, rows, true, step)
             }
         }
@@ -457,19 +488,22 @@ impl GpuStage {
         };
         let step = code(index, Step::FfnNorm);
         commands.rms_norm(x, &layer.ffn_norm, config.epsilon, normed, rows, false, step)?;
+        commands.quantize(normed, rows, step)?;
+        let (gated, output) = (code(index, Step::Gated), code(index, Step::FfnOutput));
         // Without a norm after it, the result is added to the residual at once.
         let (to, add) = if layer.post_ffn_norm.is_none() { (x, true) } else { (delta, false) };
         match (&layer.feed_forward, &workspace.dense, &workspace.experts) {
             (GpuFeedForward::Dense { gate, up, down }, Some([gates, ups]), _) => {
                 commands.product(gate, normed, gates, rows, Store::default())?;
                 commands.product(up, normed, ups, rows, Store::default())?;
-                commands.activate(activation, gates, ups, rows, code(index, Step::Gated))?;
-                commands.product(down, gates, to, rows, Store { bias: None, add })?;
+                commands.activate(activation, gates, ups, rows, gated)?;
+                commands.quantize(gates, rows, gated)?;
+                commands.product(down, gates, to, rows, Store { bias: None, add, code: output })?;
             }
             (GpuFeedForward::Experts(experts), _, Some(own)) => {
                 let ExpertWorkspace { logits, chosen, gate, up, results } = own;
                 let bias = |of: usize| experts.biases.as_ref().map(|biases| &biases[of]);
-                commands.product(&experts.router, normed, logits, rows, Store { bias: bias(0), add: false })?;
+                commands.product(&experts.router, normed, logits, rows, Store { bias: bias(0), ..Store::default() })?;
                 let gating = match experts.scale {
                     None => GpuGating::Softmax,
                     Some(scale) => GpuGating::Sigmoid { correction: experts.correction.as_ref(), scale },
@@ -479,15 +513,16 @@ impl GpuStage {
                 commands.expert_product(&experts.gate, chosen, normed, true, gate, rows, bias(1))?;
                 commands.expert_product(&experts.up, chosen, normed, true, up, rows, bias(2))?;
                 let slots = rows * chosen.per_row();
-                commands.activate(activation, gate, up, slots, code(index, Step::Gated))?;
+                commands.activate(activation, gate, up, slots, gated)?;
+                commands.quantize(gate, slots, gated)?;
                 commands.expert_product(&experts.down, chosen, gate, false, results, rows, bias(3))?;
-                commands.expert_sum(results, chosen, to, rows, add, code(index, Step::FfnOutput))?;
+                commands.expert_sum(results, chosen, to, rows, add, output)?;
             }
             _ => return Err(Error::invalid("gpu", "a layer has no buffers")),
         }
         match &layer.post_ffn_norm {
             None => Ok(()),
-            Some(norm) => commands.rms_norm(delta, norm, config.epsilon, x, rows, true, code(index, Step::FfnOutput)),
+            Some(norm) => commands.rms_norm(delta, norm, config.epsilon, x, rows, true, output),
         }
     }
 }

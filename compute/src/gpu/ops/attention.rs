@@ -6,7 +6,7 @@ use crate::gpu::commands::Dispatch;
 use crate::gpu::pipeline::{KernelId, Shader};
 use crate::gpu::{Commands, Gpu, GpuBuffer, GpuRows, dimension};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Positions of a page of the cache.
 pub const GPU_PAGE_POSITIONS: usize = 32;
@@ -21,6 +21,10 @@ const MAX_QUERIES: usize = 8;
 const WORKGROUP_BYTES: usize = 16 << 10;
 /// Workgroups that keep a large GPU busy: fewer tiles than that are split by positions.
 const ENOUGH_WORKGROUPS: usize = 256;
+/// Bytes of the scores of exact attention, about, at most: rows are taken as many at a time as have room.
+const SCORE_BYTES: usize = 16 << 20;
+/// Operations of a multiply-add of floats in integers, about, as multiply-adds of floats.
+const EMULATED: u64 = 64;
 /// Elements of a head, at most.
 const MAX_HEAD_DIM: usize = 512;
 
@@ -98,8 +102,12 @@ pub struct GpuPlaces {
     splits: usize,
     /// Pairs of keys and queries, of all rows and heads.
     scores: u64,
-    /// `[rows, heads, splits, head_dim + 2]`
-    partial: GpuBuffer,
+    /// `[rows, heads, splits, head_dim + 2]`, once attention that is split has needed it.
+    partial: OnceLock<GpuBuffer>,
+    /// Positions that a row attends to, at most, from a multiple of sixteen on.
+    longest: usize,
+    /// `[rows at once, heads, longest]`, once exact attention has needed it.
+    exact_scores: OnceLock<GpuBuffer>,
 }
 
 impl GpuPlaces {
@@ -146,7 +154,6 @@ impl GpuPlaces {
         let split = blocks.div_ceil(wanted) * BLOCK;
         let splits = (blocks * BLOCK).div_ceil(split);
         let last_page = places.iter().map(|place| place[2]).max().unwrap_or(0);
-        let partial = 4 * (rows * heads * splits * (head_dim + 2)) as u64;
         Ok(GpuPlaces {
             shape,
             rows,
@@ -159,14 +166,40 @@ impl GpuPlaces {
             split,
             splits,
             scores: scores * heads as u64,
-            partial: GpuBuffer::new(gpu, partial, "results of attention on the GPU")?,
+            partial: OnceLock::new(),
+            longest: blocks * BLOCK,
+            exact_scores: OnceLock::new(),
         })
+    }
+
+    fn partial(&self, gpu: &Arc<Gpu>) -> Result<&GpuBuffer, Error> {
+        let bytes = 4 * (self.rows * self.shape.heads * self.splits * (self.shape.head_dim + 2)) as u64;
+        made_once(&self.partial, || GpuBuffer::new(gpu, bytes, "results of attention on the GPU"))
+    }
+
+    /// Rows of exact attention whose scores lie in memory together.
+    fn rows_at_once(&self) -> usize {
+        (SCORE_BYTES / (4 * self.shape.heads * self.longest).max(1)).clamp(1, self.rows.max(1))
+    }
+
+    fn exact_scores(&self, gpu: &Arc<Gpu>) -> Result<&GpuBuffer, Error> {
+        let bytes = 4 * (self.rows_at_once() * self.shape.heads * self.longest) as u64;
+        made_once(&self.exact_scores, || GpuBuffer::new(gpu, bytes, "scores of attention on the GPU"))
     }
 
     /// The number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
+}
+
+/// What is made when it is first needed.
+fn made_once(slot: &OnceLock<GpuBuffer>, make: impl FnOnce() -> Result<GpuBuffer, Error>) -> Result<&GpuBuffer, Error> {
+    if let Some(made) = slot.get() {
+        return Ok(made);
+    }
+    let made = make()?;
+    Ok(slot.get_or_init(|| made))
 }
 
 /// Queries, keys and values of a layer's rows.
@@ -227,7 +260,7 @@ impl Commands {
         let fault = self.fault()?;
         let flags = (3 * u32::from(rotation.norms.is_some())) | (4 * u32::from(rotation.interleaved));
         self.dispatch(&Dispatch {
-            kernel: KernelId { shader: Shader::Rope, format: None, constants: [0; 3] },
+            kernel: KernelId { shader: self.either(Shader::Rope, Shader::ExactRope), format: None, constants: [0; 3] },
             buffers: &[
                 &q.buffer,
                 &k.buffer,
@@ -277,8 +310,12 @@ impl Commands {
             && places.rows <= q.rows().min(out.rows())
             && sinks.is_none_or(|sinks| sinks.size_bytes() >= 4 * shape.heads as u64);
         fits("attention on the GPU", shapes, || format!("{q:?} to {out:?} of {} rows, {shape:?}", places.rows))?;
+        if self.is_exact() {
+            return self.exact_attend(places, q, cache, sinks, out, code);
+        }
         let gpu = self.gpu().clone();
         let fault = self.fault()?;
+        let partial = places.partial(&gpu)?;
         let own_words = (shape.head_dim / 2).div_ceil(THREADS);
         self.dispatch(&Dispatch {
             kernel: KernelId {
@@ -286,7 +323,7 @@ impl Commands {
                 format: None,
                 constants: [dimension(shape.head_dim)?, dimension(places.queries)?, dimension(own_words)?],
             },
-            buffers: &[&q.buffer, cache, &places.places, &places.pages, &places.tiles, &places.partial],
+            buffers: &[&q.buffer, cache, &places.places, &places.pages, &places.tiles, partial],
             parameters: &[
                 dimension(shape.heads)?,
                 dimension(shape.kv_heads)?,
@@ -306,7 +343,7 @@ impl Commands {
         })?;
         self.dispatch(&Dispatch {
             kernel: KernelId { shader: Shader::CombineAttention, format: None, constants: [0; 3] },
-            buffers: &[&places.partial, sinks.unwrap_or(gpu.nothing()?), &q.buffer, &out.buffer, &fault],
+            buffers: &[partial, sinks.unwrap_or(gpu.nothing()?), &q.buffer, &out.buffer, &fault],
             parameters: &[
                 dimension(shape.heads)?,
                 dimension(shape.head_dim)?,
@@ -320,6 +357,56 @@ impl Commands {
             workgroups: [dimension(shape.heads)?, dimension(places.rows)?, 1],
             work: (places.rows * shape.heads * places.splits * shape.head_dim) as u64,
         })
+    }
+
+    /// [`Commands::attend`] of exact commands, whose shapes were checked.
+    fn exact_attend(
+        &mut self,
+        places: &GpuPlaces,
+        q: &GpuRows,
+        cache: &GpuBuffer,
+        sinks: Option<&GpuBuffer>,
+        out: &GpuRows,
+        code: u32,
+    ) -> Result<(), Error> {
+        let shape = places.shape;
+        let gpu = self.gpu().clone();
+        let fault = self.fault()?;
+        let scores = places.exact_scores(&gpu)?;
+        let at_once = places.rows_at_once();
+        for first in (0..places.rows).step_by(at_once) {
+            let count = at_once.min(places.rows - first);
+            self.dispatch(&Dispatch {
+                kernel: KernelId { shader: Shader::ExactAttend, format: None, constants: [0; 3] },
+                buffers: &[
+                    &q.buffer,
+                    cache,
+                    &places.places,
+                    &places.pages,
+                    sinks.unwrap_or(gpu.nothing()?),
+                    scores,
+                    &out.buffer,
+                    &fault,
+                ],
+                parameters: &[
+                    dimension(shape.heads)?,
+                    dimension(shape.kv_heads)?,
+                    dimension(shape.head_dim)?,
+                    dimension(shape.query_head_stride())?,
+                    dimension(q.stride())?,
+                    dimension(out.stride())?,
+                    u32::try_from(shape.window).unwrap_or(u32::MAX),
+                    shape.soft_cap.unwrap_or(0.0).to_bits(),
+                    dimension(first)?,
+                    dimension(places.longest)?,
+                    u32::from(sinks.is_some()) | (2 * u32::from(shape.has_gates)),
+                    code,
+                ],
+                workgroups: [dimension(shape.heads)?, dimension(count)?, 1],
+                work: 2 * EMULATED * places.scores * shape.head_dim as u64 * count as u64 / places.rows as u64,
+            })?;
+        }
+        Ok(())
     }
 }
 

@@ -49,7 +49,11 @@ impl Commands {
         for chunk in w.chunks() {
             let [plane1, plane2, plane3] = chunk.planes;
             self.dispatch(&Dispatch {
-                kernel: KernelId { shader: Shader::Embed, format: Some(w.ty()), constants: [0; 3] },
+                kernel: KernelId {
+                    shader: self.either(Shader::Embed, Shader::ExactEmbed),
+                    format: Some(w.ty()),
+                    constants: [0; 3],
+                },
                 buffers: &[&chunk.buffer, tokens, &y.buffer, &fault],
                 parameters: &[
                     dimension(chunk.rows.start)?,
@@ -94,7 +98,7 @@ impl Commands {
         fits("norm on the GPU", has_weight && is_apart && shapes, || format!("{rows} rows of {x:?} to {y:?}"))?;
         let fault = self.fault()?;
         self.dispatch(&Dispatch {
-            kernel: KernelId { shader: Shader::Norm, format: None, constants: [0; 3] },
+            kernel: KernelId { shader: self.either(Shader::Norm, Shader::ExactNorm), format: None, constants: [0; 3] },
             buffers: &[&x.buffer, weight, &y.buffer, &fault],
             parameters: &[
                 dimension(x.cols())?,
@@ -132,7 +136,11 @@ impl Commands {
             GpuActivation::Clamped => 2,
         };
         self.dispatch(&Dispatch {
-            kernel: KernelId { shader: Shader::Activate, format: None, constants: [0; 3] },
+            kernel: KernelId {
+                shader: self.either(Shader::Activate, Shader::ExactActivate),
+                format: None,
+                constants: [0; 3],
+            },
             buffers: &[&gate.buffer, &up.buffer, &fault],
             parameters: &[dimension(gate.cols())?, dimension(gate.stride())?, number, code],
             workgroups: [dimension(gate.cols().div_ceil(ROW_PIECE))?, dimension(rows)?, 1],
@@ -184,7 +192,11 @@ impl Commands {
         let fault = self.fault()?;
         let [across, deep] = spread(x.cols().div_ceil(ROW_PIECE))?;
         self.dispatch(&Dispatch {
-            kernel: KernelId { shader: Shader::Map, format: None, constants: [operation, 0, 0] },
+            kernel: KernelId {
+                shader: self.either(Shader::Map, Shader::ExactMap),
+                format: None,
+                constants: [operation, 0, 0],
+            },
             buffers: &[&x.buffer, y, &fault],
             parameters: &[
                 dimension(x.cols())?,

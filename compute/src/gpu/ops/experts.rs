@@ -1,6 +1,7 @@
 //! A mixture of experts: the router's choice, products with the chosen experts' weights, their weighted sum. A slot is one row with
 //! one of its experts.
 
+use super::exact::ExactSums;
 use super::fits;
 use super::product::{FEW_ROWS_OUTS, TILE};
 use crate::Error;
@@ -128,7 +129,11 @@ impl Commands {
         let flags =
             u32::from(is_sigmoid) | (2 * u32::from(correction.is_some())) | (4 * u32::from(shared_gate.is_some()));
         self.dispatch(&Dispatch {
-            kernel: KernelId { shader: Shader::Route, format: None, constants: [0; 3] },
+            kernel: KernelId {
+                shader: self.either(Shader::Route, Shader::ExactRoute),
+                format: None,
+                constants: [0; 3],
+            },
             buffers: &[
                 &logits.buffer,
                 correction.unwrap_or(nothing),
@@ -154,7 +159,7 @@ impl Commands {
             workgroups: [dimension(rows)?, 1, 1],
             work: (rows * (experts * chosen.used + x.cols())) as u64,
         })?;
-        if !chosen.is_grouped(rows) {
+        if self.is_exact() || !chosen.is_grouped(rows) {
             return Ok(());
         }
         let slots = rows * chosen.per_row();
@@ -201,6 +206,10 @@ impl Commands {
         let nothing = gpu.nothing()?;
         let shared_by = if by_row { chosen.per_row() } else { 1 };
         let tiles = tiles(slots, experts);
+        if self.is_exact() {
+            let sums = ExactSums { x, y, rows: slots, outs, bias, add: false, code: 0 };
+            return self.exact_product(w, &sums, Some((&chosen.buffer, shared_by)));
+        }
         let (shader, constants, order, down, per_group) = match chosen.is_grouped(rows) {
             true => (Shader::TiledProduct, [1, 0, 0], &chosen.groups, tiles, TILE),
             false => (Shader::Product, [1, 1, 0], &chosen.buffer, slots, FEW_ROWS_OUTS),
@@ -255,7 +264,11 @@ impl Commands {
         fits("experts on the GPU", shapes, || format!("{rows} rows of {results:?} to {y:?}, {chosen:?}"))?;
         let fault = self.fault()?;
         self.dispatch(&Dispatch {
-            kernel: KernelId { shader: Shader::ExpertSum, format: None, constants: [0; 3] },
+            kernel: KernelId {
+                shader: self.either(Shader::ExpertSum, Shader::ExactExpertSum),
+                format: None,
+                constants: [0; 3],
+            },
             buffers: &[&results.buffer, &chosen.buffer, &y.buffer, &fault],
             parameters: &[
                 dimension(y.cols())?,

@@ -3,6 +3,7 @@
 
 mod attention;
 mod elementwise;
+mod exact;
 mod experts;
 mod matmul;
 mod product;

@@ -1,5 +1,6 @@
 //! Products of rows with a matrix of weights.
 
+use super::exact::ExactSums;
 use crate::Error;
 use crate::gpu::commands::Dispatch;
 use crate::gpu::pipeline::{KernelId, Shader};
@@ -13,6 +14,8 @@ pub struct Store<'a> {
     pub bias: Option<&'a GpuBuffer>,
     /// Whether the results are added to what is there, as to a residual.
     pub add: bool,
+    /// Reported where such a sum is NaN or infinite, by exact commands.
+    pub code: u32,
 }
 
 /// Rows from which weights are shared by many rows in workgroup memory.
@@ -47,6 +50,10 @@ impl Commands {
         }
         if rows == 0 {
             return Ok(());
+        }
+        if self.is_exact() {
+            let Store { bias, add, code } = store;
+            return self.exact_product(w, &ExactSums { x, y, rows, outs: w.rows(), bias, add, code }, None);
         }
         let gpu = self.gpu().clone();
         let nothing = gpu.nothing()?;

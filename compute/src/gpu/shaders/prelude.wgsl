@@ -8,7 +8,11 @@ fn is_bad(x: f32) -> bool {
 // The bits of x as f16, rounded to nearest, ties to even, in integers: drivers differ in how they narrow. Beyond f16's range:
 // infinity; NaN stays NaN.
 fn f16_bits(x: f32) -> u32 {
-  let bits = bitcast<u32>(x);
+  return half_of_bits(bitcast<u32>(x));
+}
+
+// The same of the bits of x.
+fn half_of_bits(bits: u32) -> u32 {
   let sign = (bits >> 16u) & 0x8000u;
   let magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) {

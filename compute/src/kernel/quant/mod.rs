@@ -36,9 +36,11 @@ mod product;
 mod quantized;
 #[cfg(test)]
 mod tests;
+mod whole;
 
 pub(crate) use layout::{packed_bytes, rows_of, tiles};
 pub(crate) use matrix::Matrix;
 pub(crate) use pack::pack;
 pub(crate) use product::{Input, Store, product};
 pub(crate) use quantized::Quantized;
+pub(crate) use whole::whole_product;

@@ -20,14 +20,17 @@
 //! | here | what rows and caches are, the order of blocks and groups |
 //! | `split` | the attention of one sequence's rows, computed by all threads together |
 //! | `tile` | the register tiles: scores, exponentials, chains of values |
+//! | `whole` | the attention of one row, to which other engines' kernels are held |
 #![allow(unsafe_code)]
 
 mod split;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod whole;
 
 pub(crate) use split::{SPLIT_ROWS, SplitHead, SplitShape, SplitStep};
+pub(crate) use whole::attend_alone;
 
 use crate::Isa;
 use crate::kernel::page::PAGE_POSITIONS;

@@ -1,0 +1,11 @@
+// Plane 0: nibbles. Plane 1: scale and minimum, half floats.
+const OFFSET = 0;
+const HALVES = false;
+const MINIMA = ADDED;
+fn codes(b: u32, o: u32) -> vec2<u32> {
+  return nibble_codes(nibbles(b, o));
+}
+fn scales(b: u32) -> Scales {
+  let d = half_pair(word(p.plane1 + b));
+  return Scales(d.x, d.y, no_halves(), no_halves());
+}
