@@ -297,6 +297,7 @@ run_tests() {
   need_capnp
   need_namespaces
   need_software_gpu
+  need_systemd_analyze
   need_ssh_server
   need_python_env
   need_cargo_deny

@@ -120,6 +120,12 @@ need_namespaces() {
   has ip || install_packages "The 'ip' command (tests across network namespaces)" 'iproute2' ''
 }
 
+# What checks units of services, for root on Linux; elsewhere that test is skipped.
+need_systemd_analyze() {
+  [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] || return 0
+  has systemd-analyze || install_packages "The check of systemd's units" 'systemd' ''
+}
+
 # A GPU that is software, for the tests of GPU kernels: only for root on Linux; elsewhere those tests take a real one, or are
 # skipped.
 need_software_gpu() {

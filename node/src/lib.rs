@@ -82,6 +82,7 @@ pub mod pool;
 pub mod prompt;
 pub mod runtime;
 pub mod serve;
+pub mod service;
 pub mod storage;
 pub mod streams;
 pub mod supervise;

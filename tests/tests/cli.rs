@@ -593,3 +593,86 @@ fn the_doctor_finds_ports_that_are_taken_and_a_network_without_announcements() {
     assert_eq!(found(&findings, "ports", "52415, for the HTTP API, cannot be used")["level"], "note");
     assert_eq!(found(&findings, "ports", "7777, for other nodes, is free")["level"], "good");
 }
+
+/// A folder with a program `systemctl` that writes its arguments into `calls` and succeeds.
+fn with_systemctl(folder: &Path) -> Command {
+    let programs = folder.join("programs");
+    fs::create_dir_all(&programs).unwrap();
+    let program = programs.join("systemctl");
+    let script = format!("#!/bin/sh\necho \"$*\" >> '{}'\n", folder.join("calls").display());
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = command(folder, &["service"]);
+    command.env("PATH", programs);
+    command
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_service_is_written_started_and_removed_and_its_arguments_are_checked_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let unit = folder.path().join(".config/systemd/user/pangea.service");
+    let calls = || fs::read_to_string(folder.path().join("calls")).unwrap_or_default();
+    let refused = with_systemctl(folder.path()).args(["install", "--", "--threads", "0"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", stderr(&refused));
+    assert!(stderr(&refused).contains("1 to 4096") && !unit.exists() && calls().is_empty(), "{}", stderr(&refused));
+    let twice = with_systemctl(folder.path()).args(["install", "--", "--log-format", "text"]).output().unwrap();
+    assert_eq!((twice.status.code(), unit.exists()), (Some(2), false), "{}", stderr(&twice));
+    let missing = with_systemctl(folder.path()).arg("uninstall").output().unwrap();
+    assert!(
+        missing.status.code() == Some(1) && stderr(&missing).contains("there is no service"),
+        "{}",
+        stderr(&missing)
+    );
+
+    let installed = with_systemctl(folder.path()).args(["install", "--", "--name", "a \"b\" $c %d"]).output().unwrap();
+    assert!(installed.status.success(), "{}", stderr(&installed));
+    let text = fs::read_to_string(&unit).unwrap();
+    assert!(text.contains(r#""--name" "a \"b\" $$c %%d""#), "{text}");
+    assert_eq!(calls(), "--user daemon-reload\n--user enable --now pangea.service\n");
+    assert!(stdout(&installed).contains("journalctl --user -u pangea"), "{}", stdout(&installed));
+    let status = with_systemctl(folder.path()).arg("status").output().unwrap();
+    assert!(status.status.success(), "{}", stderr(&status));
+    let removed = with_systemctl(folder.path()).arg("uninstall").output().unwrap();
+    assert!(removed.status.success() && !unit.exists(), "{}", stderr(&removed));
+    assert!(calls().ends_with("--user disable --now pangea.service\n--user daemon-reload\n"), "{}", calls());
+    let without = command(folder.path(), &["service", "install"]).env("PATH", "/nowhere").output().unwrap();
+    assert!(stderr(&without).contains("cannot run systemctl"), "{}", stderr(&without));
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn systemd_accepts_both_units() {
+    let test = "systemd_accepts_both_units";
+    if !Command::new("systemd-analyze").arg("--version").output().is_ok_and(|output| output.status.success()) {
+        return skip(test, "systemd-analyze is not installed");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    for arguments in [&["service", "install", "--dry-run"][..], &["service", "install", "--system", "--dry-run"]] {
+        let output = pangea(folder.path(), arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let unit = folder.path().join("pangea.service");
+        fs::write(&unit, &output.stdout).unwrap();
+        let checked = Command::new("systemd-analyze")
+            .args(["verify", "--man=no", "--recursive-errors=no"])
+            .arg(&unit)
+            .output()
+            .unwrap();
+        let said = format!("{}{}", stdout(&checked), stderr(&checked));
+        assert!(checked.status.success() && !said.contains("pangea.service"), "{said}\n{}", stdout(&output));
+    }
+}
+
+#[test]
+fn there_is_a_manual_page_for_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man1");
+    let output = pangea(folder.path(), &["man", pages.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let names = names_in(&pages);
+    for wanted in ["pangea.1", "pangea-node.1", "pangea-models-pull.1", "pangea-doctor.1"] {
+        assert!(names.iter().any(|name| name == wanted), "{wanted} in {names:?}");
+    }
+    let page = fs::read_to_string(pages.join("pangea-node.1")).unwrap();
+    assert!(page.contains(".TH") && page.contains("device"), "{page}");
+}

@@ -1,4 +1,5 @@
-//! Writes log events to standard error, as text for people or as one JSON object per line. A line that cannot be written, because
+//! Writes log events to standard error, as text for people or as one JSON object per line, or to the
+//! system's journal. A line that cannot be written, because
 //! the disk is full or nobody reads it any more, is lost and counted; it never ends the process.
 
 use std::fmt;
@@ -10,29 +11,45 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
 /// Sets up logging for the process. A second call has no effect.
 pub(super) fn start(config: LogConfig) {
-    let filter = EnvFilter::new(match config.level {
-        LogLevel::Error => "error",
-        LogLevel::Info => "warn,pangea=info,pangea_node=info",
-        LogLevel::Debug => "info,pangea=debug,pangea_node=debug",
-        LogLevel::Trace => "debug,pangea=trace,pangea_node=trace",
-    });
     // Errors of the log itself would be printed to standard error, which panics where that is what fails.
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Lossy(stderr())).log_internal_errors(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter(config.level))
+        .with_writer(|| Lossy(stderr()))
+        .log_internal_errors(false);
     // Fails only if a subscriber is set already, which then stays in force.
     let _ = match config.format {
+        LogFormat::Journal if start_journal(&config) => Ok(()),
         LogFormat::Json => subscriber.json().flatten_event(true).with_target(false).try_init(),
-        LogFormat::Text => subscriber
+        LogFormat::Text | LogFormat::Journal => subscriber
             .fmt_fields(Sentences { with_fields: config.level >= LogLevel::Debug })
             .with_target(config.level >= LogLevel::Debug)
             .with_ansi(stderr().is_terminal())
             .try_init(),
     };
+}
+
+/// Sends events to the journal from now on; returns whether there is one.
+fn start_journal(config: &LogConfig) -> bool {
+    // Fields have their own names, so that `journalctl EVENT=ready` finds them.
+    let Ok(journal) = tracing_journald::layer() else { return false };
+    let journal = journal.with_field_prefix(None).with_syslog_identifier("pangea".to_owned());
+    tracing_subscriber::registry().with(filter(config.level)).with(journal).try_init().is_ok()
+}
+
+fn filter(level: LogLevel) -> EnvFilter {
+    EnvFilter::new(match level {
+        LogLevel::Error => "error",
+        LogLevel::Info => "warn,pangea=info,pangea_node=info",
+        LogLevel::Debug => "info,pangea=debug,pangea_node=debug",
+        LogLevel::Trace => "debug,pangea=trace,pangea_node=trace",
+    })
 }
 
 /// Lines that could not be written since the last one that was.

@@ -2,7 +2,7 @@
 //!
 //! * `args`: flags that several commands share; other flags are defined with their command, those of `pangea node` in
 //!   [`config`](crate::config). `failure`: failures and exit codes.
-//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `doctor`, `jobs`, `keys`, `launch`, `invite`,
+//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `doctor`, `service`, `man`, `jobs`, `keys`, `launch`, `invite`,
 //!   `join`, `load` (with `drop`), `members`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: the demo's child processes.
@@ -41,6 +41,7 @@ mod perplexity;
 mod product_file;
 mod progress;
 mod receipts;
+mod service;
 mod session;
 mod status;
 mod table;
@@ -101,6 +102,8 @@ enum Command {
     Launch(launch::LaunchArgs),
     Doctor(doctor::DoctorArgs),
     #[command(subcommand)]
+    Service(service::ServiceCommand),
+    #[command(subcommand)]
     Keys(keys::KeysCommand),
     #[command(subcommand)]
     Models(models::ModelsCommand),
@@ -112,6 +115,11 @@ enum Command {
     #[command(subcommand)]
     Bench(BenchCommand),
     Perplexity(perplexity::PerplexityArgs),
+    /// Write manual pages into a folder, one for each command
+    Man {
+        /// The folder, such as /usr/local/share/man/man1
+        folder: std::path::PathBuf,
+    },
     /// Write shell completions to standard output
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -176,6 +184,7 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Bench(BenchCommand::Net(args)) => block_on(bench_net::run(args, output)),
         Command::Bench(BenchCommand::Llm(args)) => bench_llm::run(args, output),
         Command::Launch(args) => block_on(launch::run(args, output)),
+        Command::Service(command) => service::run(command),
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Keys(command) => keys::run(command, output),
         Command::Load(args) => block_on(load::run_load(args, output)),
@@ -184,12 +193,27 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Receipts(command) => receipts::run(command, output),
         Command::Perplexity(args) => perplexity::run(args, output),
         Command::Demo(args) => block_on(demo::run(args, output)),
+        Command::Man { folder } => std::fs::create_dir_all(&folder)
+            .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))
+            .map_err(|error| Failure::failed(format!("cannot write pages to {}: {error}", folder.display()))),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pangea", &mut script);
             print(&String::from_utf8_lossy(&script))
         }
     }
+}
+
+/// Checks a command line of `pangea node` as the node itself would.
+///
+/// # Errors
+/// What is wrong with it.
+fn check_command_line(words: &[String]) -> Result<(), Failure> {
+    let typed = Cli::command().try_get_matches_from(words).map_err(|error| Failure::usage(error.to_string()))?;
+    if let Some(node) = typed.subcommand_matches("node") {
+        NodeConfig::resolve(node, LogLevel::default())?;
+    }
+    Ok(())
 }
 
 /// Runs a command. Ctrl-C, SIGTERM and a closed terminal drop the command's future, which ends its work on every node.

@@ -36,6 +36,8 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+    /// One entry per event in the system's journal, with its fields; text where there is no journal.
+    Journal,
 }
 
 /// Verbosity and format of the log.
