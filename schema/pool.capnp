@@ -134,4 +134,6 @@ struct Advert {
   wanted @24 :List(Data);      # digests of models for which requests wait at the author; at most 16
   software @25 :Text;          # version of the author's binary; at most 32 bytes
   votes @26 :Bool;             # whether the node takes part in votes on answers
+  bits @27 :Text;              # profile by which its engine's results are compared by value; empty: they have the bits of `numerics`;
+                               # at most 32 bytes
 }

@@ -8,7 +8,7 @@ mod tiny;
 
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaf};
 use pangea_compute::commit::{
-    ClaimedOutput, Difference, Leaf, ModelSource, Replay, ReplayPace, Transcript, merkle_root, replay,
+    ClaimedOutput, Difference, Leaf, ModelSource, Replay, ReplayPace, ReplayedStage, Transcript, merkle_root, replay,
 };
 use pangea_compute::engine::{Input, Logits, Stage, Step};
 use pangea_compute::gguf::GgmlType;
@@ -194,6 +194,7 @@ impl Session {
             sampling,
             grammar: None,
             scored: false,
+            told: &[],
         }
     }
 
@@ -232,7 +233,8 @@ impl Parts<'_> {
             Ok(model)
         };
         let mut source = ModelSource { config: file.config(), at_once: *at_once, load: &mut load };
-        replay(&mut source, layers, transcript, pace)
+        let stages: Vec<_> = layers.iter().cloned().map(ReplayedStage::exact).collect();
+        replay(&mut source, &stages, transcript, pace)
     }
 }
 
@@ -354,6 +356,7 @@ fn a_replay_stops_when_told_to_and_refuses_what_cannot_be() {
         sampling: &sampling,
         grammar: None,
         scored: false,
+        told: &[],
     };
     let cancel = Cancel::new();
     let mut passes = Vec::new();
@@ -407,6 +410,7 @@ fn the_scores_of_a_prompt_are_part_of_what_the_last_stage_gives() {
         sampling: &sampling,
         grammar: None,
         scored: false,
+        told: &[],
     };
     let cancel = Cancel::new();
     let mut replayed =
@@ -427,8 +431,9 @@ fn the_scores_of_a_prompt_are_part_of_what_the_last_stage_gives() {
 #[test]
 fn leaves_that_do_not_make_the_root_are_not_believed() {
     let leaves: Vec<Leaf> = (0..4).map(|position| token_leaf(position, 1)).collect();
-    let replay =
-        Replay { input: leaves.clone(), outputs: vec![leaves.clone()], choices: Vec::new(), scores: Vec::new() };
+    let (choices, scores, recomputed) = (Vec::new(), Vec::new(), vec![true]);
+    let (input, outputs) = (leaves.clone(), vec![leaves.clone()]);
+    let replay = Replay { input, outputs, compared: vec![None], recomputed, choices, scores };
     let mut others = leaves.clone();
     others[2] = token_leaf(2, 9);
     let root = merkle_root(&others);

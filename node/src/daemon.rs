@@ -138,6 +138,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             pipeline: loader.pipeline().clone(),
             findings: runtime.findings(),
             fabric: runtime.fabric(),
+            view: loader.view(),
         };
         runtime.findings().check_stages_with(Box::new(ClaimReplay::new(host.clone(), devices.clone())));
         let auditor = Auditor::start(AuditorParts {

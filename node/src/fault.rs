@@ -20,7 +20,8 @@ pub enum Fault {
     Slow,
     /// As a later stage: each frame is held back for a third of a second after it was measured.
     Stall,
-    /// As a stage: one bit of one row of activations is changed, somewhere in a session.
+    /// As a stage: one bit of one row of activations is changed, somewhere in a session; on an engine without exact bits the elements
+    /// of the row are in another order, since a bit may be within what is accepted.
     CorruptStage,
     /// As a last stage: another token than the chosen one is sent, somewhere in a session.
     CorruptToken,

@@ -33,6 +33,7 @@
 //! | 3 | [`config`] | flags, environment and file, resolved once |
 //! | 3 | [`worker`] | the compute queue, packed operands |
 //! | 3 | [`trust`] | signed claims, receipts, audits |
+//! | 3 | [`rows`] | rows that stages without exact bits gave: kept, opened to their coordinators |
 //! | 3 | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
 //! | 4 | [`blob`] | pieces of model files: stored, served to peers, fetched |
 //! | 4 | [`evidence`] | evidence of lies: kept, told to the members, checked again |
@@ -80,6 +81,7 @@ pub mod pipeline;
 pub mod placement;
 pub mod pool;
 pub mod prompt;
+pub mod rows;
 pub mod runtime;
 pub mod serve;
 pub mod service;

@@ -29,6 +29,7 @@ use crate::pool::memory::Memory;
 use crate::pool::revocations::RevocationsDriver;
 use crate::pool::strangers::StrangersDriver;
 use crate::pool::{Advert, Members, Pool, PoolDriver, PoolSettings, codec};
+use crate::rows::{RowOpener, RowStore};
 use crate::storage::State;
 use crate::supervise::Supervisor;
 use crate::tunnel::Tunnel;
@@ -382,6 +383,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
                 peers.clone(),
             );
             pipeline.attach(links);
+            let store = RowStore::new(parts.devices.clone());
+            pipeline.open_with(RowOpener::start(peer, store, network.clone(), peers.clone(), &parts.supervisor)?);
             let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.devices, limits, draft);
             let pending = loader.clone();
             pipeline.on_unknown(move |chain| pending.start_pending(chain));

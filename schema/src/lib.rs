@@ -9,6 +9,7 @@
 //! * [`blob_capnp`]: what nodes say to each other about pieces of model files.
 //! * [`tunnel_capnp`]: requests to a model that one node has another one answer.
 //! * [`evidence_capnp`]: what nodes say to each other about lies.
+//! * [`rows_capnp`]: the activations of a stage that another node checks.
 //! * [`plan_capnp`]: where the layers of a model would be, and are.
 //! * [`membership_capnp`]: who belongs to a node's pool.
 //! * [`pool_capnp`]: what a node says of itself to its pool.
@@ -76,6 +77,12 @@ pub mod plan_capnp;
 #[rustfmt::skip]
 #[path = "generated/pool_capnp.rs"]
 pub mod pool_capnp;
+
+/// Generated from `rows.capnp`.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]
+#[rustfmt::skip]
+#[path = "generated/rows_capnp.rs"]
+pub mod rows_capnp;
 
 /// Generated from `evidence.capnp`.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::unwrap_used, clippy::unimplemented)]

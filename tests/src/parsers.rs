@@ -22,10 +22,12 @@ use pangea_compute::chat::{self, ChatTemplate, Conversation};
 use pangea_compute::{DType, Digest, NpyHeader, Operation, Tensor, csv as csv_text, json as json_text};
 use pangea_control::net::admission::{Frame, ProofKind, Refusal};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
+use pangea_control::session::SessionId;
 use pangea_node::blob::BlobMessage;
 use pangea_node::membership::PoolKey;
 use pangea_node::net::peers_file as peers;
 use pangea_node::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, codec};
+use pangea_node::rows::RowsMessage;
 use pangea_node::tunnel::{AnswerForm, Ask, AskRoute, Counted, Failure, TunnelMessage};
 use pangea_node::wire::{FrameHead, Header, Message, PREFIX_BYTES, Shape, Task, TaskHello};
 
@@ -41,11 +43,12 @@ pub struct Target {
 }
 
 /// All parsers.
-pub const TARGETS: [Target; 20] = [
+pub const TARGETS: [Target; 21] = [
     Target { name: "advert", body: advert, seeds: advert_seeds },
     Target { name: "task_frame", body: task_frame, seeds: task_frame_seeds },
     Target { name: "session_frame", body: session_frame, seeds: session::seeds },
     Target { name: "blob_frame", body: blob_frame, seeds: blob_frame_seeds },
+    Target { name: "rows_frame", body: rows_frame, seeds: rows_frame_seeds },
     Target { name: "tunnel_frame", body: tunnel_frame, seeds: tunnel_frame_seeds },
     Target { name: "manifest", body: manifest, seeds: model_file::manifest_seeds },
     Target { name: "admission_frame", body: admission_frame, seeds: admission_frame_seeds },
@@ -72,6 +75,11 @@ pub fn task_frame(bytes: &[u8]) {
 /// A frame of `/pangea/blob/1`.
 pub fn blob_frame(bytes: &[u8]) {
     frame::<BlobMessage>(bytes);
+}
+
+/// A frame of `/pangea/rows/1`.
+pub fn rows_frame(bytes: &[u8]) {
+    frame::<RowsMessage>(bytes);
 }
 
 /// A frame of `/pangea/http/1`.
@@ -106,6 +114,15 @@ fn blob_frame_seeds() -> Vec<Vec<u8>> {
         (BlobMessage::Part { model, piece: 3, part: 1 }, 0),
         (BlobMessage::Chunk { total: 4096, offset: 1024 }, 512),
         (BlobMessage::Refusal { kind: ErrorKind::NotFound, message: "not here".to_owned() }, 0),
+    ];
+    messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
+}
+
+fn rows_frame_seeds() -> Vec<Vec<u8>> {
+    let messages = [
+        (RowsMessage::Wanted { session: SessionId([7; 16]), layers: 3..9 }, 0),
+        (RowsMessage::Chunk { total: 4096, offset: 1024 }, 512),
+        (RowsMessage::Refusal { kind: ErrorKind::NotFound, message: "not kept".to_owned() }, 0),
     ];
     messages.iter().map(|(message, payload_len)| encoded(message, *payload_len)).collect()
 }

@@ -1,5 +1,5 @@
-//! Receipts of real sessions on a small model: `pangea receipts` lists, shows and verifies them without any node, detects
-//! every change of a receipt and every lie of a stage, and a node's HTTP API serves them.
+//! Receipts of real sessions on a small model, with stages on processors and GPUs: `pangea receipts` lists, shows and verifies them
+//! without any node, detects every change of a receipt and every lie of a stage, and a node's HTTP API serves them.
 #![allow(clippy::unwrap_used)]
 
 use std::ops::Range;
@@ -7,19 +7,22 @@ use std::path::{Path, PathBuf};
 
 use libp2p::identity::Keypair;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, row_leaf, token_leaves};
-use pangea_compute::commit::{Claim, Leaf, merkle_root};
+use pangea_compute::commit::{Claim, Leaf, Profile, merkle_root};
 use pangea_compute::engine::{Input, Logits, Step};
-use pangea_compute::model::{Manifest, ModelFile, ModelPart, NUMERICS, PageBudget};
+use pangea_compute::gpu::{Gpu, GpuChoice};
+use pangea_compute::model::{Manifest, ModelFile, ModelPart, NUMERICS};
 use pangea_compute::sample::grammar::GrammarVocabulary;
 use pangea_compute::sample::{AnswerFormat, Choice, Sampling, choose};
 use pangea_compute::{Cancel, Digest, Engine, Pool};
 use pangea_control::trust::Verdict;
 use pangea_node::trust::{
-    Audit, CommitChain, Expected, Receipt, ReceiptModel, ReceiptStage, ReceiptStore, Received, Segment, terms_digest,
+    Audit, CommitChain, Expected, OpenedRows, Receipt, ReceiptModel, ReceiptStage, ReceiptStore, Received, Segment,
+    ToldToken, terms_digest,
 };
 use pangea_tests::cluster::Cluster;
 use pangea_tests::command::{json, pangea, stderr, stdout};
 use pangea_tests::http::get;
+use pangea_tests::skip;
 use pangea_tests::tiny_model::TinyModel;
 use serde_json::{Value, json};
 
@@ -44,6 +47,18 @@ struct Asked {
     answer: usize,
     sampling: Sampling,
     form: AnswerFormat,
+    /// What computes each stage.
+    engines: [Engine; 2],
+}
+
+/// One thread of the processor.
+fn cpu() -> Engine {
+    Engine::from(Pool::new(1).unwrap())
+}
+
+/// A GPU, software where there is no other; says that `test` does not run where there is none.
+fn gpu(test: &str) -> Option<Engine> {
+    Gpu::open(GpuChoice::BestOrSoftware).map_err(|why| skip::skip(test, &why.to_string())).ok().map(Engine::Gpu)
 }
 
 impl Default for Asked {
@@ -54,6 +69,7 @@ impl Default for Asked {
             answer: 20,
             sampling,
             form: AnswerFormat::Text,
+            engines: [cpu(), cpu()],
         }
     }
 }
@@ -80,13 +96,13 @@ impl Home {
 
     /// Continues `tokens` (prompt and answer so far) over both stages until the answer is complete.
     fn segment(&self, asked: &Asked, tokens: &mut Vec<u32>, lie: Lie) -> Segment {
-        let engine = Engine::from(Pool::new(1).unwrap());
-        let models = LAYERS.map(|layers| {
-            let part = ModelPart::of_layers(self.file.config(), layers.start as usize..layers.end as usize);
-            engine.load(&self.file, part).unwrap()
+        let models = [0, 1].map(|stage| {
+            let layers = LAYERS[stage].start as usize..LAYERS[stage].end as usize;
+            asked.engines[stage].load(&self.file, ModelPart::of_layers(self.file.config(), layers)).unwrap()
         });
-        let budget = PageBudget::new(1 << 26);
-        let mut caches = [models[0].cache(&budget), models[1].cache(&budget)];
+        let profiles = models.each_ref().map(|model| Profile::of(model.bits()).unwrap());
+        let mut caches = models.each_ref().map(|model| model.cache(&model.page_budget(1 << 26)));
+        let (mut values, mut told) = (Vec::new(), Vec::new());
         let mut grammar = asked.form.grammar(|| GrammarVocabulary::new(&self.file.tokenizer()?)).unwrap();
         let chosen_from = tokens.len() - 1;
         let positions = asked.prompt.len() + asked.answer - 1;
@@ -98,8 +114,13 @@ impl Home {
             let output = models[0].forward(&mut [step], Input::Tokens(&tokens[next.clone()]), &Cancel::new()).unwrap();
             let mut activations = output.activations().to_vec();
             if let Some((0, position)) = lie.filter(|(_, position)| next.contains(position)) {
-                pangea_node::fault::twist_row(&mut activations[(position - next.start) * width..][..width], 3);
+                let row = &mut activations[(position - next.start) * width..][..width];
+                match profiles[0] {
+                    Profile::Exact => pangea_node::fault::twist_row(row, 3),
+                    Profile::Grid => row.rotate_left(width / 2),
+                }
             }
+            values.extend_from_slice(&activations);
             rows.extend(activations.chunks_exact(width).zip(next.start as u64..).map(|(row, at)| row_leaf(at, row)));
             let step = Step { cache: &mut caches[1], rows: next.len(), logits: Logits::Last };
             let mut output = models[1].forward(&mut [step], Input::Activations(&activations), &Cancel::new()).unwrap();
@@ -112,12 +133,14 @@ impl Home {
                 choice.token = pangea_node::fault::twist_token(choice.token, 256, 5);
             }
             chosen.push(chosen_leaf(next.end as u64 - 1, &choice));
+            told.push(ToldToken { token: choice.token, logprob: choice.logprob, top: choice.top.clone() });
             tokens.push(choice.token);
             if let Some(grammar) = &mut grammar {
                 grammar.accept(choice.token).unwrap();
             }
         }
         let claim = |stage: usize, predecessor, output| Claim {
+            profile: profiles[stage],
             session: [9; 16],
             epoch: 4,
             model: self.digest,
@@ -157,11 +180,23 @@ impl Home {
             chosen_from: chosen_from as u64,
             scored: false,
             stages: (0..2)
-                .map(|stage| ReceiptStage { peer: self.peer(stage), layers: [LAYERS[stage].start, LAYERS[stage].end] })
+                .map(|stage| ReceiptStage {
+                    peer: self.peer(stage),
+                    layers: [LAYERS[stage].start, LAYERS[stage].end],
+                    profile: profiles[stage],
+                })
                 .collect(),
             claims: chain.links,
             ended: None,
             received: Some(Received { positions: positions as u64, root: end }),
+            opened: match profiles[0] {
+                Profile::Exact => Vec::new(),
+                Profile::Grid => vec![OpenedRows { stage: 0, rows: values.into() }],
+            },
+            told: match profiles[1] {
+                Profile::Grid if asked.sampling.logprobs.is_some() => told,
+                _ => Vec::new(),
+            },
         }
     }
 
@@ -268,6 +303,115 @@ fn a_lie_of_any_stage_is_found_and_the_stage_is_named() {
         assert_eq!(output.status.code(), Some(4));
         assert!(stdout(&output).contains(&home.peer(stage)), "{}", stdout(&output));
     }
+}
+
+/// Every order of processor and GPU, and two GPUs.
+fn mixed(test: &str) -> Vec<[Engine; 2]> {
+    let Some(gpu) = gpu(test) else { return Vec::new() };
+    vec![[gpu.clone(), cpu()], [cpu(), gpu.clone()], [gpu.clone(), gpu]]
+}
+
+fn samplings() -> Vec<Sampling> {
+    let drawn = Asked::default().sampling;
+    vec![
+        Sampling::greedy(),
+        Sampling { logprobs: Some(3), ..Sampling::greedy() },
+        Sampling { temperature: 1.5, ..drawn },
+    ]
+}
+
+/// No honest node is ever accused, whatever its engine is.
+#[test]
+fn answers_of_processors_and_gpus_hold_within_what_their_bits_differ_by() {
+    let home = Home::new();
+    for engines in mixed("answers_of_processors_and_gpus_hold_within_what_their_bits_differ_by") {
+        for (sampling, seed) in
+            samplings().into_iter().flat_map(|sampling| (0..3).map(move |seed| (sampling.clone(), seed)))
+        {
+            let sampling = Sampling { seed, ..sampling };
+            let asked = Asked { sampling, engines: engines.clone(), answer: 40, ..Asked::default() };
+            let receipt = home.receipt(&asked, None);
+            let path = home.written("mixed.json", &as_json(&receipt));
+            let (found, code) = home.verify(path.to_str().unwrap());
+            assert_eq!((code, &found["verdict"]), (Some(0), &json!("tolerance-checked")), "{found}");
+            assert_eq!(found["tokens"]["checked"], 40, "{found}");
+            let expected = |stage: usize| match (stage, &engines[stage]) {
+                (_, Engine::Cpu(_)) => "right",
+                (0, _) => "close",
+                _ => "close-tokens",
+            };
+            for stage in 0..2 {
+                let output = &found["segments"][0]["stages"][stage]["output"];
+                assert_eq!(output["is"], expected(stage), "{found}");
+                if let Some(difference) = output["difference"].as_f64() {
+                    assert!(difference * 2.0 < output["allowed"].as_f64().unwrap(), "near to the bound: {found}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lie_of_a_stage_without_exact_bits_is_found_and_does_not_touch_the_others() {
+    let home = Home::new();
+    let test = "a_lie_of_a_stage_without_exact_bits_is_found_and_does_not_touch_the_others";
+    let prompt = Asked::default().prompt.len();
+    for engines in mixed(test) {
+        for (stage, position) in [(0, prompt + 3), (1, prompt + 11)] {
+            let asked = Asked { sampling: Sampling::greedy(), engines: engines.clone(), ..Asked::default() };
+            let receipt = home.receipt(&asked, Some((stage, position)));
+            let path = home.written("lie.json", &as_json(&receipt));
+            let (found, code) = home.verify(path.to_str().unwrap());
+            assert_eq!((code, &found["verdict"]), (Some(4), &json!("unchecked")), "{found}");
+            let stages = &found["segments"][0]["stages"];
+            assert_eq!(stages[stage]["output"]["is"], "wrong", "{found}");
+            if stage == 1 {
+                assert!(matches!(stages[0]["output"]["is"].as_str(), Some("right" | "close")), "{found}");
+            }
+            if matches!(engines[stage], Engine::Gpu(_)) {
+                assert_eq!(stages[stage]["output"]["position"], position, "{found}");
+            }
+            assert!((0..2).all(|stage| stages[stage]["signed"] == true), "{found}");
+        }
+    }
+}
+
+#[test]
+fn without_the_rows_that_were_signed_a_receipt_says_what_cannot_be_checked() {
+    let home = Home::new();
+    let test = "without_the_rows_that_were_signed_a_receipt_says_what_cannot_be_checked";
+    let Some(gpu) = gpu(test) else { return };
+    let asked = Asked { engines: [gpu.clone(), gpu], ..Asked::default() };
+    let whole = home.receipt(&asked, None);
+    let unopened = |change: &dyn Fn(&mut Receipt), expected: [&str; 2]| {
+        let mut receipt = whole.clone();
+        change(&mut receipt);
+        let path = home.written("unopened.json", &as_json(&receipt));
+        let (found, code) = home.verify(path.to_str().unwrap());
+        assert_eq!((code, &found["verdict"]), (Some(4), &json!("unchecked")), "{found}");
+        let stages = &found["segments"][0]["stages"];
+        assert_eq!([0, 1].map(|stage| stages[stage]["output"]["is"].as_str().unwrap()), expected, "{found}");
+        let data_dir = home.path().to_str().unwrap();
+        let output = pangea(home.path(), &["receipts", "verify", path.to_str().unwrap(), "--data-dir", data_dir]);
+        assert!(stdout(&output).contains("cannot be checked"), "{}", stdout(&output));
+        assert!(stdout(&output).lines().all(|line| line.chars().count() <= 80), "{}", stdout(&output));
+    };
+    unopened(&|receipt| receipt.segments[0].opened.clear(), ["unopened", "unopened"]);
+    // Rows that have not the signed root are none.
+    let change_row = |receipt: &mut Receipt| {
+        let mut rows = receipt.segments[0].opened[0].rows.to_vec();
+        rows[5] += 1e-3;
+        receipt.segments[0].opened[0].rows = rows.into();
+    };
+    unopened(&change_row, ["unopened", "unopened"]);
+    let cut = |receipt: &mut Receipt| {
+        let rows = receipt.segments[0].opened[0].rows[..16].into();
+        receipt.segments[0].opened[0].rows = rows;
+    };
+    unopened(&cut, ["unopened", "unopened"]);
+    // The log-probabilities that the last stage signed are not there, or others.
+    unopened(&|receipt| receipt.segments[0].told.clear(), ["close", "unopened"]);
+    unopened(&|receipt| receipt.segments[0].told[3].logprob = Some(-9.0), ["close", "unopened"]);
 }
 
 #[test]

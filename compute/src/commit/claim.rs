@@ -1,22 +1,66 @@
 //! A stage's claim about its work in a session, as the bytes that the stage signs. Only parsed and written here; the
 //! replay shows whether a claim is true.
 
+use crate::engine::Bits;
 use pangea_units::Digest;
 use std::ops::Range;
 
-/// The first bytes of every claim: the profile and its version.
-const TAG: &[u8; 21] = b"pangea exact/1 claim\0";
+/// How a stage's output is checked against a claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Profile {
+    /// `exact/1`: whoever computes the stage again gets the claimed root.
+    #[default]
+    Exact,
+    /// `canonical-grid/1`: the stage opens the rows under the root, and they are compared by value.
+    Grid,
+}
+
+impl Profile {
+    /// Every profile.
+    pub const ALL: [Profile; 2] = [Profile::Exact, Profile::Grid];
+
+    /// The profile of an engine's claims; `None` for an engine that none describes.
+    pub fn of(bits: Bits) -> Option<Profile> {
+        match bits {
+            Bits::Exact(_) => Some(Profile::Exact),
+            Bits::Tolerance(name) => (name == Profile::Grid.name()).then_some(Profile::Grid),
+        }
+    }
+
+    /// Name and version.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Profile::Exact => "exact/1",
+            Profile::Grid => "canonical-grid/1",
+        }
+    }
+
+    /// The profile with this name.
+    pub fn from_name(name: &str) -> Option<Profile> {
+        Profile::ALL.into_iter().find(|profile| profile.name() == name)
+    }
+
+    /// The first bytes of a claim: the profile and its version.
+    const fn tag(self) -> &'static [u8] {
+        match self {
+            Profile::Exact => b"pangea exact/1 claim\0",
+            Profile::Grid => b"pangea canonical-grid/1 claim\0",
+        }
+    }
+}
 
 /// One stage's claim about one session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
+    /// How the output is checked.
+    pub profile: Profile,
     /// The session.
     pub session: [u8; 16],
     /// The placement that the stage belongs to.
     pub epoch: u64,
     /// The model.
     pub model: Digest,
-    /// The version of the engine's bits ([`NUMERICS`](crate::model::NUMERICS)).
+    /// The version of the bits ([`NUMERICS`](crate::model::NUMERICS)) that the output has, or that it approximates.
     pub numerics: u32,
     /// The stage's layers, counting from 0.
     pub layers: Range<u32>,
@@ -32,15 +76,18 @@ pub struct Claim {
     pub output: [u8; 32],
 }
 
-impl Claim {
-    /// Length of [`Claim::to_bytes`].
-    pub const BYTES: usize = TAG.len() + 16 + 8 + 32 + 4 + 4 + 4 + 8 + 8 + 32 + 32 + 32;
+/// Bytes of a claim's fields after its tag.
+const FIELD_BYTES: usize = 16 + 8 + 32 + 4 + 4 + 4 + 8 + 8 + 32 + 32 + 32;
 
-    /// The canonical bytes of this claim: the tag `"pangea exact/1 claim\0"`, then the fields in their order, numbers
-    /// little-endian, the layers as two u32.
+impl Claim {
+    /// Maximum length of [`Claim::to_bytes`].
+    pub const BYTES_MAX: usize = Profile::Grid.tag().len() + FIELD_BYTES;
+
+    /// The canonical bytes of this claim: the tag `"pangea exact/1 claim\0"` or `"pangea canonical-grid/1 claim\0"`, then the
+    /// other fields in their order, numbers little-endian, the layers as two u32.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(Claim::BYTES);
-        bytes.extend(TAG);
+        let mut bytes = Vec::with_capacity(Claim::BYTES_MAX);
+        bytes.extend(self.profile.tag());
         bytes.extend(self.session);
         bytes.extend(self.epoch.to_le_bytes());
         bytes.extend(self.model.as_bytes());
@@ -58,11 +105,16 @@ impl Claim {
     /// Parses a claim. `None` for bytes that are not canonical, for a claim without layers, and for one whose first
     /// choice lies after its positions.
     pub fn parse(bytes: &[u8]) -> Option<Claim> {
-        let mut rest = bytes;
-        if take::<{ TAG.len() }>(&mut rest)? != *TAG {
-            return None;
-        }
+        let (claim, rest) = Claim::split_off(bytes)?;
+        rest.is_empty().then_some(claim)
+    }
+
+    /// As [`Claim::parse`], for a claim at the start of `bytes`; returns the bytes after it too.
+    pub fn split_off(bytes: &[u8]) -> Option<(Claim, &[u8])> {
+        let tagged = |profile: Profile| bytes.strip_prefix(profile.tag()).map(|rest| (profile, rest));
+        let (profile, mut rest) = Profile::ALL.into_iter().find_map(tagged)?;
         let claim = Claim {
+            profile,
             session: take(&mut rest)?,
             epoch: u64::from_le_bytes(take(&mut rest)?),
             model: Digest(take(&mut rest)?),
@@ -75,7 +127,7 @@ impl Claim {
             output: take(&mut rest)?,
         };
         let possible = !claim.layers.is_empty() && claim.chosen_from <= claim.positions;
-        (rest.is_empty() && possible).then_some(claim)
+        possible.then_some((claim, rest))
     }
 
     /// BLAKE3 of [`Claim::to_bytes`].
@@ -97,6 +149,7 @@ mod tests {
 
     fn claim() -> Claim {
         Claim {
+            profile: Profile::Exact,
             session: [1; 16],
             epoch: 2,
             model: Digest([3; 32]),
@@ -113,7 +166,6 @@ mod tests {
     #[test]
     fn the_bytes_stay_as_they_are() {
         let bytes = claim().to_bytes();
-        assert_eq!(bytes.len(), Claim::BYTES);
         let mut by_hand = b"pangea exact/1 claim\0".to_vec();
         by_hand.extend([1; 16]);
         by_hand.extend([2, 0, 0, 0, 0, 0, 0, 0]);
@@ -126,6 +178,21 @@ mod tests {
         assert_eq!(bytes, by_hand);
         assert_eq!(claim().digest().0, *blake3::hash(&by_hand).as_bytes());
         assert_eq!(Claim::parse(&bytes), Some(claim()));
+
+        let grid = Claim { profile: Profile::Grid, ..claim() };
+        let by_hand = [b"pangea canonical-grid/1 claim\0", &by_hand[21..]].concat();
+        assert_eq!(grid.to_bytes(), by_hand);
+        assert_eq!(by_hand.len(), Claim::BYTES_MAX);
+        assert_eq!(Claim::parse(&by_hand), Some(grid.clone()));
+        assert_eq!(Claim::split_off(&[&by_hand[..], &[1, 2]].concat()), Some((grid, &[1, 2][..])));
+    }
+
+    #[test]
+    fn every_engine_s_bits_have_a_profile() {
+        assert_eq!(Profile::of(Bits::Exact(7)), Some(Profile::Exact));
+        assert_eq!(Profile::of(Bits::Tolerance("canonical-grid/1")), Some(Profile::Grid));
+        assert_eq!(Profile::of(Bits::Tolerance("canonical-grid/2")), None);
+        assert!(Profile::ALL.into_iter().all(|profile| Profile::from_name(profile.name()) == Some(profile)));
     }
 
     #[test]
@@ -142,12 +209,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_bit_of_a_claim_counts(bit in 0..Claim::BYTES * 8) {
-            let mut bytes = claim().to_bytes();
+        fn every_bit_of_a_claim_counts(bit in any::<prop::sample::Index>(), profile in prop::sample::select(&Profile::ALL)) {
+            let claim = Claim { profile, ..claim() };
+            let mut bytes = claim.to_bytes();
+            let bit = bit.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             if let Some(other) = Claim::parse(&bytes) {
                 prop_assert_eq!(other.to_bytes(), bytes);
-                prop_assert_ne!(other.digest(), claim().digest());
+                prop_assert_ne!(other.digest(), claim.digest());
             }
         }
     }

@@ -2,12 +2,16 @@
 //! the tokens that the last stage should have chosen. A replay works in chunks, can be cancelled, and lets other work
 //! use the pool between chunks. Signatures are the node's.
 
-use super::merkle::{Leaf, chosen_leaf, merkle_root, nothing_leaf, row_leaf, token_leaves};
+use super::chooser::Chooser;
+use super::claim::Profile;
+use super::grid::{self, RowsCompared};
+use super::merkle::{Leaf, merkle_root, row_leaf, token_leaves};
 use crate::engine::{Input, Logits, Output, Stage, Step};
 use crate::model::{Cache, ModelConfig, ModelPart};
 use crate::sample::grammar::Grammar;
-use crate::sample::{Choice, Sampling, choose, score};
+use crate::sample::{Choice, Sampling};
 use crate::{Cancel, Error};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -30,10 +34,32 @@ pub struct Transcript<'a> {
     pub chosen_from: usize,
     /// Whether the last stage gave the log-probabilities of the prompt's tokens.
     pub scored: bool,
+    /// What the last stage gave with its tokens, where log-probabilities were asked for and are compared by value: for each position
+    /// from the first one that the prompt's scores, or else its choices, begin at. Empty otherwise.
+    pub told: &'a [Choice],
     /// How tokens are chosen.
     pub sampling: &'a Sampling,
     /// The grammar that masks tokens, with nothing accepted yet.
     pub grammar: Option<&'a Grammar>,
+}
+
+/// One stage of a session that is computed again.
+#[derive(Clone, Debug)]
+pub struct ReplayedStage<'a> {
+    /// Its layers.
+    pub layers: Range<u32>,
+    /// How its output is compared.
+    pub profile: Profile,
+    /// The rows that it gave, `[positions, hidden_size]`, where it opened them: those of [`Profile::Grid`] without the head. The next
+    /// stage is computed from them.
+    pub opened: Option<&'a [f32]>,
+}
+
+impl ReplayedStage<'_> {
+    /// A stage whose output is compared by root.
+    pub fn exact(layers: Range<u32>) -> ReplayedStage<'static> {
+        ReplayedStage { layers, profile: Profile::Exact, opened: None }
+    }
 }
 
 /// Chunks, cancellation and progress of a replay.
@@ -73,16 +99,57 @@ fn logit_rows(vocabulary: usize, chunk_rows: usize) -> usize {
 }
 
 /// The input and output that a session's stages should have had.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Replay {
     /// Leaves of the first stage's input.
     pub input: Vec<Leaf>,
-    /// Leaves of each stage's output.
+    /// Leaves of each stage's output; of one that is compared by value those of what it gave itself. Empty where they are not known:
+    /// after a stage that is compared by value and did not open its rows, up to the next one that did.
     pub outputs: Vec<Vec<Leaf>>,
-    /// The choice at each position that was computed, in order; empty without the head.
+    /// The comparison with what a stage gave itself; `None` of stages that are compared by root, and of those that were not computed
+    /// again.
+    pub compared: Vec<Option<Compared>>,
+    /// The choice at each position that was computed, in order; where tokens are compared by value that of the stage itself, unless
+    /// no honest engine makes it. Empty without the head.
     pub choices: Vec<(usize, Choice)>,
     /// The score of the prompt's token after each position, from the first; empty unless the prompt is scored.
     pub scores: Vec<Choice>,
+    /// Of each stage, whether it was computed again and, by value, compared.
+    pub recomputed: Vec<bool>,
+}
+
+/// A stage's output compared by value.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Compared {
+    /// Rows of activations.
+    Rows(RowsCompared),
+    /// Tokens and log-probabilities.
+    Choices {
+        /// Tokens that another one would have been chosen instead of here.
+        others: usize,
+        /// The first position with a token or log-probabilities that are further off than what is accepted.
+        unclear: Option<usize>,
+        /// The first position with a token or log-probabilities that no honest engine gives.
+        different: Option<usize>,
+    },
+}
+
+impl Compared {
+    /// The first position at which the stage gave something further off than what is accepted.
+    pub fn unclear(&self) -> Option<usize> {
+        match self {
+            Compared::Rows(rows) => rows.unclear,
+            Compared::Choices { unclear, .. } => *unclear,
+        }
+    }
+
+    /// The first position at which the stage gave what no honest engine gives.
+    pub fn different(&self) -> Option<usize> {
+        match self {
+            Compared::Rows(rows) => rows.different,
+            Compared::Choices { different, .. } => *different,
+        }
+    }
 }
 
 /// A stage's claimed output.
@@ -104,6 +171,13 @@ pub struct Difference {
 }
 
 impl Replay {
+    /// The first position at which a last stage that is compared by value gave something further off than what is accepted, and the
+    /// first of what no honest engine gives.
+    pub fn last_off(&self) -> [Option<usize>; 2] {
+        let last = self.compared.last().copied().flatten();
+        [last.and_then(|last| last.unclear()), last.and_then(|last| last.different())]
+    }
+
     /// The root over the correct input of stage `stage`.
     pub fn predecessor(&self, stage: usize) -> [u8; 32] {
         merkle_root(match stage.checked_sub(1) {
@@ -151,57 +225,116 @@ pub struct ModelSource<'a> {
     pub load: &'a mut dyn FnMut(ModelPart) -> Result<Arc<Stage>, Error>,
 }
 
-/// Replays a session from its tokens, one part of the model after the other, for stages with these `layers`
-/// (contiguous, the first from 0, the last to the end). Every token of the answer is chosen again, those before
-/// `chosen_from` too: a stage that replaced a failed one does not claim them, but they can be wrong all the same.
+/// Replays a session from its tokens, one part of the model after the other, for `stages` whose layers are contiguous, the first
+/// from 0, the last to the end. Every stage is computed from its own input: the first from the tokens, one after a stage that is
+/// compared by value from the rows which that stage opened, any other from the output of the one before. Nothing is computed from
+/// rows that are not known.
+///
+/// Where all stages are compared by root, every token of the answer is chosen again, those before `chosen_from` too: a stage that
+/// replaced a failed one does not claim them, but they can be wrong all the same. In other sessions those tokens may have come from
+/// another engine, and are left to the replay of the session that chose them.
 ///
 /// # Errors
-/// [`Error::Invalid`] for layers that do not cover the model in order, tokens outside its vocabulary, or an impossible
-/// transcript; [`Error::Cancelled`]; errors of loading, [`Stage::forward`] and [`choose`].
+/// [`Error::Invalid`] for layers that do not cover the model in order, opened rows of another size, tokens outside its vocabulary, or
+/// an impossible transcript; [`Error::Cancelled`]; errors of loading, [`Stage::forward`] and [`choose`](crate::sample::choose).
 pub fn replay(
     source: &mut ModelSource<'_>,
-    layers: &[Range<u32>],
+    stages: &[ReplayedStage<'_>],
     transcript: Transcript<'_>,
     pace: &mut ReplayPace<'_>,
 ) -> Result<Replay, Error> {
     let config = source.config;
-    let ends = [0].into_iter().chain(layers.iter().map(|layers| layers.end));
-    let contiguous = layers.iter().zip(ends).all(|(layers, end)| layers.start == end && !layers.is_empty());
-    if !contiguous || layers.last().is_none_or(|last| last.end as usize != config.layers) {
+    let ends = [0].into_iter().chain(stages.iter().map(|stage| stage.layers.end));
+    let contiguous = stages.iter().zip(ends).all(|(stage, end)| stage.layers.start == end && !stage.layers.is_empty());
+    if !contiguous || stages.last().is_none_or(|last| last.layers.end as usize != config.layers) {
+        let layers: Vec<_> = stages.iter().map(|stage| stage.layers.clone()).collect();
         return Err(Error::invalid(
             OPERATION,
             format!("layers {layers:?} do not cover the {} layers of this model in order", config.layers),
         ));
     }
     check(&transcript, transcript.positions)?;
+    let size = transcript.positions * config.hidden_size;
+    if let Some(stage) = stages.iter().find(|stage| stage.opened.is_some_and(|rows| rows.len() != size)) {
+        let why = format!("layers {:?} opened other rows than {} positions have", stage.layers, transcript.positions);
+        return Err(Error::invalid(OPERATION, why));
+    }
     let tokens = &transcript.tokens[..transcript.positions];
-    let mut chooser = Chooser::new(transcript, transcript.prompt_len - 1);
-    let mut outputs = Vec::with_capacity(layers.len());
-    let mut activations = Vec::new();
-    for stage in layers {
-        let mut chosen = Vec::new();
-        for start in (stage.start as usize..stage.end as usize).step_by(source.at_once.max(1)) {
-            let end = (start + source.at_once.max(1)).min(stage.end as usize);
-            let model = (source.load)(ModelPart::of_layers(config, start..end))?;
-            let input = if start == 0 { Input::Tokens(tokens) } else { Input::Activations(&activations) };
-            let mut pass = Pass { model: &model, positions: tokens.len(), input };
-            if model.part().head {
-                chosen = pass.choose(&mut chooser, pace)?;
-            } else {
-                activations = pass.activations(pace)?;
+    let last = stages.last().filter(|last| last.profile == Profile::Grid);
+    let is_exact = stages.iter().all(|stage| stage.profile == Profile::Exact);
+    let from = if is_exact { transcript.prompt_len - 1 } else { transcript.chosen_from };
+    let mut chooser = Chooser::new(transcript, from, last.map(|last| last.layers.len()));
+    let (mut outputs, mut compared, mut recomputed) = (Vec::new(), Vec::new(), Vec::new());
+    // The input of the next stage, which the first has not; `None` where it is not known.
+    let mut rows = Some(Cow::Borrowed(&[][..]));
+    for stage in stages {
+        let is_last = stage.layers.end as usize == config.layers;
+        let by_value = stage.profile == Profile::Grid;
+        let given = match rows.take() {
+            Some(input) if !is_last || chooser.is_told() => {
+                Some(source.stage(stage.layers.clone(), tokens, input, &mut chooser, pace)?)
             }
-        }
-        // The last part's output is tokens.
-        outputs.push(match stage.end as usize == config.layers {
-            true => chosen,
-            false => {
-                let rows = activations.chunks_exact(config.hidden_size).zip(0..);
-                rows.map(|(row, position)| row_leaf(position, row)).collect()
+            _ => None,
+        };
+        let opened = stage.opened.filter(|_| by_value && !is_last);
+        let theirs = || opened.map_or_else(Vec::new, |theirs| row_leaves(theirs, config.hidden_size));
+        let (output, comparison) = match given {
+            Some(Given::Choices(leaves)) => (leaves, chooser.compared()),
+            Some(Given::Rows(ours)) if by_value => {
+                let compare = |theirs| grid::compare_rows(&ours, theirs, config.hidden_size, stage.layers.len());
+                (theirs(), opened.map(compare).map(Compared::Rows))
             }
-        });
+            Some(Given::Rows(ours)) => {
+                let leaves = row_leaves(&ours, config.hidden_size);
+                rows = Some(Cow::Owned(ours));
+                (leaves, None)
+            }
+            None => (theirs(), None),
+        };
+        recomputed.push(comparison.is_some() || (!by_value && (rows.is_some() || (is_last && !output.is_empty()))));
+        rows = rows.or(opened.map(Cow::Borrowed));
+        outputs.push(output);
+        compared.push(comparison);
     }
     let Chooser { choices, scores, .. } = chooser;
-    Ok(Replay { input: token_leaves(tokens), outputs, choices, scores })
+    Ok(Replay { input: token_leaves(tokens), outputs, compared, recomputed, choices, scores })
+}
+
+fn row_leaves(rows: &[f32], width: usize) -> Vec<Leaf> {
+    rows.chunks_exact(width).zip(0..).map(|(row, position)| row_leaf(position, row)).collect()
+}
+
+/// What a stage gives.
+enum Given {
+    /// `[positions, hidden_size]`
+    Rows(Vec<f32>),
+    /// Leaves of the choices.
+    Choices(Vec<Leaf>),
+}
+
+impl ModelSource<'_> {
+    /// Computes the layers of one stage, from `tokens` or from `rows`, `[positions, hidden_size]`.
+    fn stage(
+        &mut self,
+        layers: Range<u32>,
+        tokens: &[u32],
+        rows: Cow<'_, [f32]>,
+        chooser: &mut Chooser<'_>,
+        pace: &mut ReplayPace<'_>,
+    ) -> Result<Given, Error> {
+        let mut rows = rows;
+        for start in (layers.start as usize..layers.end as usize).step_by(self.at_once.max(1)) {
+            let end = (start + self.at_once.max(1)).min(layers.end as usize);
+            let model = (self.load)(ModelPart::of_layers(self.config, start..end))?;
+            let input = if start == 0 { Input::Tokens(tokens) } else { Input::Activations(&rows) };
+            let mut pass = Pass { model: &model, positions: tokens.len(), input };
+            if model.part().head {
+                return Ok(Given::Choices(pass.choose(chooser, pace)?));
+            }
+            rows = Cow::Owned(pass.activations(pace)?);
+        }
+        Ok(Given::Rows(rows.into_owned()))
+    }
 }
 
 fn check(transcript: &Transcript<'_>, positions: usize) -> Result<(), Error> {
@@ -251,7 +384,7 @@ impl Pass<'_> {
     fn choose(&mut self, chooser: &mut Chooser<'_>, pace: &mut ReplayPace<'_>) -> Result<Vec<Leaf>, Error> {
         let mut leaves = Vec::with_capacity(self.positions);
         let vocabulary = self.model.config().vocabulary;
-        let (from, most) = (if chooser.transcript.scored { 0 } else { chooser.from }, pace.chunk_rows.max(1));
+        let (from, most) = (chooser.first(), pace.chunk_rows.max(1));
         let next = |start: usize| match start < from {
             true => (from.min(start + most), Logits::None),
             false => (start + logit_rows(vocabulary, most), Logits::All),
@@ -287,72 +420,5 @@ impl Pass<'_> {
             take(rows, &mut output)?;
         }
         Ok(())
-    }
-}
-
-/// The last stage's choices.
-struct Chooser<'a> {
-    transcript: Transcript<'a>,
-    grammar: Option<Grammar>,
-    /// Tokens of the answer that the grammar has accepted.
-    accepted: usize,
-    /// The first position at which a token is chosen.
-    from: usize,
-    choices: Vec<(usize, Choice)>,
-    scores: Vec<Choice>,
-}
-
-impl<'a> Chooser<'a> {
-    fn new(transcript: Transcript<'a>, from: usize) -> Chooser<'a> {
-        let grammar = transcript.grammar.cloned();
-        Chooser { grammar, transcript, accepted: 0, from, choices: Vec::new(), scores: Vec::new() }
-    }
-
-    /// Takes the logits of `rows`, where requested: `[rows, vocabulary]`, overwritten. Adds every row's leaf.
-    fn take(
-        &mut self,
-        rows: Range<usize>,
-        logits: &mut [f32],
-        vocabulary: usize,
-        leaves: &mut Vec<Leaf>,
-    ) -> Result<(), Error> {
-        if logits.is_empty() {
-            leaves.extend(rows.map(|position| nothing_leaf(position as u64)));
-            return Ok(());
-        }
-        for (row, position) in logits.chunks_exact_mut(vocabulary).zip(rows) {
-            if position < self.from {
-                let score = score(self.transcript.sampling.logprobs, self.transcript.tokens[position + 1], row)?;
-                leaves.push(chosen_leaf(position as u64, &score));
-                self.scores.push(score);
-                continue;
-            }
-            let choice = self.choose(position, row)?;
-            let own = position >= self.transcript.chosen_from;
-            leaves.push(match &choice {
-                Some(choice) if own => chosen_leaf(position as u64, choice),
-                _ => nothing_leaf(position as u64),
-            });
-            self.choices.extend(choice.map(|choice| (position, choice)));
-        }
-        Ok(())
-    }
-
-    /// The choice after `position`; `None` after a token that the grammar does not allow, which was reported as wrong.
-    fn choose(&mut self, position: usize, logits: &mut [f32]) -> Result<Option<Choice>, Error> {
-        let transcript = self.transcript;
-        let (prompt, answer) = transcript.tokens.split_at(transcript.prompt_len);
-        let so_far = &answer[..position + 1 - transcript.prompt_len];
-        let mut allowed = None;
-        if let Some(grammar) = &mut self.grammar {
-            for token in &so_far[self.accepted..] {
-                if grammar.accept(*token).is_err() {
-                    return Ok(None);
-                }
-                self.accepted += 1;
-            }
-            allowed = Some(grammar.mask()?);
-        }
-        choose(transcript.sampling, prompt, so_far, logits, allowed.as_ref()).map(Some)
     }
 }

@@ -9,6 +9,7 @@
 //! | [`answer_format`] | free text or JSON |
 //! | [`grammar`] | JSON Schema as a constraint on tokens |
 //! | [`mask`] | sets of allowed tokens |
+//! | [`plausible`] | the tokens that an engine with slightly different logits could have chosen |
 //! | [`recommended`] | the terms that a model's authors recommend |
 //! | [`stop`] | stop strings in streamed text |
 //! | `penalty`, `ranking`, `truncation` | biases and penalties; the highest logits; top-k, typical, top-p, min-p |
@@ -20,6 +21,7 @@ pub mod mask;
 mod math;
 mod penalty;
 mod philox;
+pub mod plausible;
 mod ranking;
 pub mod recommended;
 pub mod stop;

@@ -311,6 +311,7 @@ fn report(receipt: &Receipt, found: &Verification) -> String {
         for liar in segment.stages.iter().filter(|stage| stage.is_lie()) {
             text.push_str(&format!("  {} signed a wrong output of its layers.\n", liar.peer));
         }
+        segment.stages.iter().for_each(|stage| text.push_str(&said_of(stage)));
         text.push('\n');
     }
     let count = receipt.answer_tokens.len();
@@ -324,11 +325,28 @@ fn report(receipt: &Receipt, found: &Verification) -> String {
         }
         _ => text.push_str(&format!("All {count} tokens of the answer are what the model gives.\n")),
     }
-    text.push_str(match found.holds {
-        true => "The receipt holds.\n",
-        false => "The receipt does not hold.\n",
-    });
+    match found.holds {
+        true => text.push_str(&format!("The receipt holds: {}.\n", found.verdict.name())),
+        false => text.push_str("The receipt does not hold.\n"),
+    }
     text
+}
+
+/// What there is to say of a stage whose output was compared by value, or could not be.
+fn said_of(stage: &StageCheck) -> String {
+    let said = match stage.output {
+        OutputCheck::Close { difference, allowed } => {
+            format!("rows differ by {difference:.2} deviations at most; {allowed} are accepted")
+        }
+        OutputCheck::CloseTokens { others } => {
+            format!("{others} of its tokens would be others here, as engines' bits differ")
+        }
+        OutputCheck::Unopened => "cannot be checked: rows that it gave or received are not here".to_owned(),
+        OutputCheck::Unclear { by_experts: true, .. } => "not confirmed: bits may change a row's experts".to_owned(),
+        OutputCheck::Unclear { .. } => "not confirmed: it differs more than what is accepted".to_owned(),
+        _ => return String::new(),
+    };
+    format!("  {}: {said}.\n", short_peer(&stage.peer))
 }
 
 /// Why a segment ended early.
@@ -339,6 +357,8 @@ fn ended(why: Option<&str>) -> String {
 fn output_of(stage: &StageCheck) -> String {
     match stage.output {
         OutputCheck::Right => "right".to_owned(),
+        OutputCheck::Close { .. } | OutputCheck::CloseTokens { .. } => "close".to_owned(),
+        OutputCheck::Unopened | OutputCheck::Unclear { .. } => "unknown".to_owned(),
         OutputCheck::Wrong { position: Some(position) } => format!("WRONG at {position}"),
         OutputCheck::Wrong { position: None } => "WRONG".to_owned(),
         OutputCheck::FollowsWrong => "input is wrong".to_owned(),

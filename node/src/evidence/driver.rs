@@ -474,7 +474,7 @@ fn store(folder: &EvidenceFolder, finding: &Finding) -> std::io::Result<Kept> {
 }
 
 fn claim_bytes(signed: &Signed) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(Claim::BYTES + crate::trust::Signature::BYTES);
+    let mut bytes = Vec::with_capacity(Claim::BYTES_MAX + crate::trust::Signature::BYTES);
     bytes.extend(signed.claim.to_bytes());
     bytes.extend(signed.signature.to_bytes());
     bytes

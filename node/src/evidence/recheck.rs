@@ -105,18 +105,23 @@ fn stage(folder: &Path, accusation: &Accusation, means: &Means<'_>) -> Result<Fo
 }
 
 fn contradiction(folder: &Path, accusation: &Accusation) -> Result<Found> {
-    const ONE: usize = Claim::BYTES + Signature::BYTES;
+    const ONE: usize = Claim::BYTES_MAX + Signature::BYTES;
     let bytes = read(&folder.join(CLAIMS), 2 * ONE as u64)?;
-    let signed = |bytes: &[u8]| {
-        let (claim, signature) = bytes.split_at_checked(Claim::BYTES)?;
-        let signature = Signature::parse(signature.try_into().ok()?)?;
-        Some(Signed { claim: Claim::parse(claim)?, signature, received: None })
-    };
-    let claims = bytes.split_at_checked(ONE).and_then(|(first, second)| Some((signed(first)?, signed(second)?)));
+    let claims = split_signed(&bytes).and_then(|(first, rest)| {
+        let (second, rest) = split_signed(rest)?;
+        rest.is_empty().then_some((first, second))
+    });
     let proven =
         claims.is_some_and(|(first, second)| first.peer() == accusation.accused && contradict(&first, &second));
     let outcome = if proven { Recheck::Proven } else { Recheck::Refuted };
     Ok(Found { outcome, why: "it signed two claims that contradict each other".to_owned() })
+}
+
+/// The claim at the start of these bytes with its signature, and the bytes after it.
+fn split_signed(bytes: &[u8]) -> Option<(Signed, &[u8])> {
+    let (claim, rest) = Claim::split_off(bytes)?;
+    let (signature, rest) = rest.split_first_chunk()?;
+    Some((Signed { claim, signature: Signature::parse(signature)?, received: None }, rest))
 }
 
 /// Reads a file of at most `limit` bytes.

@@ -36,6 +36,7 @@ use crate::fault::Fault;
 use crate::model_text::ModelText;
 use crate::observe::Observer;
 use crate::pool::StagePace;
+use crate::rows::RowOpener;
 use crate::supervise::{Part, Supervisor};
 use pangea_control::Time;
 use pangea_control::session::Drafts;
@@ -114,6 +115,7 @@ struct Inner {
     /// Whether a one-time fault has happened.
     faulted: AtomicBool,
     links: OnceLock<Links>,
+    rows: OnceLock<RowOpener>,
     stages: Mutex<StageTable<StageHandle>>,
     /// The sessions that this node coordinates.
     sessions: Mutex<CoordinatedSessions<mpsc::Sender<SessionEvent>>>,
@@ -175,6 +177,7 @@ impl Pipeline {
             fault: OnceLock::new(),
             faulted: AtomicBool::new(false),
             links: OnceLock::new(),
+            rows: OnceLock::new(),
             stages: Mutex::default(),
             sessions: Mutex::default(),
             on_unknown: OnceLock::new(),
@@ -186,6 +189,16 @@ impl Pipeline {
     /// Sets the links to other nodes. Only the first call counts.
     pub fn attach(&self, links: Links) {
         let _ = self.0.links.set(links);
+    }
+
+    /// Sets where stages without exact bits keep their rows, and how those of other nodes are opened. Only the first call counts.
+    pub fn open_with(&self, rows: RowOpener) {
+        let _ = self.0.rows.set(rows);
+    }
+
+    /// Where rows are kept and how they are opened.
+    pub fn rows(&self) -> Option<&RowOpener> {
+        self.0.rows.get()
     }
 
     /// Sets the function that starts a chain for which a message arrives. Only the first call counts.

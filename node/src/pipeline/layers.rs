@@ -8,9 +8,9 @@ use std::time::Instant;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::commit::merkle::token_leaves;
-use pangea_compute::commit::{Claim, Leaf, merkle_root};
-use pangea_compute::engine::{Bits, Input, Logits, Output, Stage, Step};
-use pangea_compute::model::PageBudget;
+use pangea_compute::commit::{Claim, Leaf, Profile, merkle_root};
+use pangea_compute::engine::{Input, Logits, Output, Stage, Step};
+use pangea_compute::model::{NUMERICS, PageBudget};
 use pangea_compute::{Cancel, Digest, ErrorKind as ComputeErrorKind};
 
 use super::history::{History, Rows};
@@ -22,6 +22,7 @@ use super::stage::Protocol;
 use super::wire::{ChainId, FrameRows, Open, SessionId, StageAt, Start, StartSource, SteppedSequence, Tokens};
 use crate::compute_error;
 use crate::fault::{Fault, twist_row, twist_token};
+use crate::rows::{RowStore, SignedRows};
 use crate::trust::{CommitChain, terms_digest};
 
 /// The layers of one stage with the caches of its sequences.
@@ -29,6 +30,8 @@ pub(super) struct Layers {
     model: Arc<Stage>,
     budget: PageBudget,
     faults: PassFaults,
+    /// Where rows are kept; present on a stage that has to open them.
+    opened: Option<RowStore>,
     histories: HashMap<u64, History>,
     sessions: HashMap<SessionId, Signable>,
     /// Present on the last stage.
@@ -39,6 +42,8 @@ pub(super) struct Layers {
 
 /// Data of a session that is signed, besides the rows of its sequence.
 struct Signable {
+    /// Who asked for the session.
+    coordinator: PeerId,
     /// Digest of the sampling terms.
     terms: Digest,
     /// First position whose following token this session chooses.
@@ -77,8 +82,11 @@ impl Layers {
         faults: PassFaults,
         sampler: Option<Sampler>,
         running: Option<RunningPass>,
+        rows: Option<RowStore>,
     ) -> Layers {
-        Layers { model, budget, faults, histories: HashMap::new(), sessions: HashMap::new(), sampler, running }
+        // A last stage gives tokens, which its coordinator has.
+        let opened = rows.filter(|_| Profile::of(model.bits()) == Some(Profile::Grid) && !model.part().head);
+        Layers { opened, model, budget, faults, histories: HashMap::new(), sessions: HashMap::new(), sampler, running }
     }
 
     pub(super) fn model(&self) -> &Stage {
@@ -104,7 +112,8 @@ impl Layers {
         for choice in 0..open.choices {
             let sampling = open.sampling.of_choice(choice);
             let terms = terms_digest(open.prompt_len.into(), &sampling, &open.format, open.scores(choice));
-            let signable = Signable { terms, chosen_from: open.tokens.len() as u64 - 1, rows: None };
+            let chosen_from = open.tokens.len() as u64 - 1;
+            let signable = Signable { coordinator: open.coordinator, terms, chosen_from, rows: None };
             self.sessions.insert(open.session.choice(choice), signable);
         }
         Ok(())
@@ -157,7 +166,7 @@ impl Layers {
                 history
             }),
         };
-        let history = history.unwrap_or_else(|| History::empty(self.model.cache(&self.budget)));
+        let history = history.unwrap_or_else(|| self.empty());
         // Rows from before a preemption are recomputed.
         if let Some(signable) = self.sessions.get_mut(&start.session) {
             signable.rows = None;
@@ -165,11 +174,15 @@ impl Layers {
         self.histories.insert(start.sequence, history);
     }
 
+    fn empty(&self) -> History {
+        History::empty(self.model.cache(&self.budget), self.opened.is_some())
+    }
+
     /// Signs this stage's claim for the first `positions` of a session and appends it to the earlier stages' claims
-    /// (`before`). `tokens`: on the first stage, the prompt and the chosen tokens.
+    /// (`before`). `tokens`: on the first stage, the prompt and the chosen tokens. Rows that must be opened are kept from now on.
     ///
     /// # Errors
-    /// `NotFound` if the session is unknown; errors of parsing `before`.
+    /// `NotFound` if the session is unknown; errors of parsing `before`; `Internal` for an engine that no profile describes.
     pub(super) fn sign(
         &self,
         stage: &SignedStage<'_>,
@@ -211,15 +224,16 @@ impl Layers {
             }
             None => root(&rows.given)?,
         };
-        let Bits::Exact(numerics) = self.model.bits() else {
-            let why = format!("an engine with {} cannot claim bits that others recompute", self.model.bits());
-            return Err(Error::new(ErrorKind::VerificationFailed, why));
+        let unknown = || {
+            let why = format!("no profile of claims describes an engine with {} bits", self.model.bits());
+            Error::new(ErrorKind::Internal, why)
         };
         let claim = Claim {
+            profile: Profile::of(self.model.bits()).ok_or_else(unknown)?,
             session: session.0,
             epoch: stage.chain.epoch,
             model: stage.chain.model,
-            numerics,
+            numerics: NUMERICS,
             layers: stage.at.layers.clone(),
             positions: u64::from(positions),
             chosen_from: signable.chosen_from,
@@ -228,6 +242,20 @@ impl Layers {
             output,
         };
         chain.pass(claim, stage.keypair)?;
+        if let Some(store) = &self.opened {
+            match rows.values.as_ref().and_then(|values| values.get(..held)) {
+                Some(values) => store.signed(SignedRows {
+                    session,
+                    layers: stage.at.layers.clone(),
+                    coordinator: signable.coordinator,
+                    rows: values.to_vec(),
+                }),
+                None => tracing::warn!(
+                    event = "rows_not_kept", %session,
+                    "rows of a session not kept for its audit: this node's memory for them is used up"
+                ),
+            }
+        }
         Ok(chain)
     }
 
@@ -301,8 +329,7 @@ impl Layers {
         let width = self.model.config().hidden_size;
         let mut taken = Vec::with_capacity(rows.len());
         for rows in rows {
-            let mut history =
-                self.histories.remove(&rows.sequence).unwrap_or_else(|| History::empty(self.model.cache(&self.budget)));
+            let mut history = self.histories.remove(&rows.sequence).unwrap_or_else(|| self.empty());
             history.truncate(rows.start as usize);
             let session = protocol.session_of(rows.sequence);
             let chooser = session.and_then(|session| self.sampler.as_ref()?.get(&session));
@@ -359,13 +386,17 @@ impl Layers {
             let mut activations = output.into_activations();
             if self.faults.lies(Fault::CorruptStage) || self.faults.lies(Fault::LieUnsigned) {
                 let row = rand::random::<u64>() as usize % (activations.len() / width).max(1);
-                twist_row(&mut activations[row * width..(row + 1) * width], rand::random());
+                let row = &mut activations[row * width..(row + 1) * width];
+                match self.opened {
+                    Some(_) => row.rotate_left(width / 2),
+                    None => twist_row(row, rand::random()),
+                }
             }
             let mut at = 0;
             for rows in rows {
                 let own = &activations[at..at + rows.rows as usize * width];
                 if let Some(history) = self.histories.get_mut(&rows.sequence) {
-                    history.give(rows.start as usize, width, own);
+                    history.give(rows.start as usize, width, own, self.opened.as_ref());
                 }
                 at += own.len();
             }

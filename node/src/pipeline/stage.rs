@@ -121,7 +121,8 @@ impl Stage {
         let faults = PassFaults::new(pipeline.clone(), setup.index, setup.stages.len());
         let log = RequestLog::new(pipeline.local(), setup.name, &setup.stages[setup.index]);
         let sampler = setup.text.map(Sampler::new);
-        let layers = Layers::new(setup.model, setup.budget, faults, sampler, running.clone());
+        let rows = pipeline.rows().map(|opener| opener.store().clone());
+        let layers = Layers::new(setup.model, setup.budget, faults, sampler, running.clone(), rows);
         Stage {
             started_as: setup.chain,
             stages: setup.stages,

@@ -32,6 +32,7 @@ pub const MAX_COUNTER: u64 = 1 << 62;
 
 const MAX_NAME_BYTES: usize = 64;
 const MAX_SOFTWARE_BYTES: usize = 32;
+const MAX_BITS_BYTES: usize = 32;
 const MAX_MODEL_NAME_BYTES: usize = 128;
 const MAX_LABEL_BYTES: usize = 16;
 const MAX_WHY_BYTES: usize = 256;
@@ -134,6 +135,9 @@ fn write(advert: &Advert, mut to: wire::advert::Builder<'_>) {
     to.set_numerics(advert.numerics);
     if !advert.software.is_empty() {
         to.set_software(truncated(&advert.software, MAX_SOFTWARE_BYTES));
+    }
+    if !advert.bits.is_empty() {
+        to.set_bits(truncated(&advert.bits, MAX_BITS_BYTES));
     }
     to.set_votes(advert.votes);
     let addresses: Vec<Vec<u8>> = advert.addresses.iter().map(Multiaddr::to_vec).collect();
@@ -333,6 +337,7 @@ fn read(from: wire::advert::Reader<'_>) -> Read<Advert> {
         works: from.get_works(),
         numerics: from.get_numerics(),
         software: printable(read_text("software", from.get_software(), MAX_SOFTWARE_BYTES)?),
+        bits: printable(read_text("bits", from.get_bits(), MAX_BITS_BYTES)?),
         votes: from.get_votes(),
         addresses: addresses.iter().map(read_address).collect::<Read<_>>()?,
         device: printable(read_text("device", from.get_device(), MAX_NAME_BYTES)?),

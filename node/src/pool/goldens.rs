@@ -67,6 +67,7 @@ fn full() -> Advert {
     };
     Advert {
         software: "1.2.3-beta".to_owned(),
+        bits: "canonical-grid/1".to_owned(),
         votes: true,
         term: Some(term),
         counter: 6,
@@ -129,8 +130,10 @@ fn adverts_of_earlier_versions_are_decoded() {
         let digits = text.split("full").next().unwrap().split_whitespace().collect::<String>();
         (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
     };
+    // Without the bits of its engine.
+    let exact = Advert { bits: String::new(), ..full() };
     // Without the weights that a position is computed with.
-    let mut one_size = full();
+    let mut one_size = exact.clone();
     one_size.models.iter_mut().for_each(|model| model.size.active_layer_bytes = 0);
     let before = Advert {
         drops: Vec::new(),
@@ -150,6 +153,7 @@ fn adverts_of_earlier_versions_are_decoded() {
         (include_str!("goldens_uncertified.txt"), uncertified),
         (include_str!("goldens_undropped.txt"), before),
         (include_str!("goldens_one_size.txt"), one_size),
+        (include_str!("goldens_exact.txt"), exact),
     ];
     for (text, full) in versions {
         assert_eq!(decode(&bytes_of(text, "new")).unwrap(), advert_of(peer(1)));

@@ -1,17 +1,24 @@
-//! The node's side of audits: parts of model files, whether the node is idle, and accusations. Nothing is audited here.
+//! The node's side of audits: parts of model files, rows that stages open, whether the node is idle, and accusations. Nothing is
+//! audited here.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::commit::Profile;
 use pangea_compute::model::Wanted;
 use pangea_compute::{Cancel, Digest};
 use pangea_control::peers::SuspicionReason;
+use pangea_control::session::SessionId;
+use tokio::sync::watch;
 
 use crate::blob::Blobs;
 use crate::evidence::{Findings, StageReplay};
 use crate::fabric::Fabric;
 use crate::pipeline::Pipeline;
+use crate::pool::View;
 use crate::trust::{AuditHost, ClaimReplay, FailedAudit, ModelSource, Receipt, Signed};
 
 /// This node, as audits use it.
@@ -25,6 +32,15 @@ pub struct NodeAuditHost {
     pub findings: Findings,
     /// Knows which peers are suspects.
     pub fabric: Fabric,
+    /// What nodes say of themselves.
+    pub view: watch::Receiver<Arc<View>>,
+}
+
+/// Waits for something that runs on the network's threads.
+fn wait<T>(work: impl Future<Output = T>) -> Result<T> {
+    let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot wait for a peer: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    Ok(runtime.block_on(work))
 }
 
 impl AuditHost for NodeAuditHost {
@@ -41,16 +57,36 @@ impl AuditHost for NodeAuditHost {
         if let Some(whole) = here.filter(|here| here.is_whole()) {
             return Ok(ModelSource { path: whole.path, manifest: whole.manifest });
         }
-        let failed = |error: std::io::Error| Error::new(ErrorKind::Internal, format!("cannot fetch a model: {error}"));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let (cancel, mut progress) = (Cancel::new(), |_, _| {});
         let fetched = self.blobs.fetch(model, wanted, providers.to_vec(), &mut progress, &cancel);
         let late = |_| Error::new(ErrorKind::DeadlineExceeded, "the model's parts did not arrive in time");
-        let path = runtime.block_on(async { tokio::time::timeout(within, fetched).await.map_err(late) });
+        let path = wait(async { tokio::time::timeout(within, fetched).await.map_err(late) });
         cancel.cancel();
-        let path = path??;
+        let path = path???;
         let unknown = || Error::new(ErrorKind::NotFound, "no part of the model's file is on this node");
         Ok(ModelSource { path, manifest: self.blobs.have(&model).ok_or_else(unknown)?.manifest })
+    }
+
+    fn profile(&self, peer: &PeerId) -> Profile {
+        let view = self.view.borrow();
+        let advert = if *peer == view.local { Some(&view.own) } else { view.nodes.get(peer) };
+        advert.map_or(Profile::Exact, |advert| match &*advert.bits {
+            "" => Profile::Exact,
+            _ => Profile::Grid,
+        })
+    }
+
+    fn open(
+        &self,
+        peer: PeerId,
+        session: [u8; 16],
+        layers: Range<u32>,
+        values: usize,
+        within: Duration,
+    ) -> Result<Vec<f32>> {
+        let none = || Error::new(ErrorKind::Unavailable, "this node has no network");
+        let opener = self.pipeline.rows().ok_or_else(none)?;
+        wait(opener.open(peer, SessionId(session), layers, values, within))?
     }
 
     fn suspect(&self, peer: PeerId, reason: SuspicionReason) {

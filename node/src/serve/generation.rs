@@ -34,7 +34,7 @@ use crate::clock;
 use crate::jobs::Ticket;
 use crate::pipeline::SessionEvent;
 use crate::pipeline::payload::Payload;
-use crate::pipeline::wire::{Message, Open};
+use crate::pipeline::wire::{Message, Open, StageAt};
 use crate::trust::{Audited, Receipt};
 use crate::wire::field::{printable, truncated};
 
@@ -360,9 +360,12 @@ impl Generation {
         route: ChainRoute,
         from_prompt: bool,
     ) -> std::result::Result<(), String> {
+        let auditor = self.engine.auditor.as_ref();
+        let profile = |at: &StageAt| auditor.map(|auditor| (at.peer, auditor.profile(&at.peer)));
+        let profiles: Vec<_> = route.stages.iter().filter_map(profile).collect();
         for (index, choice) in choices.clone().enumerate() {
             self.engine.pipeline.add_session(id.choice(index as u16), &route.stages, self.sender.clone());
-            self.signed[choice].computed_from(route.chain.model);
+            self.signed[choice].computed_from(route.chain.model, &profiles);
         }
         // A probe leaves no trace.
         if self.asked.receipt {

@@ -1,13 +1,14 @@
 //! The signed part of one answer: its emitted tokens, the claims of its stages, and the receipt made of them. Signatures are
 //! not requested here, and receipts not stored.
 
+use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use pangea_compute::Digest;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, token_leaves};
-use pangea_compute::commit::{Leaf, merkle_root};
+use pangea_compute::commit::{Leaf, Profile, merkle_root};
 use pangea_compute::model::NUMERICS;
 use pangea_compute::sample::{AnswerFormat, Choice, Sampling};
 use pangea_control::generation::{AnswerSession, Segment, SignedClaims};
@@ -15,7 +16,7 @@ use pangea_control::session::{SessionId, StageAt, TokenOut};
 use pangea_control::trust::Verdict;
 
 use crate::trust::{
-    self, Expected, Gathered, Receipt, ReceiptModel, ReceiptStage, Received, Signed, receipt, terms_digest,
+    self, Expected, Gathered, Receipt, ReceiptModel, ReceiptStage, Received, Signed, ToldToken, receipt, terms_digest,
 };
 
 /// Sampling terms of an answer.
@@ -37,13 +38,16 @@ pub(super) struct RequestFacts<'a> {
 pub(super) struct SignedAnswer {
     emitted: EmittedTokens,
     model: Option<Digest>,
+    /// How what the nodes of its chains give is checked, as they said of themselves; of exact ones nothing.
+    profiles: HashMap<PeerId, Profile>,
     claims: Vec<(SessionId, Vec<Signed>)>,
 }
 
 impl SignedAnswer {
-    /// Records that a chain of this model computes the answer.
-    pub(super) fn computed_from(&mut self, model: Digest) {
+    /// Records that a chain of this model computes the answer, on nodes whose outputs are checked so.
+    pub(super) fn computed_from(&mut self, model: Digest, profiles: &[(PeerId, Profile)]) {
         self.model = Some(model);
+        self.profiles.extend(profiles.iter().copied().filter(|(_, profile)| *profile != Profile::Exact));
     }
 
     /// Records that the chain that computes the answer from now on scores the prompt.
@@ -122,24 +126,25 @@ impl SignedAnswer {
             answer_tokens: answer.to_vec(),
             sampling: (&rules.sampling).into(),
             form: rules.format.clone(),
-            segments: self.kept(session, segments),
+            segments: self.kept(session, segments, rules.sampling.logprobs.is_some()),
             verdict: Verdict::Unchecked,
             audits: Vec::new(),
         })
     }
 
-    /// The segments with their stages' claims.
-    fn kept(&self, session: &AnswerSession, segments: &[Segment]) -> Vec<trust::Segment> {
+    /// The segments with their stages' claims. `logprobs`: whether tokens have log-probabilities.
+    fn kept(&self, session: &AnswerSession, segments: &[Segment], logprobs: bool) -> Vec<trust::Segment> {
         let stage = |stage: &StageAt| ReceiptStage {
             peer: stage.peer.to_string(),
             layers: [stage.layers.start, stage.layers.end],
+            profile: self.profiles.get(&stage.peer).copied().unwrap_or_default(),
         };
         // A segment ends where the next one begins.
         let ends = segments.iter().skip(1).map(|next| next.chosen_from).chain([session.tokens().len() as u64 - 1]);
         let kept = segments.iter().zip(ends).map(|(segment, positions)| {
             let claims = self.claims.iter().find(|(of, _)| *of == segment.session);
             let root = self.root(session, segment, positions as usize);
-            trust::Segment {
+            let mut kept = trust::Segment {
                 session: segment.session.0,
                 epoch: segment.epoch,
                 chosen_from: segment.chosen_from,
@@ -148,7 +153,13 @@ impl SignedAnswer {
                 claims: claims.map(|(_, claims)| claims.clone()).unwrap_or_default(),
                 ended: segment.ended.clone(),
                 received: Some(Received { positions, root }),
+                opened: Vec::new(),
+                told: Vec::new(),
+            };
+            if logprobs && kept.stages.len().checked_sub(1).is_some_and(|last| kept.profile(last) == Profile::Grid) {
+                kept.told = self.emitted.told(session.prompt_len(), segment, positions as usize);
             }
+            kept
         });
         kept.collect()
     }
@@ -166,8 +177,6 @@ impl EmittedTokens {
     /// The leaves of a segment's output for the first `positions`: of its tokens, and of the prompt's where it scored them.
     fn leaves(&self, prompt_len: usize, segment: &Segment, positions: usize) -> Vec<Leaf> {
         let chosen_from = segment.chosen_from as usize;
-        // The last row of the prompt gives the answer's first token.
-        let first = (chosen_from + 1).saturating_sub(prompt_len);
         let leaf = |position: usize, out: &TokenOut| {
             let choice = Choice { token: out.token, logprob: out.logprob, top: out.top.clone() };
             chosen_leaf(position as u64, &choice)
@@ -176,7 +185,37 @@ impl EmittedTokens {
             Some(out) if segment.scored => leaf(position, out),
             _ => nothing_leaf(position as u64),
         });
-        let own = (chosen_from..positions).zip(self.answer.get(first..).unwrap_or_default());
-        before.chain(own.map(|(position, out)| leaf(position, out))).collect()
+        before.chain(self.chosen(prompt_len, segment, positions).map(|(position, out)| leaf(position, out))).collect()
+    }
+
+    /// The tokens that a segment chose, each with the position before it, below `positions`.
+    fn chosen(
+        &self,
+        prompt_len: usize,
+        segment: &Segment,
+        positions: usize,
+    ) -> impl Iterator<Item = (usize, &TokenOut)> {
+        let chosen_from = segment.chosen_from as usize;
+        // The last row of the prompt gives the answer's first token.
+        let first = (chosen_from + 1).saturating_sub(prompt_len);
+        (chosen_from..positions).zip(self.answer.get(first..).unwrap_or_default())
+    }
+
+    /// What the last stage of a segment told with its tokens, those of the prompt first where it scored them. Nothing if any of it is
+    /// not finite: no engine gives that, and JSON has no such number.
+    fn told(&self, prompt_len: usize, segment: &Segment, positions: usize) -> Vec<ToldToken> {
+        let scored = match segment.scored {
+            true => self.prompt.get(1..).unwrap_or_default(),
+            false => &[],
+        };
+        let scored = scored.iter().take((segment.chosen_from as usize).min(positions));
+        let chosen = self.chosen(prompt_len, segment, positions).map(|(_, out)| out);
+        let finite = |told: &ToldToken| {
+            told.logprob.iter().chain(told.top.iter().map(|(_, value)| value)).all(|value| value.is_finite())
+        };
+        let told =
+            scored.chain(chosen).map(|out| ToldToken { token: out.token, logprob: out.logprob, top: out.top.clone() });
+        let told: Vec<ToldToken> = told.collect();
+        if told.iter().all(finite) { told } else { Vec::new() }
     }
 }

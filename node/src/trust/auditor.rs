@@ -1,6 +1,7 @@
 //! The auditor's handle and thread: answers wait here for their audit, receipts for the disk. The order, the share of time and
 //! the deadline of audits are decided by `pangea_control::trust`; the replay itself is `replay_audit`'s.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
+use pangea_compute::commit::Profile;
 use pangea_compute::model::{Manifest, Wanted};
 use pangea_control::Time;
 use pangea_control::peers::SuspicionReason;
@@ -49,6 +51,22 @@ pub trait AuditHost: Send + Sync {
     /// `NotFound` if no part of the model is on this node and nobody provides it; `DeadlineExceeded`; the download's errors
     /// otherwise.
     fn fetch(&self, model: Digest, wanted: Wanted, providers: &[PeerId], within: Duration) -> Result<ModelSource>;
+
+    /// How the output of a peer's engine is checked, as the peer says of itself.
+    fn profile(&self, peer: &PeerId) -> Profile;
+
+    /// The rows that a stage on `peer` gave in a session of this node, `values` numbers. Blocks, not longer than `within`.
+    ///
+    /// # Errors
+    /// Why they are not opened.
+    fn open(
+        &self,
+        peer: PeerId,
+        session: [u8; 16],
+        layers: Range<u32>,
+        values: usize,
+        within: Duration,
+    ) -> Result<Vec<f32>>;
 
     /// Lowers the trust of a peer: something it did is suspicious and proves nothing.
     fn suspect(&self, peer: PeerId, reason: SuspicionReason);
@@ -97,7 +115,7 @@ struct Job {
 pub struct Audited {
     /// The receipt, with the audit's results and verdict.
     pub receipt: Receipt,
-    /// Peers whose output is wrong: refuted, or wrong and not signed.
+    /// Peers whose output is wrong, refuted or not signed, or not confirmed because they did not open it or it differs too much.
     pub wrong: Vec<PeerId>,
 }
 
@@ -191,6 +209,11 @@ impl Auditor {
         result
     }
 
+    /// How the output of a peer's engine is checked, as the peer says of itself.
+    pub fn profile(&self, peer: &PeerId) -> Profile {
+        self.0.host.profile(peer)
+    }
+
     /// Lowers the trust of a peer: something it did is suspicious and proves nothing.
     pub fn suspect(&self, peer: PeerId, reason: SuspicionReason) {
         self.0.host.suspect(peer, reason);
@@ -251,7 +274,7 @@ impl Auditor {
             replay_audit(parts, replayers, receipt, urgency == Urgency::Awaited, AuditPace::new(urgency, deadline));
         match &audited {
             Ok(audited) => {
-                let passed = audited.receipt.verdict == Verdict::Audited;
+                let passed = audited.receipt.verdict != Verdict::Unchecked;
                 let refuted = !audited.receipt.refuted().is_empty();
                 self.count(if refuted {
                     "refuted"

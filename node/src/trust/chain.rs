@@ -7,7 +7,7 @@ use libp2p::PeerId;
 use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
-use pangea_compute::commit::Claim;
+use pangea_compute::commit::{Claim, Profile};
 use serde::{Deserialize, Serialize};
 use thiserror::Error as ThisError;
 
@@ -22,7 +22,7 @@ pub const STAGES_MAX: usize = 128;
 /// Maximum bytes of an encoded chain.
 pub const CHAIN_BYTES_MAX: usize = MAGIC.len() + 1 + STAGES_MAX * LINK_BYTES_MAX;
 
-const LINK_BYTES_MAX: usize = Claim::BYTES + 2 * Signature::BYTES + 1;
+const LINK_BYTES_MAX: usize = Claim::BYTES_MAX + 2 * Signature::BYTES + 1;
 
 /// Prefix of the bytes that a receiver signs; the digest of the claim follows.
 const RECEIVED: &[u8] = b"pangea exact/1 received\0";
@@ -270,7 +270,7 @@ fn parse(bytes: &[u8]) -> Option<CommitChain> {
     }
     let mut links = Vec::new();
     for _ in 0..*count {
-        let (claim, after) = rest.split_first_chunk::<{ Claim::BYTES }>()?;
+        let (claim, after) = Claim::split_off(rest)?;
         let (signature, after) = after.split_first_chunk()?;
         let (flag, mut after) = after.split_first()?;
         let received = match flag {
@@ -282,13 +282,13 @@ fn parse(bytes: &[u8]) -> Option<CommitChain> {
             }
             _ => return None,
         };
-        links.push(Signed { claim: Claim::parse(claim)?, signature: Signature::parse(signature)?, received });
+        links.push(Signed { claim, signature: Signature::parse(signature)?, received });
         rest = after;
     }
     rest.is_empty().then_some(CommitChain { links })
 }
 
-/// Checks that `next` can follow `before` in a chain.
+/// Checks that `next` can follow `before` in a chain. Their outputs may be checked in different ways.
 fn follows(before: &Signed, next: &Claim) -> std::result::Result<(), &'static str> {
     let claim = &before.claim;
     let terms = |claim: &Claim| {
@@ -309,6 +309,8 @@ fn follows(before: &Signed, next: &Claim) -> std::result::Result<(), &'static st
 /// JSON form of a signed claim.
 #[derive(Serialize, Deserialize)]
 struct Record {
+    #[serde(default, skip_serializing_if = "is_exact", with = "super::profile")]
+    profile: Profile,
     #[serde(with = "hex")]
     session: [u8; 16],
     epoch: u64,
@@ -328,10 +330,16 @@ struct Record {
     received: Option<Signature>,
 }
 
+/// Claims that do not say otherwise are exact.
+pub(super) fn is_exact(profile: &Profile) -> bool {
+    *profile == Profile::Exact
+}
+
 impl Serialize for Signed {
     fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
         let claim = &self.claim;
         Record {
+            profile: claim.profile,
             session: claim.session,
             epoch: claim.epoch,
             model: claim.model,
@@ -353,6 +361,7 @@ impl<'de> Deserialize<'de> for Signed {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Signed, D::Error> {
         let record = Record::deserialize(from)?;
         let claim = Claim {
+            profile: record.profile,
             session: record.session,
             epoch: record.epoch,
             model: record.model,

@@ -16,6 +16,7 @@ const ROOTS: [[u8; 32]; 4] = [[10; 32], [11; 32], [12; 32], [13; 32]];
 /// The claim of stage `index` of three.
 pub(in crate::trust) fn claim(index: usize) -> Claim {
     Claim {
+        profile: Profile::Exact,
         session: [1; 16],
         epoch: 2,
         model: Digest::from_bytes([3; 32]),
@@ -146,7 +147,7 @@ fn the_encoding_of_a_chain_is_pinned() {
     let mut chain = honest();
     chain.close(&expected(&stages()), &keypair(9)).unwrap();
     let bytes = chain.encode();
-    assert_eq!(bytes.len(), 5 + 3 * (Claim::BYTES + 2 * Signature::BYTES + 1));
+    assert_eq!(bytes.len(), 5 + 3 * (claim(0).to_bytes().len() + 2 * Signature::BYTES + 1));
     assert_eq!(&bytes[..5], b"pgc1\x03");
     // Ed25519 signatures are deterministic.
     assert_eq!(
@@ -165,8 +166,35 @@ fn bytes_that_encode_no_chain_are_refused() {
     }
     assert!(CommitChain::decode(&[&bytes[..], &[0]].concat()).is_err());
     let mut flag = bytes.clone();
-    flag[5 + Claim::BYTES + Signature::BYTES] = 2;
+    flag[5 + claim(0).to_bytes().len() + Signature::BYTES] = 2;
     assert!(CommitChain::decode(&flag).is_err());
+}
+
+#[test]
+fn stages_of_both_profiles_make_one_chain() {
+    let grid = |index: usize| Claim { profile: Profile::Grid, ..claim(index) };
+    for by_value in [[true, false, false], [false, true, true], [true; 3]] {
+        let mut chain = CommitChain::new();
+        for (index, by_value) in by_value.into_iter().enumerate() {
+            let claim = if by_value { grid(index) } else { claim(index) };
+            chain.pass(claim, &keypair(index as u8 + 1)).unwrap();
+        }
+        chain.close(&expected(&stages()), &keypair(9)).unwrap();
+        let bytes = chain.encode();
+        assert!(bytes.len() <= CHAIN_BYTES_MAX);
+        assert_eq!(CommitChain::decode(&bytes).unwrap(), chain);
+        assert!(CommitChain::decode(&bytes[..bytes.len() - 1]).is_err());
+        let json = serde_json::to_string(&chain.links).unwrap();
+        assert_eq!(json.matches(r#""profile":"canonical-grid/1""#).count(), by_value.iter().filter(|is| **is).count());
+        assert_eq!(serde_json::from_str::<Vec<Signed>>(&json).unwrap(), chain.links);
+        // A claim cannot be taken for one of the other profile.
+        let mut other = chain.clone();
+        let profile = &mut other.links[1].claim.profile;
+        *profile = if *profile == Profile::Grid { Profile::Exact } else { Profile::Grid };
+        assert!(other.check(&expected(&stages())).is_err());
+    }
+    let longest = Signed::new(grid(0), &keypair(1)).unwrap();
+    assert_eq!(LINK_BYTES_MAX, longest.claim.to_bytes().len() + 2 * Signature::BYTES + 1);
 }
 
 proptest! {

@@ -12,6 +12,7 @@
 //! * [`receipt`](mod@receipt): the record of an answer, as JSON. [`rules`]: its sampling terms. `hex`: bytes in it.
 //!   [`store`]: the folder of receipts.
 //! * [`verify`](mod@verify): checks a receipt against its signatures and its model's file.
+//! * [`opened`]: rows that stages without exact bits opened for an audit. `profile`: how a claim is checked, in JSON.
 //! * `verdict`: a verdict in JSON. [`pangea_control::trust`] decides which sessions are audited.
 //!
 //! * [`auditor`]: replays drawn answers; [`claim_replay`]: one claim that somebody else accuses. Both reach the node through an
@@ -25,7 +26,9 @@ pub mod claim_replay;
 mod failed_audit;
 pub mod gathered;
 mod hex;
+pub mod opened;
 pub mod product_claim;
+mod profile;
 pub mod receipt;
 mod replay_audit;
 mod replayer;
@@ -40,6 +43,7 @@ pub use chain::{ChainFault, CommitChain, Expected, FaultKind, Signed};
 pub use claim_replay::ClaimReplay;
 pub use failed_audit::FailedAudit;
 pub use gathered::Gathered;
+pub use opened::{OpenedRows, ToldToken};
 pub use product_claim::{ProductClaim, SignedProduct};
 pub use receipt::{Audit, Receipt, ReceiptModel, ReceiptStage, Received, Segment};
 pub use rules::{ReceiptSampling, terms_digest};

@@ -13,19 +13,26 @@
 //!     "claims": [{"session": …, "epoch": …, "model": …, "numerics": …, "layers": [0, 15], "positions": 3, "chosen_from": 1,
 //!                 "predecessor": …, "sampling": …, "output": …,
 //!                 "signed": {"peer": "12D3…", "signature": "<128 hex>"}, "received": {…}}],
-//!     "received": {"positions": 3, "root": "<64 hex>"}
+//!     "received": {"positions": 3, "root": "<64 hex>"},
+//!     "opened": [{"stage": 0, "rows": "<base64>"}], "told": [{"token": 3, "logprob": -0.5, "top": [[3, -0.5]]}]
 //!   }],
 //!   "verdict": "audited",
 //!   "audits": [{"segment": 0, "stage": 0, "by": "12D3…", "holds": true, "position": null, "unix_ms": 1790000000500}]
 //! }
 //! ```
+//!
+//! A stage on an engine whose bits are not exact has `"profile": "canonical-grid/1"` in its claim; what it opened of its output for
+//! an audit, and the log-probabilities that such a last stage gave, are `opened` and `told`.
 
 use libp2p::PeerId;
 use pangea_compute::Digest;
+use pangea_compute::commit::Profile;
 use pangea_compute::sample::AnswerFormat;
 use pangea_control::trust::Verdict;
 use serde::{Deserialize, Serialize};
 
+use super::chain::is_exact;
+use super::opened::{OpenedRows, ToldToken};
 use super::{ReceiptSampling, Signed, hex};
 
 /// Version of the format that this node writes.
@@ -105,6 +112,13 @@ pub struct Segment {
     /// What the coordinator received from the last stage; receipts of earlier versions do not say.
     #[serde(default)]
     pub received: Option<Received>,
+    /// Rows that stages opened for the audit: of those whose claims are checked by value, unless they are too many for a receipt.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub opened: Vec<OpenedRows>,
+    /// What the last stage told with its tokens, if that is checked by value and log-probabilities were asked for: for each position
+    /// from the first one with a token, of the prompt if that is scored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub told: Vec<ToldToken>,
 }
 
 /// What the coordinator received from the last stage of a segment, signed or not.
@@ -124,6 +138,9 @@ pub struct ReceiptStage {
     pub peer: String,
     /// Layers `[first, end)`, counted from 0.
     pub layers: [u32; 2],
+    /// How its output is checked, as its node says of itself.
+    #[serde(default, skip_serializing_if = "is_exact", with = "super::profile")]
+    pub profile: Profile,
 }
 
 /// Result of auditing one stage.
@@ -135,7 +152,7 @@ pub struct Audit {
     pub stage: usize,
     /// Peer id of the auditor.
     pub by: String,
-    /// Whether the replayed output has the claimed root.
+    /// Whether the replayed output has the claimed root, or is as close to the opened one as engines' bits are.
     pub holds: bool,
     /// First position that differs, if known.
     #[serde(default)]
@@ -249,10 +266,12 @@ pub(crate) mod tests {
                 epoch: 3,
                 chosen_from: 1,
                 scored: false,
-                stages: vec![ReceiptStage { peer: "a".to_owned(), layers: [0, 2] }],
+                stages: vec![ReceiptStage { peer: "a".to_owned(), layers: [0, 2], profile: Profile::Exact }],
                 claims: Vec::new(),
                 ended: Some("gone".to_owned()),
                 received: Some(Received { positions: 2, root: [9; 32] }),
+                opened: Vec::new(),
+                told: Vec::new(),
             }],
             verdict: Verdict::Unchecked,
             audits: Vec::new(),
@@ -262,6 +281,7 @@ pub(crate) mod tests {
     /// A claim about the first two positions of that answer.
     pub(crate) fn claim() -> pangea_compute::commit::Claim {
         pangea_compute::commit::Claim {
+            profile: Profile::Exact,
             session: [8; 16],
             epoch: 3,
             model: Digest::from_bytes([7; 32]),

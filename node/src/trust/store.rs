@@ -13,10 +13,11 @@ use pangea_control::trust::Verdict;
 /// Maximum receipts in the folder.
 const RECEIPTS_MAX: usize = 1000;
 
-/// Maximum bytes of all receipts together.
-const BYTES_MAX: u64 = 64 << 20;
+/// Maximum bytes of all receipts together: dozens of those with opened rows, which are the largest.
+const BYTES_MAX: u64 = 256 << 20;
 
-/// Maximum bytes of one receipt: one with a context of 128 Ki tokens is smaller than 1 MiB. A larger file is refused.
+/// Maximum bytes of one receipt: one with a context of 128 Ki tokens is smaller than 1 MiB, beside the rows that stages opened. A
+/// larger file is refused.
 pub const RECEIPT_BYTES_MAX: u64 = 8 << 20;
 
 /// Digits of the time at the start of a file name, so that names sort by time.

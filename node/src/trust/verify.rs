@@ -1,6 +1,6 @@
-//! Checks a receipt against its signatures and its model: every signature, every link, every root and every token. The
-//! model's layers are loaded one part after the other; no network is used. The result says what holds; nobody is blamed
-//! here.
+//! Checks a receipt against its signatures and its model: every signature, every link, every root and every token; by value what
+//! engines without exact bits gave. The model's layers are loaded one part after the other; no network is used. The result says what
+//! holds; nobody is blamed here.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,11 +9,15 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
 use pangea_compute::commit::merkle::{chosen_leaf, nothing_leaf, token_leaves};
-use pangea_compute::commit::{Claim, ModelSource, Replay, ReplayBytes, ReplayPace, Transcript, merkle_root, replay};
+use pangea_compute::commit::{
+    Claim, Compared, ModelSource, Profile, Replay, ReplayBytes, ReplayPace, ReplayedStage, Transcript, merkle_root,
+    replay,
+};
 use pangea_compute::engine::{Engine, Stage};
 use pangea_compute::model::{Manifest, ModelFile, ModelPart, NUMERICS};
-use pangea_compute::sample::Sampling;
 use pangea_compute::sample::grammar::GrammarVocabulary;
+use pangea_compute::sample::{Choice, Sampling};
+use pangea_control::trust::Verdict;
 use serde::Serialize;
 
 use super::{Receipt, Received, Segment, terms_digest};
@@ -26,6 +30,9 @@ pub struct Verification {
     pub receipt: String,
     /// Whether every check passed.
     pub holds: bool,
+    /// Verdict that the checks support, whoever did them: `audited`, `tolerance-checked` or `unchecked`.
+    #[serde(serialize_with = "super::verdict::serialize")]
+    pub verdict: Verdict,
     /// Check of the answer's tokens.
     pub tokens: TokenCheck,
     /// Checks of each segment's stages.
@@ -46,7 +53,7 @@ pub struct TokenCheck {
 }
 
 /// Checks of one segment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SegmentCheck {
     /// Version of the placement.
     pub epoch: u64,
@@ -60,7 +67,7 @@ pub struct SegmentCheck {
 }
 
 /// Checks of one stage.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StageCheck {
     /// Peer id of the node.
     pub peer: String,
@@ -79,20 +86,48 @@ pub struct StageCheck {
 }
 
 /// Check of a stage's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "is")]
 pub enum OutputCheck {
     /// The output is what the model gives.
     Right,
+    /// The rows are as close to what the model gives as those of an honest engine.
+    Close {
+        /// The largest difference of a row, in deviations of an honest engine.
+        difference: f64,
+        /// The largest difference that is accepted.
+        allowed: f64,
+    },
+    /// The tokens and log-probabilities are such as an honest engine can give.
+    CloseTokens {
+        /// Tokens instead of which this machine would choose another one.
+        others: usize,
+    },
     /// The input was right and the output is wrong.
     Wrong {
-        /// First wrong position; known only for the last stage's tokens.
+        /// First wrong position; of exact outputs known only for the last stage's tokens.
         position: Option<usize>,
     },
+    /// The output differs by more than what is accepted, which proves nothing.
+    Unclear {
+        /// First position that differs so.
+        position: usize,
+        /// Whether experts explain it: an honest engine may have had a row computed by other ones.
+        by_experts: bool,
+    },
+    /// Rows that this stage gave, or received, were not opened, so that it cannot be computed again.
+    Unopened,
     /// The input was wrong already, so the output says nothing about this stage.
     FollowsWrong,
     /// The stage claims nothing.
     Unclaimed,
+}
+
+impl OutputCheck {
+    /// Whether an honest stage may have given it.
+    fn is_right(&self) -> bool {
+        matches!(self, OutputCheck::Right | OutputCheck::Close { .. } | OutputCheck::CloseTokens { .. })
+    }
 }
 
 impl SegmentCheck {
@@ -117,11 +152,12 @@ impl Verification {
         if segment.stages.iter().any(StageCheck::is_lie) {
             return Vec::new();
         }
-        let Some(first) = segment.stages.iter().find(|stage| !stage.is_right()) else { return Vec::new() };
+        let is_suspicious = |stage: &&StageCheck| !stage.is_right() && !stage.is_unknown();
+        let Some(first) = segment.stages.iter().find(is_suspicious) else { return Vec::new() };
         // The stages of a lost chain were not asked to sign.
         let is_lost = end != usize::MAX && segment.stages.iter().all(|stage| stage.output == OutputCheck::Unclaimed);
         let suspected = |stage: &&StageCheck| match is_lost || first.peer == receipt.coordinator {
-            true => !stage.is_right() && stage.peer != receipt.coordinator,
+            true => is_suspicious(stage) && stage.peer != receipt.coordinator,
             false => stage.peer == first.peer,
         };
         segment.stages.iter().filter(suspected).filter_map(|stage| stage.peer.parse().ok()).collect()
@@ -131,12 +167,23 @@ impl Verification {
 impl StageCheck {
     /// Whether every check of this stage passed.
     pub fn holds(&self) -> bool {
-        self.signed && self.received && self.asked && self.linked && self.output == OutputCheck::Right
+        self.received && self.is_right()
     }
 
-    /// Whether the stage signed, for this very session, the output that the model gives.
+    /// Whether the stage signed, for this very session, the output that the model gives, or one as close to it as engines' bits are.
     pub fn is_right(&self) -> bool {
-        self.signed && self.asked && self.linked && self.output == OutputCheck::Right
+        self.signed && self.asked && self.linked && self.output.is_right()
+    }
+
+    /// Whether the stage signed, for this very session, an output of which nothing is known.
+    pub fn is_unknown(&self) -> bool {
+        let is_unknown = matches!(self.output, OutputCheck::Unopened | OutputCheck::Unclear { .. });
+        self.signed && self.asked && self.linked && is_unknown
+    }
+
+    /// Whether the output was found right by comparing values.
+    pub fn is_close(&self) -> bool {
+        matches!(self.output, OutputCheck::Close { .. } | OutputCheck::CloseTokens { .. })
     }
 
     /// Whether the stage signed, for this very session, a wrong output of a right input: proof of a lie.
@@ -188,7 +235,7 @@ impl Loaded<'_, '_> {
 
     fn replay(
         &mut self,
-        layers: &[Range<u32>],
+        stages: &[ReplayedStage<'_>],
         transcript: Transcript<'_>,
         pace: &mut ReplayPace<'_>,
     ) -> Result<Replay> {
@@ -196,7 +243,7 @@ impl Loaded<'_, '_> {
         let at_once = self.needs.layers_in(self.weights.room);
         let mut load = |part| self.get(part);
         let mut source = ModelSource { config, at_once, load: &mut load };
-        let replayed = replay(&mut source, layers, transcript, pace);
+        let replayed = replay(&mut source, stages, transcript, pace);
         replayed.map_err(|error| self.failed.take().unwrap_or_else(|| compute_error(error)))
     }
 }
@@ -308,10 +355,11 @@ pub fn verify(
         sampling: &sampling,
         grammar: grammar.as_ref(),
         scored: false,
+        told: &[],
     };
     let rules = |scored| terms_digest(receipt.prompt_tokens.len() as u64, &sampling, &receipt.form, scored);
-    let (mut choices, mut scores) = (Vec::new(), Vec::new());
-    let mut segments = Vec::new();
+    let width = file.config().hidden_size;
+    let mut replays = Vec::with_capacity(receipt.segments.len());
     for segment in &receipt.segments {
         let positions = segment.received.map_or(0, |received| as_len(received.positions));
         if positions >= tokens.len() {
@@ -320,63 +368,152 @@ pub fn verify(
                 tokens.len()
             ));
         }
-        let mut again = None;
-        if let Some(first) = segment.claims.first() {
-            let claim = &first.claim;
-            let (positions, chosen_from) = (as_len(claim.positions), as_len(claim.chosen_from));
-            if positions > tokens.len() || (positions == tokens.len() && chosen_from < positions) {
-                return wrong(format!(
-                    "a stage claims {positions} positions, but the answer has only {} tokens",
-                    tokens.len()
-                ));
-            }
-            let layers: Vec<_> = segment.stages.iter().map(|stage| stage.layers[0]..stage.layers[1]).collect();
-            let transcript = Transcript { positions, chosen_from, scored: segment.scored, ..transcript };
-            let replayed = loaded.replay(&layers, transcript, pace)?;
-            if replayed.choices.len() > choices.len() {
-                choices.clone_from(&replayed.choices);
-            }
-            if replayed.scores.len() > scores.len() {
-                scores.clone_from(&replayed.scores);
-            }
-            again = Some(replayed);
+        let Some(first) = segment.claims.first() else {
+            replays.push(None);
+            continue;
+        };
+        let claim = &first.claim;
+        let (positions, chosen_from) = (as_len(claim.positions), as_len(claim.chosen_from));
+        if positions > tokens.len() || (positions == tokens.len() && chosen_from < positions) {
+            return wrong(format!(
+                "a stage claims {positions} positions, but the answer has only {} tokens",
+                tokens.len()
+            ));
         }
-        segments.push(check_segment(receipt, segment, &tokens, rules(segment.scored), again.as_ref()));
+        let stages: Vec<_> = (0..segment.stages.len())
+            .map(|stage| {
+                let [first, end] = segment.stages[stage].layers;
+                let opened = segment.rows_of(stage, width).filter(|rows| rows.len() == positions * width);
+                ReplayedStage { layers: first..end, profile: segment.profile(stage), opened }
+            })
+            .collect();
+        let told: Vec<Choice> = segment.told.iter().map(Choice::from).collect();
+        let given = positions - if segment.scored { 0 } else { chosen_from.min(positions) };
+        let told = told.get(..given).unwrap_or_default();
+        let transcript = Transcript { positions, chosen_from, scored: segment.scored, told, ..transcript };
+        replays.push(Some(loaded.replay(&stages, transcript, pace)?));
     }
-    let scored = receipt.segments.iter().any(|segment| segment.scored);
-    if choices.len() < receipt.answer_tokens.len() || (scored && scores.len() + 1 < receipt.prompt_tokens.len()) {
-        let layers = file.config().layers as u32;
-        let replayed = loaded.replay(std::slice::from_ref(&(0..layers)), Transcript { scored, ..transcript }, pace)?;
-        (choices, scores) = (replayed.choices, replayed.scores);
-    }
-    let checked = choices.iter().filter(|(position, _)| position + 1 < tokens.len()).count();
-    let replayed = Replay { input: Vec::new(), outputs: Vec::new(), choices, scores };
-    let wrong_token = replayed.first_wrong_token(&tokens);
-    for (check, segment) in segments.iter_mut().zip(&receipt.segments) {
-        check.received = segment.received.map(|received| received.root == chosen_root(&replayed, segment, &received));
-    }
-    // After a token that the grammar forbids nothing is recomputed; that token is then the wrong one.
-    let tokens = TokenCheck {
-        checked,
-        wrong_at: wrong_token.map(|(position, _)| position + 1),
-        token: wrong_token.and_then(|(position, _)| tokens.get(position + 1).copied()),
-        expected: wrong_token.map(|(_, token)| token),
+    let sources: Vec<TokenSource> = receipt.segments.iter().zip(&replays).map(TokenSource::of).collect();
+    let mut whole = |profile: Profile, scored: bool, loaded: &mut Loaded<'_, '_>| {
+        let stage = ReplayedStage { profile, ..ReplayedStage::exact(0..file.config().layers as u32) };
+        loaded.replay(&[stage], Transcript { scored, ..transcript }, pace)
     };
+    // Whatever an exact chain did is known from the longest replay of one, or from that of the whole answer.
+    let exact = receipt.segments.iter().zip(&replays).filter(|(segment, _)| !segment.is_by_value());
+    let exact: Vec<&Replay> = exact.filter_map(|(_, replay)| replay.as_ref()).collect();
+    let choices = exact.iter().map(|replay| replay.choices.len()).max().unwrap_or_default();
+    let scores = exact.iter().map(|replay| replay.scores.len()).max().unwrap_or_default();
+    let of_exact = || receipt.segments.iter().zip(&sources).filter(|(_, source)| **source == TokenSource::Exact);
+    let scored = of_exact().any(|(segment, _)| segment.scored);
+    let missing = choices < receipt.answer_tokens.len() || (scored && scores + 1 < receipt.prompt_tokens.len());
+    let exact = match missing && of_exact().next().is_some() {
+        true => whole(Profile::Exact, scored, &mut loaded)?,
+        false => {
+            let longest = |of: fn(&Replay) -> usize| exact.iter().rev().max_by_key(|replay| of(replay));
+            let choices = longest(|replay| replay.choices.len()).map(|replay| replay.choices.clone());
+            let scores = longest(|replay| replay.scores.len()).map(|replay| replay.scores.clone());
+            Replay { choices: choices.unwrap_or_default(), scores: scores.unwrap_or_default(), ..Replay::default() }
+        }
+    };
+    let by_value = match sources.contains(&TokenSource::WholeByValue) && sampling.logprobs.is_none() {
+        true => whole(Profile::Grid, false, &mut loaded)?,
+        false => Replay::default(),
+    };
+    let has_experts = file.config().experts.is_some();
+    let mut token_check = TokenCheck { checked: 0, wrong_at: None, token: None, expected: None };
+    let mut segments = Vec::with_capacity(receipt.segments.len());
+    let starts = receipt.segments.iter().map(|segment| as_len(segment.chosen_from));
+    let ends = starts.clone().skip(1).chain([tokens.len() - 1]);
+    // Whoever chose the first token, it follows the prompt.
+    let starts = [receipt.prompt_tokens.len() - 1].into_iter().chain(starts.skip(1));
+    for (((segment, again), source), (start, end)) in
+        receipt.segments.iter().zip(&replays).zip(&sources).zip(starts.zip(ends))
+    {
+        let replayed = match (source, again) {
+            (TokenSource::Own, Some(own)) => Some(own),
+            (TokenSource::Exact, _) => Some(&exact),
+            (TokenSource::WholeByValue, _) => Some(&by_value),
+            _ => None,
+        };
+        let mut check = check_segment(receipt, segment, &tokens, rules(segment.scored), again.as_ref(), has_experts);
+        if let Some(replayed) = replayed {
+            // Whatever follows is not confirmed; in a model with experts nothing disproves it.
+            let unclear = match replayed.last_off() {
+                [Some(unclear), different] if has_experts || different.is_none() => Some(unclear),
+                _ => None,
+            };
+            token_check.take(replayed, start..end.min(unclear.unwrap_or(usize::MAX)), &tokens);
+            let known = segment.received.filter(|_| unclear.is_none());
+            check.received = known.map(|received| received.root == chosen_root(replayed, segment, &received));
+        }
+        segments.push(check);
+    }
     let whole = |segment: &SegmentCheck| {
-        // Of a segment that ended early, not every stage has signed or countersigned.
+        // Of a segment that ended early, not every stage has signed or countersigned, or been asked to open its rows.
         let early = |stage: &StageCheck| {
-            segment.ended.is_some() && (stage.output == OutputCheck::Unclaimed || stage.is_right())
+            let is_open = matches!(stage.output, OutputCheck::Unclaimed | OutputCheck::Unopened);
+            segment.ended.is_some() && (is_open || stage.is_right())
         };
         segment.stages.iter().all(|stage| stage.holds() || early(stage))
     };
     let is_complete = segments.last().is_some_and(|last| last.ended.is_none());
     let as_received = segments.iter().all(|segment| segment.received != Some(false));
-    let holds = tokens.wrong_at.is_none()
-        && checked == receipt.answer_tokens.len()
+    let holds = token_check.wrong_at.is_none()
+        && token_check.checked == receipt.answer_tokens.len()
         && segments.iter().all(whole)
         && is_complete
         && as_received;
-    Ok(Verification { receipt: receipt.id.clone(), holds, tokens, segments })
+    // What the coordinator computed itself needs no check.
+    let is_foreign = |stage: &StageCheck| stage.peer != receipt.coordinator;
+    let mut stages = receipt.segments.iter().zip(&segments).flat_map(|(segment, check)| {
+        check.stages.iter().enumerate().map(move |(index, stage)| (segment.profile(index), stage))
+    });
+    let is_close = stages.any(|(profile, stage)| profile == Profile::Grid && is_foreign(stage));
+    let verdict = match (holds, is_close) {
+        (false, _) => Verdict::Unchecked,
+        (true, true) => Verdict::ToleranceChecked,
+        (true, false) => Verdict::Audited,
+    };
+    Ok(Verification { receipt: receipt.id.clone(), holds, verdict, tokens: token_check, segments })
+}
+
+/// Where the tokens that a segment chose are known from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenSource {
+    /// The replay of any exact chain, or of the whole answer.
+    Exact,
+    /// The segment's own replay, some of whose stages are compared by value.
+    Own,
+    /// A replay of the whole answer whose tokens are compared by value: of a chain that was lost, nothing was opened.
+    WholeByValue,
+    /// Nothing: a stage did not open its rows.
+    Unknown,
+}
+
+impl TokenSource {
+    fn of((segment, again): (&Segment, &Option<Replay>)) -> TokenSource {
+        let is_known = again.as_ref().is_some_and(|again| again.recomputed.last() == Some(&true));
+        match (segment.is_by_value(), segment.claims.len() == segment.stages.len() && is_known) {
+            (false, _) => TokenSource::Exact,
+            (true, true) => TokenSource::Own,
+            (true, false) if segment.ended.is_some() => TokenSource::WholeByValue,
+            (true, false) => TokenSource::Unknown,
+        }
+    }
+}
+
+impl TokenCheck {
+    /// Adds the tokens that follow these positions. After a token that the grammar forbids nothing is recomputed; that token is then
+    /// the wrong one.
+    fn take(&mut self, replayed: &Replay, positions: Range<usize>, tokens: &[u32]) {
+        for (position, choice) in &replayed.choices {
+            let Some(token) = tokens.get(position + 1).filter(|_| positions.contains(position)) else { continue };
+            self.checked += 1;
+            if choice.token != *token && self.wrong_at.is_none() {
+                (self.wrong_at, self.token, self.expected) = (Some(position + 1), Some(*token), Some(choice.token));
+            }
+        }
+    }
 }
 
 /// Root over the output that the last stage of a segment should have had, as far as the coordinator received it.
@@ -403,6 +540,7 @@ fn check_segment(
     tokens: &[u32],
     rules: Digest,
     again: Option<&Replay>,
+    has_experts: bool,
 ) -> SegmentCheck {
     let peer = |text: &str| text.parse::<PeerId>().ok();
     let positions = segment.claims.first().map_or(0, |first| first.claim.positions);
@@ -415,6 +553,7 @@ fn check_segment(
             && claim.chosen_from == segment.chosen_from
             && claim.sampling == rules
     };
+    let mut is_known = true;
     let stages = segment.stages.iter().enumerate().map(|(index, stage)| {
         let unclaimed = StageCheck {
             peer: stage.peer.clone(),
@@ -434,13 +573,31 @@ fn check_segment(
         };
         let last = index + 1 == segment.stages.len();
         let own = |(position, _): &(usize, u32)| last && *position >= as_len(segment.chosen_from);
-        let output = if claim.output == again.output(index) {
-            OutputCheck::Right
-        } else if claim.predecessor == again.predecessor(index) {
-            OutputCheck::Wrong { position: again.first_wrong_token(tokens).filter(own).map(|(position, _)| position) }
-        } else {
-            OutputCheck::FollowsWrong
+        let by_value = claim.profile == Profile::Grid;
+        let covers = claim.output == again.output(index);
+        let output = match again.compared[index] {
+            // Of the last stage, others than the receipt's tokens.
+            _ if !again.recomputed[index] || (by_value && !covers) => OutputCheck::Unopened,
+            None if covers => OutputCheck::Right,
+            _ if claim.predecessor != again.predecessor(index) => OutputCheck::FollowsWrong,
+            None => OutputCheck::Wrong {
+                position: again.first_wrong_token(tokens).filter(own).map(|(position, _)| position),
+            },
+            Some(compared) => match (compared.unclear(), compared.different(), compared) {
+                (_, Some(position), _) if !has_experts => OutputCheck::Wrong { position: Some(position) },
+                (Some(position), ..) => OutputCheck::Unclear { position, by_experts: has_experts },
+                (None, _, Compared::Rows(rows)) => {
+                    OutputCheck::Close { difference: rows.difference, allowed: rows.allowed }
+                }
+                (None, _, Compared::Choices { others, .. }) => OutputCheck::CloseTokens { others },
+            },
         };
+        // A stage signs no prompt: what the last one chose under it proves something only if its input belongs to that prompt.
+        let output = match output {
+            OutputCheck::Wrong { .. } if last && !is_known => OutputCheck::FollowsWrong,
+            output => output,
+        };
+        is_known &= output.is_right();
         StageCheck {
             signed: signed.is_signed() && peer(&stage.peer) == Some(signed.peer()),
             received: signed.receiver().is_some() && signed.receiver() == peer(next),
@@ -486,14 +643,23 @@ mod tests {
                     stages: checks
                         .stages
                         .iter()
-                        .map(|stage| ReceiptStage { peer: stage.peer.clone(), layers: stage.layers })
+                        .map(|stage| ReceiptStage {
+                            peer: stage.peer.clone(),
+                            layers: stage.layers,
+                            profile: Profile::Exact,
+                        })
                         .collect(),
                     ..receipt.segments[0].clone()
                 })
                 .collect();
             let tokens = TokenCheck { checked: 9, wrong_at, token: None, expected: None };
-            let verification =
-                Verification { receipt: receipt.id.clone(), holds: wrong_at.is_none(), tokens, segments };
+            let verification = Verification {
+                receipt: receipt.id.clone(),
+                holds: wrong_at.is_none(),
+                verdict: Verdict::Unchecked,
+                tokens,
+                segments,
+            };
             verification.suspects(&receipt)
         };
         // A stage that withheld its signature, after an honest one.
@@ -511,6 +677,10 @@ mod tests {
             ),
             [two]
         );
+        // What cannot be known of a stage is nothing against it.
+        let unclear = OutputCheck::Unclear { position: 3, by_experts: false };
+        assert_eq!(suspects(&[(false, &[(one, unclear), (two, Right)])], Some(4)), []);
+        assert_eq!(suspects(&[(true, &[(one, OutputCheck::Unopened), (two, Unclaimed)])], Some(4)), [two]);
         // A proven liar makes no suspects, and a right answer has none.
         assert!(suspects(&[(false, &[(one, wrong), (two, FollowsWrong)])], Some(4)).is_empty());
         assert!(suspects(&[(true, &[(one, Unclaimed), (two, Unclaimed)])], None).is_empty());

@@ -2,10 +2,10 @@
 
 use libp2p::identity::Keypair;
 use pangea_compute::Digest;
-use pangea_compute::commit::Claim;
+use pangea_compute::commit::{Claim, Profile};
 use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_control::trust::Verdict;
-use pangea_node::trust::{CommitChain, Receipt, ReceiptModel, ReceiptStage, Received, Segment};
+use pangea_node::trust::{CommitChain, OpenedRows, Receipt, ReceiptModel, ReceiptStage, Received, Segment, ToldToken};
 
 /// A chain of commitments: every chain has exactly one form, and whoever reads one can ask what it says.
 pub fn commit_chain(bytes: &[u8]) {
@@ -24,6 +24,8 @@ fn chain(stages: u8) -> CommitChain {
     let mut chain = CommitChain::new();
     for stage in 0..stages {
         let claim = Claim {
+            // Stages of both profiles.
+            profile: if stage % 2 == 1 { Profile::Grid } else { Profile::Exact },
             session: [1; 16],
             epoch: 2,
             model: Digest::from_bytes([3; 32]),
@@ -69,10 +71,12 @@ pub(super) fn receipt_seeds() -> Vec<Vec<u8>> {
             epoch: 2,
             chosen_from: 1,
             scored: true,
-            stages: vec![ReceiptStage { peer: "p".to_owned(), layers: [0, 1] }],
+            stages: vec![ReceiptStage { peer: "p".to_owned(), layers: [0, 1], profile: Profile::Grid }],
             claims: chain(2).links,
             ended: None,
             received: Some(Received { positions: 2, root: [4; 32] }),
+            opened: vec![OpenedRows { stage: 0, rows: [0.5, -0.0, 1e-40].into() }],
+            told: vec![ToldToken { token: 3, logprob: Some(-0.5), top: vec![(3, -0.5)] }],
         }],
         verdict: Verdict::Audited,
         audits: Vec::new(),

@@ -25,6 +25,12 @@ const SESSIONS_SHARE: u64 = 8;
 /// kept free for this node's own work.
 const UPLOADS_SHARE: u64 = 32;
 
+/// The part of a node's memory that rows may take which stages keep to open them: one thirty-second, the other half of that.
+const ROWS_SHARE: u64 = 32;
+
+/// Maximum bytes of the rows that a node keeps: 16 Ki positions of a model with activations of 4096 elements.
+pub const ROWS_BYTES_MAX: u64 = 256 << 20;
+
 /// Purpose of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -48,11 +54,13 @@ pub enum Kind {
     Downloads,
     /// Parts of model files that are sent to peers.
     Uploads,
+    /// Rows that stages without exact bits gave, kept for audits.
+    Rows,
 }
 
 impl Kind {
     /// Every kind, in the order in which they are displayed.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 11] = [
         Kind::Tensors,
         Kind::Operands,
         Kind::Results,
@@ -63,6 +71,7 @@ impl Kind {
         Kind::Audits,
         Kind::Downloads,
         Kind::Uploads,
+        Kind::Rows,
     ];
 
     /// The name for display and in JSON.
@@ -78,12 +87,13 @@ impl Kind {
             Kind::Audits => "audits",
             Kind::Downloads => "downloads",
             Kind::Uploads => "uploads",
+            Kind::Rows => "rows",
         }
     }
 
     /// Whether this kind may use the part that [`own_work_bytes`] keeps free.
     pub const fn is_own_work(self) -> bool {
-        matches!(self, Kind::Tensors | Kind::Loading | Kind::Audits | Kind::Downloads | Kind::Uploads)
+        matches!(self, Kind::Tensors | Kind::Loading | Kind::Audits | Kind::Downloads | Kind::Uploads | Kind::Rows)
     }
 
     /// The most bytes that leases of this kind may take together, of a memory of `limit` bytes.
@@ -97,6 +107,7 @@ impl Kind {
             Kind::Weights | Kind::Sessions => models_bytes(limit),
             // A node can always send one part at a time: other nodes may need layers that only this node has.
             Kind::Uploads => (limit / UPLOADS_SHARE).max(PART_BYTES).min(limit),
+            Kind::Rows => rows_bytes(limit),
         }
     }
 
@@ -118,6 +129,12 @@ pub const fn models_bytes(limit: u64) -> u64 {
 /// Bytes of a memory of `limit` bytes that the sessions of one stage get if there is room; they may need more.
 pub const fn roomy_sessions_bytes(limit: u64) -> u64 {
     limit / SESSIONS_SHARE
+}
+
+/// Bytes of a memory of `limit` bytes that the rows take which stages keep to open them.
+pub const fn rows_bytes(limit: u64) -> u64 {
+    let share = limit / ROWS_SHARE;
+    if share < ROWS_BYTES_MAX { share } else { ROWS_BYTES_MAX }
 }
 
 /// Bytes of a memory of `limit` bytes that the weights of one audit gets if there is room; one layer may need more.

@@ -20,6 +20,8 @@ mod ledger;
 mod shortage;
 pub mod turns;
 
-pub use kind::{Kind, models_bytes, own_work_bytes, roomy_audit_bytes, roomy_sessions_bytes};
+pub use kind::{
+    Kind, ROWS_BYTES_MAX, models_bytes, own_work_bytes, roomy_audit_bytes, roomy_sessions_bytes, rows_bytes,
+};
 pub use ledger::{Action, Event, LeaseId, Ledger, MAX_WAITING};
 pub use shortage::Shortage;

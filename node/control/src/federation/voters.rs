@@ -44,8 +44,9 @@ pub fn voting_nodes(
     let peers = view.nodes.values().filter_map(|advert| {
         let serving = advert.serving.iter().find(|serving| serving.model == *model)?;
         let can = takes_part(advert) && view.connected.contains(&advert.peer) && serving.places > 0;
-        // Other numerics would give another text for the same seed.
-        let same_text = advert.numerics == view.own.numerics;
+        // Other numerics would give another text for the same seed, and so would an engine whose bits are not exact.
+        let is_exact = advert.bits.is_empty() && view.own.bits.is_empty();
+        let same_text = advert.numerics == view.own.numerics && is_exact;
         let standing = standing(&advert.peer).filter(|_| can && same_text)?;
         Some((advert, serving, standing))
     });
@@ -125,6 +126,7 @@ mod tests {
             Advert { votes: false, ..voting(3, serving(30, 0)) },
             Advert { works: false, ..voting(4, serving(30, 0)) },
             Advert { numerics: 9, ..voting(5, serving(30, 0)) },
+            Advert { bits: "canonical-grid/1".to_owned(), ..voting(10, serving(30, 0)) },
             voting(6, ServingAdvert { model: Digest([2; 32]), ..serving(30, 0) }),
             voting(7, ServingAdvert { places: 0, ..serving(30, 0) }),
             voting(8, serving(30, 0)),
@@ -141,6 +143,9 @@ mod tests {
         let nodes = voting_nodes(&MODEL, None, &view, 3, standing);
         assert_eq!(places(&nodes), [(peer(1), 3), (peer(2), 8)]);
         assert!(nodes[0].voter.is_last_resort && !nodes[1].voter.is_last_resort);
+        // No other node gives the text of a node whose bits are not exact.
+        view.own = Arc::new(Advert { bits: "canonical-grid/1".to_owned(), ..advert_of(peer(1)) });
+        assert_eq!(places(&voting_nodes(&MODEL, Some(&here), &view, 8, standing)), [(peer(1), 8)]);
     }
 
     #[test]

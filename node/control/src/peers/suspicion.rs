@@ -26,6 +26,12 @@ pub enum SuspicionReason {
     Unsigned,
     /// Work that the peer did not sign was wrong when it was computed again.
     WrongUnsigned,
+    /// Work of the peer was wrong when it was computed again, and its signature alone does not prove it.
+    WrongUnproven,
+    /// Work of the peer, on an engine whose bits are not exact, differs by more than what is accepted.
+    Unconfirmed,
+    /// The peer did not open rows that it had signed, or opened others.
+    NotOpened,
     /// Two statements contradict each other, and it cannot be told which of their authors is wrong.
     Contradicted,
     /// The peer kept others waiting although it was connected.
@@ -46,10 +52,12 @@ impl SuspicionReason {
         match self {
             SuspicionReason::Stalled | SuspicionReason::Late => 0.25,
             SuspicionReason::Unsigned
+            | SuspicionReason::NotOpened
+            | SuspicionReason::Unconfirmed
             | SuspicionReason::Contradicted
             | SuspicionReason::BrokeProtocol
             | SuspicionReason::RefusedWrongly => 1.0,
-            SuspicionReason::WrongUnsigned | SuspicionReason::AccusedWrongly => 2.0,
+            SuspicionReason::WrongUnsigned | SuspicionReason::WrongUnproven | SuspicionReason::AccusedWrongly => 2.0,
         }
     }
 
@@ -58,6 +66,9 @@ impl SuspicionReason {
         match self {
             SuspicionReason::Unsigned => "unsigned",
             SuspicionReason::WrongUnsigned => "wrong_unsigned",
+            SuspicionReason::WrongUnproven => "wrong_unproven",
+            SuspicionReason::NotOpened => "not_opened",
+            SuspicionReason::Unconfirmed => "unconfirmed",
             SuspicionReason::Contradicted => "contradicted",
             SuspicionReason::Stalled => "stalled",
             SuspicionReason::Late => "late",

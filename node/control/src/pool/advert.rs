@@ -45,6 +45,8 @@ pub struct Advert {
     pub numerics: u32,
     /// Version of its binary; empty if it says none.
     pub software: String,
+    /// Profile by which the results of its engine are compared by value; empty: they have the bits of `numerics`.
+    pub bits: String,
     /// Whether it takes part in votes on answers (`--federation`).
     pub votes: bool,
     /// The addresses on which it listens.
@@ -94,6 +96,7 @@ impl Advert {
             works: true,
             numerics: 0,
             software: String::new(),
+            bits: String::new(),
             votes: false,
             addresses: Vec::new(),
             device: String::new(),
