@@ -8,7 +8,7 @@ mod some_gpu;
 #[path = "exactness/tiny.rs"]
 mod tiny;
 
-use pangea_compute::engine::{Bits, Input, Logits, SplitEngine, Stage, Step, layers_that_fit};
+use pangea_compute::engine::{Bits, GpuBits, Input, Logits, SplitEngine, Stage, Step, layers_that_fit};
 use pangea_compute::gguf::GgmlType;
 use pangea_compute::gpu::{Gpu, GpuChoice};
 use pangea_compute::model::{Cache, ModelFile, ModelPart};
@@ -32,10 +32,11 @@ fn engines(test: &str) -> Vec<Engine> {
 fn engines_and_both(test: &str) -> Vec<Engine> {
     let engines = engines(test);
     let both = match &engines[..] {
-        [Engine::Cpu(pool), Engine::Gpu(gpu), ..] => {
-            Some(Engine::Split(SplitEngine { pool: pool.clone(), gpu: gpu.clone(), device_layers: 1 }))
+        [Engine::Cpu(pool), Engine::Gpu(own), Engine::ExactGpu(exact)] => {
+            let both = |gpu| Engine::Split(SplitEngine { pool: pool.clone(), gpu, device_layers: 1 });
+            vec![both(GpuBits::Own(own.clone())), both(GpuBits::Exact(exact.clone()))]
         }
-        _ => None,
+        _ => Vec::new(),
     };
     engines.into_iter().chain(both).collect()
 }
@@ -236,7 +237,8 @@ fn the_last_layers_that_fit_a_gpu_are_known_before_they_are_loaded() {
     let [Engine::Cpu(pool), engine @ Engine::Gpu(gpu), ..] = &engines[..] else { return };
     let file = file("gemma3", GgmlType::Q4K);
     let whole = ModelPart::whole(file.config());
-    let fit = |positions, room| layers_that_fit(&file, &whole, gpu, positions, room).unwrap();
+    let gpu = GpuBits::Own(gpu.clone());
+    let fit = |positions, room| layers_that_fit(&file, &whole, &gpu, positions, room).unwrap();
     let all = engine.load_bytes(&file, &whole).unwrap().device;
     assert_eq!((fit(0, all), fit(0, all - 1), fit(0, 0)), (LAYERS, LAYERS - 1, 0));
     // Sessions take their part.
@@ -266,7 +268,8 @@ fn layers_that_a_gpu_does_not_compute_stay_on_the_processor() {
     let [cpu @ Engine::Cpu(pool), Engine::Gpu(gpu), ..] = &engines[..] else { return };
     let file = file("qwen35", GgmlType::F16);
     let whole = ModelPart::whole(file.config());
-    let fit = layers_that_fit(&file, &whole, gpu, 64, u64::MAX).unwrap();
+    let gpu = GpuBits::Own(gpu.clone());
+    let fit = layers_that_fit(&file, &whole, &gpu, 64, u64::MAX).unwrap();
     assert!((1..LAYERS).contains(&fit), "{fit}");
     let split = Engine::Split(SplitEngine { pool: pool.clone(), gpu: gpu.clone(), device_layers: fit });
     let (stage, exact) = (split.load(&file, whole.clone()).unwrap(), cpu.load(&file, whole).unwrap());

@@ -81,7 +81,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let ollama = service.api.as_ref().and_then(|api| api.ollama).map(http::bind_ollama).transpose()?;
     let api_addr = api_listener.as_ref().map(std::net::TcpListener::local_addr).transpose().map_err(internal)?;
     let banner = Banner { membership: membership.clone(), models: work.models.clone() };
-    let devices = Devices::with_device(work.max_memory, work.threads, &work.device, work.gpu_memory)?;
+    let devices = Devices::with_device(work.max_memory, work.threads, &work.device, work.gpu_bits, work.gpu_memory)?;
     let sessions =
         EngineSettings { keep: work.keep_loaded, ..EngineSettings::new(roomy_sessions_bytes(work.max_memory)) };
     let models = identity.data_dir.join("models");

@@ -22,14 +22,14 @@ mod split;
 
 pub use embed::unit;
 pub use forward::{Input, Logits, Observed, Output, Step};
-pub use split::{SplitEngine, layers_that_fit};
+pub use split::{GpuBits, SplitEngine, layers_that_fit};
 
 use crate::gpu::{CertifiedGpu, Gpu};
 use crate::model::cache::PageStore;
 use crate::model::{Cache, CacheShape, ModelConfig, ModelFile, ModelPart, NUMERICS, PageBudget, StagePlan};
 use crate::{Error, Pool};
 use cpu::CpuStage;
-use gpu::{Arithmetic, GpuStage};
+use gpu::GpuStage;
 use split::SplitStage;
 use std::fmt;
 use std::sync::Arc;
@@ -81,7 +81,8 @@ impl Engine {
     pub fn bits(&self) -> Bits {
         match self {
             Engine::Cpu(_) | Engine::ExactGpu(_) => Bits::Exact(NUMERICS),
-            Engine::Gpu(_) | Engine::Split(_) => Bits::Tolerance(gpu::PROFILE),
+            Engine::Gpu(_) => Bits::Tolerance(gpu::PROFILE),
+            Engine::Split(split) => split.gpu.bits(),
         }
     }
 
@@ -124,14 +125,9 @@ impl Engine {
         let cache_shape = self.cache_shape(&config, &part)?;
         let loaded = match self {
             Engine::Cpu(pool) => Loaded::Cpu(CpuStage::load(file, &StagePlan::of(file, &part)?, Arc::clone(pool))?),
-            Engine::Gpu(gpu) => {
-                let plan = StagePlan::of(file, &part)?;
-                Loaded::Gpu(Arc::new(GpuStage::load(file, &plan, &cache_shape, gpu, Arithmetic::Close)?))
-            }
-            Engine::ExactGpu(certified) => {
-                let plan = StagePlan::of(file, &part)?;
-                plan.matrices().try_for_each(|plan| certified.certify_format(plan.ty))?;
-                Loaded::Gpu(Arc::new(GpuStage::load(file, &plan, &cache_shape, certified.gpu(), Arithmetic::Exact)?))
+            Engine::Gpu(gpu) => Loaded::Gpu(Arc::new(GpuBits::Own(Arc::clone(gpu)).load(file, &part, &cache_shape)?)),
+            Engine::ExactGpu(gpu) => {
+                Loaded::Gpu(Arc::new(GpuBits::Exact(gpu.clone()).load(file, &part, &cache_shape)?))
             }
             Engine::Split(split) => Loaded::Split(split.load(file, &part, &cache_shape)?),
         };
@@ -145,8 +141,8 @@ impl Engine {
     pub fn load_bytes(&self, file: &ModelFile, part: &ModelPart) -> Result<LoadBytes, Error> {
         match self {
             Engine::Cpu(pool) => CpuStage::load_bytes(file, &StagePlan::of(file, part)?, pool.threads()),
-            Engine::Gpu(_) => GpuStage::load_bytes(&StagePlan::of(file, part)?, Arithmetic::Close),
-            Engine::ExactGpu(_) => GpuStage::load_bytes(&StagePlan::of(file, part)?, Arithmetic::Exact),
+            Engine::Gpu(gpu) => GpuBits::Own(Arc::clone(gpu)).load_bytes(file, part),
+            Engine::ExactGpu(gpu) => GpuBits::Exact(gpu.clone()).load_bytes(file, part),
             Engine::Split(split) => split.load_bytes(file, part),
         }
     }
@@ -200,7 +196,7 @@ impl Stage {
         match &self.loaded {
             Loaded::Cpu(_) => Bits::Exact(NUMERICS),
             Loaded::Gpu(stage) => stage.bits(),
-            Loaded::Split(_) => Bits::Tolerance(gpu::PROFILE),
+            Loaded::Split(stage) => stage.gpu.bits(),
         }
     }
 

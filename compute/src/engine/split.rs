@@ -4,13 +4,69 @@
 use super::cpu::CpuStage;
 use super::forward::{Input, Pass, PassSession};
 use super::gpu::{Arithmetic, GpuStage};
-use super::{Engine, LoadBytes};
-use crate::gpu::Gpu;
+use super::{Bits, Engine, LoadBytes};
+use crate::gpu::{CertifiedGpu, Gpu};
 use crate::kernel::page::PAGE_POSITIONS;
 use crate::model::cache::SessionRows;
 use crate::model::{CacheShape, ModelConfig, ModelFile, ModelPart, StagePlan};
 use crate::{Error, Pool};
 use std::sync::Arc;
+
+/// A GPU, and which bits it computes.
+#[derive(Clone, Debug)]
+pub enum GpuBits {
+    /// Its own, within rounding of the processor's.
+    Own(Arc<Gpu>),
+    /// The processor's.
+    Exact(CertifiedGpu),
+}
+
+impl GpuBits {
+    /// The device.
+    pub fn gpu(&self) -> &Arc<Gpu> {
+        match self {
+            GpuBits::Own(gpu) => gpu,
+            GpuBits::Exact(certified) => certified.gpu(),
+        }
+    }
+
+    /// The device alone as an engine.
+    pub fn engine(&self) -> Engine {
+        match self {
+            GpuBits::Own(gpu) => Engine::Gpu(Arc::clone(gpu)),
+            GpuBits::Exact(certified) => Engine::ExactGpu(certified.clone()),
+        }
+    }
+
+    /// Holds what reads the weight types of a part to the processor, where its bits are to be the processor's.
+    ///
+    /// # Errors
+    /// As [`StagePlan::of`]; [`Error::Invalid`] where a result has other bits; [`Error::OutOfMemory`]; [`Error::DeviceLost`].
+    pub fn certify(&self, file: &ModelFile, part: &ModelPart) -> Result<(), Error> {
+        let GpuBits::Exact(certified) = self else { return Ok(()) };
+        StagePlan::of(file, part)?.matrices().try_for_each(|plan| certified.certify_format(plan.ty))
+    }
+
+    pub(super) fn load(&self, file: &ModelFile, part: &ModelPart, cache: &CacheShape) -> Result<GpuStage, Error> {
+        self.certify(file, part)?;
+        GpuStage::load(file, &StagePlan::of(file, part)?, cache, self.gpu(), self.arithmetic())
+    }
+
+    pub(super) fn load_bytes(&self, file: &ModelFile, part: &ModelPart) -> Result<LoadBytes, Error> {
+        GpuStage::load_bytes(&StagePlan::of(file, part)?, self.arithmetic())
+    }
+
+    pub(super) fn bits(&self) -> Bits {
+        self.arithmetic().bits()
+    }
+
+    fn arithmetic(&self) -> Arithmetic {
+        match self {
+            GpuBits::Own(_) => Arithmetic::Close,
+            GpuBits::Exact(_) => Arithmetic::Exact,
+        }
+    }
+}
 
 /// A processor and a GPU that share a part's layers.
 #[derive(Clone, Debug)]
@@ -18,7 +74,7 @@ pub struct SplitEngine {
     /// Computes the first layers.
     pub pool: Arc<Pool>,
     /// Computes the last ones.
-    pub gpu: Arc<Gpu>,
+    pub gpu: GpuBits,
     /// The number of layers on the GPU: at least one, and not all of the part.
     pub device_layers: usize,
 }
@@ -31,16 +87,15 @@ pub struct SplitEngine {
 pub fn layers_that_fit(
     file: &ModelFile,
     part: &ModelPart,
-    gpu: &Arc<Gpu>,
+    gpu: &GpuBits,
     positions: usize,
     room: u64,
 ) -> Result<usize, Error> {
-    let engine = Engine::Gpu(Arc::clone(gpu));
     let pages = positions.div_ceil(PAGE_POSITIONS) as u64;
     let needs = |layers: usize| {
         let part = last(part, layers);
         let page = CacheShape::of(file.config(), part.layers.clone()).page_bytes();
-        engine.load_bytes(file, &part).map(|needs| needs.device.saturating_add(pages.saturating_mul(page)))
+        gpu.load_bytes(file, &part).map(|needs| needs.device.saturating_add(pages.saturating_mul(page)))
     };
     // The last layer says whether there are kernels at all; an earlier one of another kind ends what fits.
     needs(1.min(part.layers.len()))?;
@@ -94,7 +149,7 @@ impl SplitEngine {
 
     pub(super) fn load(&self, file: &ModelFile, part: &ModelPart, cache: &CacheShape) -> Result<SplitStage, Error> {
         let [on_cpu, on_gpu] = self.parts(part)?;
-        let gpu = GpuStage::load(file, &StagePlan::of(file, &on_gpu)?, cache, &self.gpu, Arithmetic::Close)?;
+        let gpu = self.gpu.load(file, &on_gpu, cache)?;
         let cpu = CpuStage::load(file, &StagePlan::of(file, &on_cpu)?, Arc::clone(&self.pool))?;
         Ok(SplitStage { cpu, gpu: Arc::new(gpu), device_layers: self.device_layers })
     }
@@ -102,7 +157,7 @@ impl SplitEngine {
     pub(super) fn load_bytes(&self, file: &ModelFile, part: &ModelPart) -> Result<LoadBytes, Error> {
         let [on_cpu, on_gpu] = self.parts(part)?;
         let cpu = CpuStage::load_bytes(file, &StagePlan::of(file, &on_cpu)?, self.pool.threads())?;
-        let gpu = GpuStage::load_bytes(&StagePlan::of(file, &on_gpu)?, Arithmetic::Close)?;
+        let gpu = self.gpu.load_bytes(file, &on_gpu)?;
         // One after the other.
         Ok(LoadBytes { weights: cpu.weights, device: gpu.device, scratch: cpu.scratch.max(gpu.scratch) })
     }

@@ -339,6 +339,7 @@ mod tests {
                 "layers" => "\"0-14\"",
                 "max-memory" | "gpu-memory" => "\"2G\"",
                 "device" => "\"auto\"",
+                "gpu-bits" => "\"own\"",
                 "keep-loaded" => "\"30m\"",
                 "log-format" => "\"json\"",
                 "strategy" => "\"first_valid\"",

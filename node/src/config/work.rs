@@ -9,7 +9,7 @@ use clap::builder::FalseyValueParser;
 
 use super::duration::duration;
 use super::node::ConfigError;
-use crate::devices::choice::DeviceChoice;
+use crate::devices::choice::{BitsChoice, DeviceChoice};
 use crate::fault::Fault;
 use crate::host;
 use pangea_control::trust::AuditPolicy;
@@ -66,6 +66,11 @@ pub struct WorkFlags {
     #[arg(long, value_name = "DEVICE", env = "PANGEA_DEVICE", hide_env_values = true)]
     pub device: Option<DeviceChoice>,
 
+    /// Bits of what a GPU computes: those of the processor, as far as the GPU is certified for them when the node starts, or its
+    /// own, which are faster for prompts and count within a tolerance [default: exact]
+    #[arg(long, value_enum, value_name = "BITS", env = "PANGEA_GPU_BITS", hide_env_values = true)]
+    pub gpu_bits: Option<BitsChoice>,
+
     /// Memory that layers on a GPU may take, such as 8GiB [default: seven eighths of its own memory, or what --max-memory
     /// allows where it shares this machine's]
     #[arg(long, value_name = "SIZE", env = "PANGEA_GPU_MEMORY", hide_env_values = true, value_parser = memory_limit)]
@@ -110,6 +115,8 @@ pub struct WorkConfig {
     pub draft: Option<String>,
     /// What computes layers.
     pub device: DeviceChoice,
+    /// Which bits a GPU is to compute.
+    pub gpu_bits: BitsChoice,
     /// Memory that layers on a GPU may take, in bytes.
     pub gpu_memory: Option<u64>,
     /// Compute threads, at least 1.
@@ -147,6 +154,7 @@ impl WorkFlags {
             keep_loaded: self.keep_loaded.and_then(|keep| keep.0),
             draft: self.draft,
             device: self.device.unwrap_or_default(),
+            gpu_bits: self.gpu_bits.unwrap_or_default(),
             gpu_memory: self.gpu_memory.map(|size| size.0),
             threads: threads(self.threads),
             audit: self.audit.unwrap_or_default(),

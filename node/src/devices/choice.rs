@@ -21,6 +21,16 @@ pub enum DeviceChoice {
     Gpu(Option<String>),
 }
 
+/// Which bits a GPU is to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum BitsChoice {
+    /// Those of the processor, where the GPU is certified to
+    #[default]
+    Exact,
+    /// Its own, which count within a tolerance
+    Own,
+}
+
 impl FromStr for DeviceChoice {
     type Err = String;
 
@@ -64,7 +74,7 @@ pub fn name_of(engine: &Engine) -> String {
         Engine::Cpu(_) => "cpu".to_owned(),
         Engine::Gpu(gpu) => gpu.report().name.clone(),
         Engine::ExactGpu(certified) => certified.gpu().report().name.clone(),
-        Engine::Split(split) => format!("{} and cpu", split.gpu.report().name),
+        Engine::Split(split) => format!("{} and cpu", split.gpu.gpu().report().name),
     }
 }
 

@@ -4,14 +4,14 @@
 use std::sync::{Arc, OnceLock};
 
 use pangea_client::{DeviceStatus, Result};
-use pangea_compute::engine::{SplitEngine, layers_that_fit};
-use pangea_compute::gpu::{AdapterReport, Gpu, adapters};
+use pangea_compute::engine::{GpuBits, SplitEngine, layers_that_fit};
+use pangea_compute::gpu::{AdapterReport, CertifiedGpu, Gpu, adapters};
 use pangea_compute::model::{ModelFile, ModelPart};
 use pangea_compute::{Engine, Pool};
 use pangea_units::ByteSize;
 
 use super::Devices;
-use super::choice::DeviceChoice;
+use super::choice::{BitsChoice, DeviceChoice};
 use crate::compute_error;
 
 /// The share of a GPU's own memory that this node takes, in sixteenths: screens and drivers need some.
@@ -20,6 +20,8 @@ const SIXTEENTHS: u64 = 14;
 /// A GPU that computes layers.
 pub struct NodeGpu {
     gpu: Arc<Gpu>,
+    /// The same as it computes the processor's bits, if it is to and does.
+    certified: Option<CertifiedGpu>,
     /// Accounts of the memory that layers on it lie in.
     memory: Devices,
     /// Whether that memory is this machine's, whose accounts count it too.
@@ -34,7 +36,12 @@ impl NodeGpu {
     ///
     /// # Errors
     /// `InvalidInput` where no GPU is of that choice, with the reason of each; `Unavailable` where its driver refuses.
-    pub(super) fn open(choice: &DeviceChoice, max_memory: Option<u64>, host_memory: u64) -> Result<Option<NodeGpu>> {
+    pub(super) fn open(
+        choice: &DeviceChoice,
+        max_memory: Option<u64>,
+        host_memory: u64,
+        bits: BitsChoice,
+    ) -> Result<Option<NodeGpu>> {
         let gpu = match choice.gpu().map(Gpu::open) {
             None => return Ok(None),
             Some(Ok(gpu)) => gpu,
@@ -47,7 +54,13 @@ impl NodeGpu {
         let own = gpu.report().memory_bytes;
         let (there, usual) = own.map_or((host_memory, host_memory), |own| (own, own / 16 * SIXTEENTHS));
         let memory = Devices::new(max_memory.unwrap_or(usual).min(there), 0);
-        Ok(Some(NodeGpu { gpu, memory, shares_memory: own.is_none(), failure: OnceLock::new() }))
+        let certified = if bits == BitsChoice::Exact { certified(&gpu) } else { None };
+        Ok(Some(NodeGpu { gpu, certified, memory, shares_memory: own.is_none(), failure: OnceLock::new() }))
+    }
+
+    /// Whether its results have the processor's bits, for layers that it computes so.
+    pub fn is_exact(&self) -> bool {
+        self.certified.is_some()
     }
 
     /// What it is.
@@ -103,8 +116,23 @@ impl NodeGpu {
         let Some(gpu) = self.works() else { return Engine::Cpu(pool) };
         let all = part.layers.len();
         let (name, model) = (&self.report().name, &file.config().name);
-        let fit = match layers_that_fit(file, part, gpu, positions, room) {
-            Ok(fit) => fit,
+        let fitting = |gpu: &GpuBits| {
+            gpu.certify(file, part)?;
+            layers_that_fit(file, part, gpu, positions, room)
+        };
+        let exact = self.certified.clone().map(GpuBits::Exact).and_then(|gpu| match fitting(&gpu) {
+            Ok(fit) => Some((gpu, fit)),
+            Err(why) => {
+                tracing::info!(event = "gpu_not_exact", gpu = name, model, %why, "{name} computes {model} with bits of its own: {why}");
+                None
+            }
+        });
+        let own = || {
+            let gpu = GpuBits::Own(Arc::clone(gpu));
+            fitting(&gpu).map(|fit| (gpu, fit))
+        };
+        let (gpu, fit) = match exact.map_or_else(own, Ok) {
+            Ok(found) => found,
             Err(why) => {
                 tracing::info!(event = "gpu_not_used", gpu = name, model, %why, "{name} does not compute {model}: {why}");
                 return Engine::Cpu(pool);
@@ -122,8 +150,8 @@ impl NodeGpu {
         }
         match fit {
             0 => Engine::Cpu(pool),
-            fit if fit == all => Engine::Gpu(Arc::clone(gpu)),
-            device_layers => Engine::Split(SplitEngine { pool, gpu: Arc::clone(gpu), device_layers }),
+            fit if fit == all => gpu.engine(),
+            device_layers => Engine::Split(SplitEngine { pool, gpu, device_layers }),
         }
     }
 
@@ -144,6 +172,18 @@ impl NodeGpu {
             },
         });
         all.collect()
+    }
+}
+
+/// The GPU as it computes the processor's bits; `None` where it does not, which is logged.
+fn certified(gpu: &Arc<Gpu>) -> Option<CertifiedGpu> {
+    match gpu.certify() {
+        Ok(certified) => Some(certified),
+        Err(why) => {
+            let name = &gpu.report().name;
+            tracing::warn!(event = "gpu_not_certified", gpu = name, %why, "{name} computes with bits of its own: {why}");
+            None
+        }
     }
 }
 

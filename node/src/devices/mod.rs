@@ -25,7 +25,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::clock;
 use crate::observe::Observer;
-use choice::DeviceChoice;
+use choice::{BitsChoice, DeviceChoice};
 use cores::Cores;
 
 pub use cores::Turn;
@@ -99,9 +99,10 @@ impl Devices {
         max_memory: u64,
         threads: usize,
         choice: &DeviceChoice,
+        bits: BitsChoice,
         gpu_memory: Option<u64>,
     ) -> Result<Devices> {
-        Ok(Devices::of(max_memory, threads, NodeGpu::open(choice, gpu_memory, max_memory)?))
+        Ok(Devices::of(max_memory, threads, NodeGpu::open(choice, gpu_memory, max_memory, bits)?))
     }
 
     fn of(max_memory: u64, threads: usize, gpu: Option<NodeGpu>) -> Devices {

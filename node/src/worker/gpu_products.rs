@@ -78,13 +78,14 @@ impl GpuProducts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::choice::DeviceChoice;
+    use crate::devices::choice::{BitsChoice, DeviceChoice};
 
     /// The products of a node with a GPU, which wins always or never; `None` without a GPU.
     fn products(wins: bool) -> Option<GpuProducts> {
         // Tests of the GPU itself say where there is none.
         let adapter = pangea_compute::gpu::adapters().into_iter().find(|adapter| adapter.backend == "Vulkan")?;
-        let devices = Devices::with_device(1 << 30, 1, &DeviceChoice::Gpu(Some(adapter.name)), None).ok()?;
+        let devices =
+            Devices::with_device(1 << 30, 1, &DeviceChoice::Gpu(Some(adapter.name)), BitsChoice::Own, None).ok()?;
         let mut speeds = Speeds { f32_flops_per_s: 1.0, f64_flops_per_s: 1.0, i8_flops_per_s: 1.0 };
         let products = GpuProducts::measured(&devices, &mut speeds, |_, gpu| {
             assert!(gpu > 0.0);

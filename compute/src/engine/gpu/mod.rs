@@ -36,6 +36,16 @@ pub(super) enum Arithmetic {
     Exact,
 }
 
+impl Arithmetic {
+    /// Which bits it gives.
+    pub(super) fn bits(self) -> Bits {
+        match self {
+            Arithmetic::Close => Bits::Tolerance(PROFILE),
+            Arithmetic::Exact => Bits::Exact(NUMERICS),
+        }
+    }
+}
+
 /// Rows whose logits are computed together.
 const LOGIT_ROWS: usize = 32;
 
@@ -179,10 +189,7 @@ impl GpuStage {
 
     /// Which bits its results have.
     pub(super) fn bits(&self) -> Bits {
-        match self.arithmetic {
-            Arithmetic::Close => Bits::Tolerance(PROFILE),
-            Arithmetic::Exact => Bits::Exact(NUMERICS),
-        }
+        self.arithmetic.bits()
     }
 
     fn commands(&self) -> Commands {
