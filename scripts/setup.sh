@@ -298,6 +298,7 @@ run_tests() {
   need_namespaces
   need_software_gpu
   need_ssh_server
+  need_prometheus
   need_python_env
   need_cargo_deny
   mkdir -p "$TARGET"
