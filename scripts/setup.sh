@@ -322,6 +322,7 @@ run_tests() {
   need_software_gpu
   need_systemd_analyze
   need_ssh_server
+  need_prometheus
   need_python_env
   need_cargo_deny
   mkdir -p "$TARGET"

@@ -147,6 +147,17 @@ need_ssh_server() {
   ! has systemctl || systemctl disable ssh >/dev/null 2>&1 || true
 }
 
+# What checks the files of node/monitoring and reads nodes with them: only for root on Linux; elsewhere those tests are skipped. The
+# package would also make Prometheus a service of this machine, which nobody asked for: while its unit is masked, it is not started.
+need_prometheus() {
+  [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] || return 0
+  has prometheus && has promtool && return 0
+  ! has systemctl || systemctl mask prometheus >/dev/null 2>&1 || true
+  # For systems without systemd: with this runlevel Debian starts no service during an installation.
+  RUNLEVEL=1 install_packages 'Prometheus (tests of monitoring)' '--no-install-recommends prometheus' ''
+  ! has systemctl || { systemctl unmask prometheus && systemctl disable prometheus; } >/dev/null 2>&1 || true
+}
+
 need_python() {
   has python3 || install_packages 'Python 3' 'python3 python3-venv' 'python@3'
   local have
