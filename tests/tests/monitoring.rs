@@ -61,7 +61,11 @@ impl Pool {
         let pool = Pool { nodes: [one, two, client], cluster };
         // Metrics that appear with their first event; that of an audit and of a panic may come after the answer.
         for name in ["pangea_audits_total", "pangea_part_ends_total", "pangea_tunnelled_requests_total"] {
-            eventually(&format!("{name} has a value"), || pool.samples().contains(name));
+            eventually(&format!("{name} has a value"), || {
+                // A stage panics only after some frames.
+                stages_of_an_answer(&pool.nodes[0]);
+                pool.samples().contains(name)
+            });
         }
         pool
     }

@@ -402,7 +402,7 @@ fn a_debian_package_is_installed_runs_and_is_removed() {
     let unit = fs::read_to_string(system.join("lib/systemd/system/pangea.service")).unwrap();
     assert!(unit.contains("ExecStart=\"/usr/bin/pangea\" \"node\""), "{unit}");
     let mut demo = Command::new(system.join("usr/bin/pangea"));
-    let demo = demo.args(["demo", "--size", "192", "--json"]).env("HOME", side.home.path()).output().unwrap();
+    let demo = demo.args(["demo", "--size", "512", "--json"]).env("HOME", side.home.path()).output().unwrap();
     assert!(demo.status.success(), "{}", String::from_utf8_lossy(&demo.stderr));
     dpkg(&["-r", "pangea"]);
     assert!(!there("usr/bin/pangea") && !there("lib/systemd/system/pangea.service"));

@@ -83,8 +83,12 @@ impl Stage {
         assert!(!receipts.is_empty(), "{pangea}");
         for receipt in receipts {
             let id = receipt.as_str().unwrap();
-            // The receipt is written after the answer is sent.
-            eventually("the receipt is kept", || file_of_receipt(node, id).is_some());
+            // The receipt is written after the answer is sent, and once more with what an audit found.
+            let is_kept = |file: PathBuf| {
+                let kept: Value = serde_json::from_slice(&std::fs::read(file).unwrap_or_default()).unwrap_or_default();
+                pangea["verdict"] == "unchecked" || kept["verdict"] == pangea["verdict"]
+            };
+            eventually("the receipt is kept", || file_of_receipt(node, id).is_some_and(is_kept));
             let output = self.verify(node, id);
             assert_eq!(output.code, Some(0), "{output:?}");
         }
