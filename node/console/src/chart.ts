@@ -1,0 +1,44 @@
+// One chart of uPlot, which is fetched when the first one is shown. Colours come from the style sheet.
+
+import uPlot from 'uplot'
+
+type Data = (number | null)[][]
+
+export interface Plot {
+  show(data: Data): void
+  close(): void
+}
+
+const HEIGHT = 180
+
+export function open(box: HTMLElement, labels: string[], text: (value: number) => string, data: Data): Plot {
+  const style = getComputedStyle(document.documentElement)
+  const colour = (name: string) => style.getPropertyValue(name).trim()
+  const axis = { stroke: colour('--muted'), grid: { stroke: colour('--line'), width: 1 }, ticks: { show: false }, font: '11px system-ui' }
+  const options: uPlot.Options = {
+    width: Math.max(200, box.clientWidth),
+    height: HEIGHT,
+    legend: { show: false },
+    cursor: { show: false },
+    scales: { y: { range: (_plot, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.1 : 1] } },
+    axes: [
+      { ...axis, space: 70 },
+      { ...axis, size: 72, values: (_plot, splits) => splits.map((split) => text(split)) },
+    ],
+    series: [
+      {},
+      ...labels.map((label, index) => ({ label, stroke: colour(`--colour-${index % 8}`), width: 2, spanGaps: false, points: { show: false } })),
+    ],
+  }
+  const aligned = (data: Data) => data as unknown as uPlot.AlignedData
+  const plot = new uPlot(options, aligned(data), box)
+  const resized = new ResizeObserver(() => plot.setSize({ width: Math.max(200, box.clientWidth), height: HEIGHT }))
+  resized.observe(box)
+  return {
+    show: (data) => plot.setData(aligned(data)),
+    close: () => {
+      resized.disconnect()
+      plot.destroy()
+    },
+  }
+}

@@ -1,0 +1,393 @@
+// The pool as a graph and as a list: nodes, links, what runs on which path, who waits to be accepted, and how to add a device.
+
+import { useMemo, useState as useLocal } from 'preact/hooks'
+
+import { accept, compare, hideInvitation, invite, revoke } from './effects'
+import { isLive, type Job } from './jobs'
+import { Badge, Bar, Card, Empty, Fact, Failure, Scroll } from './parts'
+import { type Link, labels, path, places, type Pool, type PoolNode, poolModels, type PoolState } from './pool'
+import type { Member, Status } from './state'
+import { bytes, count, digits, layers, percent, rate, seconds, shortPeer } from './units'
+import { useState } from './use'
+
+export function Topology() {
+  const { pool, traffic } = useState((state) => state.pool)
+  const status = useState((state) => state.status)
+  const jobs = useState((state) => state.jobs.jobs)
+  const [model, setModel] = useLocal('')
+  const running = useMemo(() => jobs.filter(isLive), [jobs])
+  if (!pool) return <Empty>Asking the node for its pool…</Empty>
+  const names = labels(pool.nodes)
+  const models = poolModels(pool)
+  // Without a choice, the paths of what runs light up.
+  const shown = model ? [model] : [...new Set(running.filter(({ kind }) => kind === 'generation').map(({ subject }) => subject))]
+  const paths = shown.map((name) => path(pool, name))
+  return (
+    <div class="columns">
+      <Card
+        title="Pool"
+        more={
+          <label class="inline">
+            Light up{' '}
+            <select value={model} onChange={(event) => setModel(event.currentTarget.value)}>
+              <option value="">what runs</option>
+              {models.map((name) => (
+                <option key={name}>{name}</option>
+              ))}
+            </select>
+          </label>
+        }
+      >
+        <Graph pool={pool} names={names} paths={paths} traffic={traffic} />
+        <p class="summary">
+          {count(pool.nodes.length, 'node')}, {count(pool.links.length / 2, 'connection')}, master{' '}
+          {pool.master ? (names.get(pool.master) ?? shortPeer(pool.master)) : 'not elected yet'}.
+          {pool.nodes.length === 1 && ' Start `pangea node` on another machine of this network, or invite one below.'}
+        </p>
+      </Card>
+      <Running jobs={running} pool={pool} names={names} />
+      <Waiting />
+      <Invite />
+      <section class="wide" aria-labelledby="nodes-heading">
+        <h2 id="nodes-heading">Nodes</h2>
+        <ul class="nodes">
+          {pool.nodes.map((node) => (
+            <Node key={node.peer} node={node} name={names.get(node.peer) ?? node.peer} status={status} traffic={traffic[node.peer]} />
+          ))}
+        </ul>
+      </section>
+      <Links links={pool.links} names={names} traffic={traffic} local={pool.local} />
+      {pool.absent.length > 0 && <Absent pool={pool} />}
+    </div>
+  )
+}
+
+const WIDTH = 760
+const HEIGHT = 400
+
+interface GraphProps {
+  pool: Pool
+  names: Map<string, string>
+  paths: ReturnType<typeof path>[]
+  traffic: PoolState['traffic']
+}
+
+function Graph({ pool, names, paths, traffic }: GraphProps) {
+  const peers = pool.nodes.map(({ peer }) => peer)
+  const at = useMemo(() => places(peers, WIDTH, HEIGHT), [peers.join()])
+  const lit = new Set(paths.flat().map(({ peer }) => peer))
+  const hops = new Set(paths.flatMap((one) => one.slice(1).map((stage, index) => hop(one[index]?.peer ?? '', stage.peer))))
+  // One line for both directions.
+  const lines = pool.links.filter(({ from, to }) => from < to || !pool.links.some((other) => other.from === to && other.to === from))
+  return (
+    <svg class="graph" viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label={`Graph of ${count(peers.length, 'node')}; the lists below say the same`}>
+      {lines.map((link) => {
+        const [from, to] = [at.get(link.from), at.get(link.to)]
+        if (!from || !to) return null
+        const other = link.from === pool.local ? link.to : link.from
+        const moved = traffic[other]
+        const isBusy = (link.from === pool.local || link.to === pool.local) && (moved?.sent ?? 0) + (moved?.received ?? 0) > 50_000
+        const classes = ['link', hops.has(hop(link.from, link.to)) && 'lit', isBusy && 'moving'].filter(Boolean).join(' ')
+        return (
+          <g key={`${link.from} ${link.to}`} class={classes}>
+            <line x1={from.x} y1={from.y} x2={to.x} y2={to.y} />
+            {peers.length <= 8 && (
+              <text x={(from.x + to.x) / 2} y={(from.y + to.y) / 2 - 8}>
+                {seconds(link.rtt_ms / 1000)} · {rate(link.bytes_per_s)}
+              </text>
+            )}
+          </g>
+        )
+      })}
+      {pool.nodes.map((node) => {
+        const place = at.get(node.peer)
+        if (!place) return null
+        const classes = ['peer', node.local && 'own', lit.has(node.peer) && 'lit', node.quarantined && 'bad', !node.connected && 'away']
+        const busy = node.serving.reduce((sum, { running }) => sum + running, 0)
+        const isSmall = peers.length > 12
+        return (
+          <g key={node.peer} class={classes.filter(Boolean).join(' ')} transform={`translate(${place.x} ${place.y})`}>
+            <circle r={isSmall ? 17 : 26} />
+            {node.master && <path class="crown" d="M-9 -36 l4 6 5 -8 5 8 4 -6 v11 h-18z" />}
+            <text class="glyph" y="5">
+              {node.works ? node.stages.length + node.serving.length || '·' : '↗'}
+            </text>
+            <text class="name" y={isSmall ? 31 : 43}>
+              {cut(names.get(node.peer) ?? '', isSmall ? 10 : 18)}
+            </text>
+            {!isSmall && (
+              <text class="fine" y="58">
+                {busy > 0 ? count(busy, 'answer') : cut(node.device, 20)}
+              </text>
+            )}
+          </g>
+        )
+      })}
+    </svg>
+  )
+}
+
+function hop(one: string, other: string): string {
+  return one < other ? `${one} ${other}` : `${other} ${one}`
+}
+
+function cut(text: string, length: number): string {
+  return text.length > length ? `${text.slice(0, length - 1)}…` : text
+}
+
+function Running({ jobs, pool, names }: { jobs: Job[]; pool: Pool; names: Map<string, string> }) {
+  const receipts = useState((state) => state.receipts.list)
+  const failovers = receipts.reduce((sum, { failovers }) => sum + failovers, 0)
+  return (
+    <Card title="Running" more={failovers > 0 ? <Badge text={count(failovers, 'failover')} tone="fair" /> : undefined}>
+      {jobs.length === 0 && <Empty>Nothing runs now.</Empty>}
+      <ul class="plain">
+        {jobs.slice(0, 12).map((job) => (
+          <li key={job.id}>
+            <p>
+              <Badge text={job.state} /> {job.kind} <b>{job.subject}</b> <span class="fine">for {job.owner.client ?? job.owner.api}</span>
+            </p>
+            {job.kind === 'generation' && (
+              <p class="fine">
+                {path(pool, job.subject)
+                  .map((stage) => `${names.get(stage.peer) ?? shortPeer(stage.peer)} (${layers(stage.layers)})`)
+                  .join(' → ') || 'its path is not known yet'}
+              </p>
+            )}
+            <Bar label={`Progress of job ${job.id}`} value={job.progress.done} max={job.progress.total} />
+          </li>
+        ))}
+      </ul>
+    </Card>
+  )
+}
+
+interface NodeProps {
+  node: PoolNode
+  name: string
+  status: Status | null
+  traffic: { sent: number; received: number } | undefined
+}
+
+function Node({ node, name, status, traffic }: NodeProps) {
+  const own = node.local ? status : null
+  const [used, limit] = own ? [own.memory_used_bytes, own.memory_limit_bytes] : [node.held_bytes, node.memory_bytes]
+  const speeds = [...node.serving.map(({ name, tokens_per_s }) => ({ name, tokens_per_s })), ...node.stages].filter(({ tokens_per_s }) => tokens_per_s > 0)
+  return (
+    <li class={`card node${node.quarantined ? ' quarantined' : ''}`}>
+      <h3>
+        {name}{' '}
+        {node.local && <Badge text="this node" tone="plain" />} {node.master && <Badge text="master" tone="busy" />}{' '}
+        {!node.works && <Badge text="lite client" tone="plain" />} {node.quarantined && <Badge text="quarantined" />}{' '}
+        {!node.connected && <Badge text="not connected" tone="fair" />}
+      </h3>
+      <p class="fine" title={node.peer}>
+        {node.device || 'no device'}
+        {node.threads > 0 && `, ${count(node.threads, 'thread')}`}
+        {node.gflops > 0 && `, ${digits(node.gflops)} GFLOP/s`} · {shortPeer(node.peer)}
+      </p>
+      {node.why && <p class="failure">{node.why}</p>}
+      {limit > 0 && (
+        <>
+          <Bar label={`Memory of ${name} in use`} value={used} max={limit} />
+          <p class="fine">
+            {bytes(Math.max(0, limit - used))} free of {bytes(limit)}
+          </p>
+        </>
+      )}
+      <dl class="facts">
+        <Fact name="Trust">{percent(node.trust)}</Fact>
+        <Fact name="Version">
+          {node.version || '–'} <span class="fine">numerics {node.numerics}</span>
+        </Fact>
+        <Fact name="Up">{seconds(own?.uptime_s ?? node.uptime_s)}</Fact>
+        {!node.local && (
+          <Fact name="Traffic">
+            ↑ {rate(traffic?.sent ?? 0)} ↓ {rate(traffic?.received ?? 0)}
+          </Fact>
+        )}
+        {speeds.length > 0 && (
+          <Fact name="Tokens/s">{speeds.map(({ name, tokens_per_s }) => `${digits(tokens_per_s)} (${name})`).join(', ')}</Fact>
+        )}
+      </dl>
+      <Holds node={node} />
+    </li>
+  )
+}
+
+function Holds({ node }: { node: PoolNode }) {
+  const staged = new Set(node.stages.map(({ model }) => model))
+  const others = node.models.filter(({ digest }) => !staged.has(digest))
+  if (node.stages.length + others.length === 0) return <p class="fine">Holds no model.</p>
+  return (
+    <ul class="plain holds">
+      {node.stages.map((stage) => (
+        <li key={`${stage.model} ${stage.epoch}`}>
+          <b>{stage.name}</b> {layers(stage.layers)} <Badge text={stage.state} />
+          {stage.state === 'fetching' && <Bar label={`${stage.name} fetched`} value={stage.done_bytes} max={stage.total_bytes} />}
+          {stage.why && <span class="failure">{stage.why}</span>}
+        </li>
+      ))}
+      {others.map((model) => (
+        <li key={model.digest}>
+          {model.name} <span class="fine">{model.whole ? 'on disk' : 'pieces on disk'}{model.served ? ', served' : ''}</span>
+        </li>
+      ))}
+    </ul>
+  )
+}
+
+function Links({ links, names, traffic, local }: { links: Link[]; names: Map<string, string>; traffic: PoolState['traffic']; local: string }) {
+  return (
+    <section class="card wide" aria-labelledby="links-heading">
+      <h2 id="links-heading">Links</h2>
+      {links.length === 0 ? (
+        <Empty>No connections.</Empty>
+      ) : (
+        <Scroll label="Links">
+          <table>
+            <thead>
+              <tr>
+                {['From', 'To', 'Over', 'Round trip', 'Measured', 'Now', 'Found by'].map((title) => (
+                  <th key={title} scope="col">
+                    {title}
+                  </th>
+                ))}
+              </tr>
+            </thead>
+            <tbody>
+              {links.map((link) => {
+                const now = link.from === local ? traffic[link.to]?.sent : link.to === local ? traffic[link.from]?.received : undefined
+                return (
+                  <tr key={`${link.from} ${link.to}`}>
+                    <td>{names.get(link.from) ?? shortPeer(link.from)}</td>
+                    <td>{names.get(link.to) ?? shortPeer(link.to)}</td>
+                    <td>{link.transport}</td>
+                    <td class="number">{link.rtt_ms > 0 ? seconds(link.rtt_ms / 1000) : '–'}</td>
+                    <td class="number">{rate(link.bytes_per_s)}</td>
+                    <td class="number">{now === undefined ? '' : rate(now)}</td>
+                    <td>{link.found_by}</td>
+                  </tr>
+                )
+              })}
+            </tbody>
+          </table>
+        </Scroll>
+      )}
+    </section>
+  )
+}
+
+function Absent({ pool }: { pool: Pool }) {
+  return (
+    <section class="card wide" aria-labelledby="absent-heading">
+      <h2 id="absent-heading">Not in the pool</h2>
+      <ul class="plain">
+        {pool.absent.map((peer) => (
+          <li key={`${peer.peer} ${peer.addresses.join()}`}>
+            <Badge text={peer.state} tone="fair" /> <b>{peer.name || (peer.peer && shortPeer(peer.peer)) || peer.addresses[0]}</b>{' '}
+            <span class="fine">{peer.why || peer.addresses[0]}</span>
+          </li>
+        ))}
+      </ul>
+    </section>
+  )
+}
+
+function Waiting() {
+  const { members, busy, error } = useState((state) => state.membership)
+  const waiting = members?.members.filter(({ state }) => state === 'pending') ?? []
+  if (waiting.length === 0 && !error) return null
+  return (
+    <Card title="Waiting to be accepted">
+      <Failure text={error} />
+      <ul class="plain">
+        {waiting.map((node) => (
+          <Stranger key={node.peer} node={node} busy={busy === node.peer} />
+        ))}
+      </ul>
+    </Card>
+  )
+}
+
+function Stranger({ node, busy }: { node: Member; busy: boolean }) {
+  const name = node.name || shortPeer(node.peer)
+  return (
+    <li class="stranger">
+      <p>
+        <b>{name}</b> <span class="fine">{shortPeer(node.peer)}</span>
+      </p>
+      {node.digits ? (
+        <p>
+          Accept it only if its own screen shows <b class="pin">{node.digits}</b>.
+        </p>
+      ) : (
+        <p class="fine">It belongs to another pool. It is asked to show six digits, which you compare.</p>
+      )}
+      <p class="buttons">
+        {node.digits ? (
+          <button class="primary" disabled={busy} onClick={() => accept(node)}>
+            The digits are the same: accept {name}
+          </button>
+        ) : (
+          <button class="primary" disabled={busy} onClick={() => compare(node)}>
+            {busy ? 'Asking…' : `Compare digits with ${name}`}
+          </button>
+        )}
+        <button disabled={busy} onClick={() => revoke(node)}>
+          Turn away
+        </button>
+      </p>
+    </li>
+  )
+}
+
+function Invite() {
+  const { members, invitation, busy } = useState((state) => state.membership)
+  if (!members) return null
+  if (members.open) {
+    return (
+      <Card title="Add a device">
+        <p>This pool is open: whoever is on the network is in. Start `pangea node --open` there.</p>
+      </Card>
+    )
+  }
+  return (
+    <Card title="Add a device">
+      {invitation ? (
+        <>
+          {invitation.pin && (
+            <p>
+              On the other device: <code>pangea join {invitation.pin.replace(/\s/g, '')}</code>
+              <br />
+              PIN <b class="pin">{invitation.pin}</b>, for one device, for {seconds(invitation.pin_life_s ?? 0)}.
+            </p>
+          )}
+          <Qr rows={invitation.qr} />
+          <label for="token">Or with the token, while it is valid:</label>
+          <textarea id="token" class="token" readOnly rows={3} value={`pangea node --join ${invitation.token}`} />
+          <button onClick={hideInvitation}>Hide</button>
+        </>
+      ) : (
+        <>
+          <p class="fine">A PIN and a QR code let one more device into pool {members.pool}. Neither contains the pool's key.</p>
+          <button class="primary" disabled={busy === 'invitation'} onClick={() => invite(true)}>
+            Invite a device
+          </button>
+        </>
+      )}
+    </Card>
+  )
+}
+
+function Qr({ rows }: { rows: string[] }) {
+  if (rows.length === 0) return null
+  const side = rows.length + 8
+  const squares = rows.flatMap((row, y) => [...row].map((square, x) => (square === '1' ? `M${x + 4} ${y + 4}h1v1h-1z` : '')))
+  return (
+    <svg class="qr" viewBox={`0 0 ${side} ${side}`} role="img" aria-label="QR code of the token below" shape-rendering="crispEdges">
+      <path class="light" d={`M0 0h${side}v${side}h-${side}z`} />
+      <path class="dark" d={squares.join('')} />
+    </svg>
+  )
+}

@@ -1,0 +1,115 @@
+import { expect, test } from 'vitest'
+
+import { changes, labels, noPool, path, places, type Pool, type PoolNode, reducePool } from '../src/pool'
+
+export function node(peer: string, more: Partial<PoolNode> = {}): PoolNode {
+  return {
+    peer,
+    name: peer,
+    local: false,
+    connected: true,
+    master: false,
+    works: true,
+    version: '1',
+    numerics: 1,
+    device: 'cpu',
+    threads: 2,
+    gflops: 100,
+    uptime_s: 5,
+    memory_bytes: 1000,
+    held_bytes: 0,
+    decode_bytes_per_s: 0,
+    prompt_macs_per_s: 0,
+    trust: 1,
+    quarantined: false,
+    why: '',
+    sent_bytes: 0,
+    received_bytes: 0,
+    models: [],
+    serving: [],
+    stages: [],
+    ...more,
+  }
+}
+
+export function pool(nodes: PoolNode[], more: Partial<Pool> = {}): Pool {
+  return { local: nodes[0]?.peer ?? '', master: '', nodes, links: [], placements: [], refusals: [], absent: [], ...more }
+}
+
+const stage = (state: string, epoch = 1) => ({
+  model: 'd',
+  name: 'tiny',
+  layers: [0, 4] as [number, number],
+  epoch,
+  state,
+  done_bytes: 0,
+  total_bytes: 0,
+  why: '',
+  tokens_per_s: 0,
+})
+
+test('what changes from one report to the next is told in sentences', () => {
+  const before = pool([node('a', { local: true }), node('b', { stages: [stage('loading')] }), node('c')], { master: 'a' })
+  const gone = { peer: 'c', name: 'c', state: 'gone', why: 'it left', addresses: [] }
+  const now = pool(
+    [
+      node('a', { local: true }),
+      node('b', { connected: false, quarantined: true, why: 'a lie', stages: [stage('ready'), stage('loading', 2)] }),
+      node('d'),
+    ],
+    { master: 'b', absent: [gone] },
+  )
+  expect(changes(before, now)).toEqual([
+    { kind: 'node', text: 'c is gone (it left)' },
+    { kind: 'link', text: 'Lost the connection to b' },
+    { kind: 'trust', text: 'b is quarantined: a lie' },
+    { kind: 'model', text: 'tiny, layers 0–3 on b: ready' },
+    { kind: 'model', text: 'tiny, layers 0–3 on b: loading' },
+    { kind: 'node', text: 'd joined: cpu' },
+    { kind: 'master', text: 'b is the master' },
+  ])
+  expect(changes(now, now)).toEqual([])
+  expect(changes(null, now)).toEqual([])
+  expect(changes(now, pool([node('a', { local: true }), node('b', { connected: false, quarantined: true })]))).toContainEqual({
+    kind: 'model',
+    text: 'tiny, layers 0–3 on b: released',
+  })
+})
+
+test('traffic is what was added since the report before, and a new connection counts from zero', () => {
+  const first = reducePool(noPool, { type: 'pool', at: 1000, pool: pool([node('b', { sent_bytes: 100, received_bytes: 50 })]) })
+  expect(first.traffic).toEqual({})
+  const second = reducePool(first, { type: 'pool', at: 3000, pool: pool([node('b', { sent_bytes: 300, received_bytes: 10 })]) })
+  expect(second.traffic).toEqual({ b: { sent: 100, received: 0 } })
+})
+
+test('equal names are told apart', () => {
+  const found = labels([
+    { peer: '12D3KooWaaaaaa', name: 'vm' },
+    { peer: '12D3KooWbbbbbb', name: 'vm' },
+    { peer: '12D3KooWcccccc', name: 'mac' },
+    { peer: '12D3KooWdddddd', name: '' },
+  ])
+  expect([...found.values()]).toEqual(['vm …aaaaaa', 'vm …bbbbbb', 'mac', '…dddddd'])
+})
+
+test('the path of a model is its ready placement, or the nodes that serve it alone', () => {
+  const stages = (peer: string) => [{ peer, layers: [0, 4] as [number, number] }]
+  const serving = { model: 'd', name: 'tiny', places: 1, running: 0, waiting: 0, tokens_per_s: 0 }
+  const alone = pool([node('a', { serving: [serving] }), node('b')])
+  expect(path(alone, 'tiny')).toEqual([{ peer: 'a', layers: [0, 1] }])
+  const placement = { model: 'd', name: 'tiny', epoch: 1, ready: false, stages: stages('b') }
+  const placed = pool(alone.nodes, { placements: [placement, { ...placement, epoch: 2, ready: true, stages: stages('a') }] })
+  expect(path(placed, 'tiny')).toEqual(stages('a'))
+  expect(path(placed, 'other')).toEqual([])
+})
+
+test('every node has a place of its own inside the picture', () => {
+  for (const count of [0, 1, 2, 3, 8, 20, 40]) {
+    const peers = Array.from({ length: count }, (_, index) => `p${index}`)
+    const found = [...places(peers, 760, 400).values()]
+    expect(found).toHaveLength(count)
+    expect(new Set(found.map(({ x, y }) => `${Math.round(x)} ${Math.round(y)}`)).size).toBe(count)
+    for (const { x, y } of found) expect(x >= 26 && x <= 734 && y >= 26 && y <= 374).toBe(true)
+  }
+})
