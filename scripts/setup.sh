@@ -281,6 +281,29 @@ run_python_tests() {
     closing_lines '^=+ .* in [0-9.]+s' "$PYTHON_ENV/bin/python" -m pytest -p no:cacheprovider client/python
 }
 check_python_types() { (cd client/python && "$PYTHON_ENV/bin/python" -m mypy --cache-dir "$TARGET/mypy"); }
+# Types, state and whether the committed files are what the sources give.
+check_console() {
+  local built="$TARGET/console"
+  need_console_tools || { warn 'SKIPPED: the console: Node.js or its packages cannot be had'; return 77; }
+  (
+    cd node/console
+    npx tsc --noEmit || exit 1
+    NO_COLOR=1 closing_lines '^ *Tests ' npx vitest run || exit 1
+    CONSOLE_OUT="$built" npx vite build --logLevel warn || exit 1
+    diff -r dist "$built" || { fail "node/console/dist is not what its sources give: run 'npm run build' in node/console"; exit 1; }
+  )
+}
+test_console() {
+  if ! need_console_tools || ! need_chromium; then
+    warn 'SKIPPED: the console in a browser: Node.js or Chromium cannot be had'
+    return 77
+  fi
+  (
+    cd node/console
+    export CHROMIUM PANGEA_BIN="$TARGET/release/pangea" CONSOLE_RESULTS="$TARGET/console-results"
+    NO_COLOR=1 closing_lines '^ *[0-9]+ (passed|failed|skipped)' npx playwright test
+  )
+}
 check_scripts() {
   local script
   for script in scripts/*.sh .ci/run; do bash -n "$script" || return 1; done
@@ -312,12 +335,14 @@ run_tests() {
   stage 'Advisories' check_advisories
   stage 'Clippy' check_lints
   stage 'Documentation' check_documentation
+  stage 'Console: types, state, built files' check_console
   stage 'Build' build_everything
   if [ "$FAILED_STAGES" -eq 0 ] || [ -x "$TARGET/release/pangea" ]; then
     stage 'Test models' fetch_test_models
     forbid_skips
     stage 'Rust: unit, property, simulated world, processes' run_rust_tests
     stage 'Python' run_python_tests
+    stage 'Console: in a browser' test_console
   fi
 
   heading "Stages, $(($(date +%s) - began)) s in total"

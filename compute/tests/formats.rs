@@ -188,11 +188,18 @@ proptest! {
         let bytes = header.to_bytes().unwrap();
         prop_assert_eq!(bytes.len() % 64, 0);
         prop_assert_eq!(NpyHeader::parse(&bytes).unwrap(), (header, bytes.len() as u64));
+        // Reading as much as the header asks for, again and again, ends exactly at its end.
+        let mut known = 0;
+        while known < NpyHeader::length(&bytes[..known]) {
+            known = NpyHeader::length(&bytes[..known]);
+        }
+        prop_assert_eq!(known, bytes.len());
     }
 
     #[test]
     fn no_bytes_make_a_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), at in 0usize..128, to in any::<u8>()) {
         let _ = NpyHeader::parse(&bytes);
+        prop_assert!(NpyHeader::length(&bytes) <= 12 + (64 << 10));
         let _ = csv::parse(&bytes);
         let _ = json::parse(&bytes);
         let mut real = NpyHeader { dtype: DType::F32, big_endian: false, fortran: true, shape: vec![3, 4] }.to_bytes().unwrap();

@@ -130,6 +130,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         observer: observer.clone(),
     })?;
     let mut watching = None;
+    let mut auditing = None;
     if let Some(loader) = runtime.loader() {
         watching = Some(loader.view());
         let host = NodeAuditHost {
@@ -147,6 +148,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
             supervisor: supervisor.clone(),
             observer: observer.clone(),
         })?;
+        auditing = Some(auditor.clone());
         served.join(loader, auditor, jobs.clone(), sessions, work.split, work.layers)?;
     }
     let federation = federation.map(|votes| Federation::new(votes.strategy, peer, runtime.pool(), runtime.peers()));
@@ -170,9 +172,12 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let node = http::Node {
         fabric: runtime.fabric(),
         pool: runtime.pool(),
+        members: runtime.members(),
         tunnel: runtime.tunnel(),
         served,
+        models,
         receipts,
+        auditor: auditing,
         jobs: jobs.clone(),
         federation,
         key: settings.and_then(|api| api.key.as_ref()).map(|key| key.as_str().to_owned()),
@@ -395,7 +400,12 @@ impl Banner {
     fn log(&self, facts: &NodeFile) {
         let models = if self.models.is_empty() { "none of its own".to_owned() } else { self.models.join(", ") };
         match &facts.api {
-            Some(api) => tracing::info!(event = "ready", api, models, "API at http://{api}/v1; models: {models}"),
+            Some(api) => tracing::info!(
+                event = "ready",
+                api,
+                models,
+                "Console at http://{api}/, API at http://{api}/v1; models: {models}"
+            ),
             None => tracing::info!(event = "ready", models, "No HTTP API (--no-api); models: {models}"),
         }
         let overview = self.membership.overview();

@@ -105,7 +105,16 @@ impl Response {
     ///
     /// # Errors
     /// What broke the connection.
-    pub fn try_text(mut self) -> std::io::Result<String> {
+    pub fn try_text(self) -> std::io::Result<String> {
+        String::from_utf8(self.try_bytes()?).map_err(std::io::Error::other)
+    }
+
+    /// The rest of the body, whole, of whatever bytes.
+    pub fn bytes(self) -> Vec<u8> {
+        self.try_bytes().unwrap()
+    }
+
+    fn try_bytes(mut self) -> std::io::Result<Vec<u8>> {
         let mut body = Vec::new();
         match self.header("content-length").map(|length| length.parse().unwrap()) {
             Some(length) => {
@@ -114,7 +123,7 @@ impl Response {
             }
             None => while self.chunk(&mut body)? {},
         }
-        String::from_utf8(body).map_err(std::io::Error::other)
+        Ok(body)
     }
 
     /// The body as JSON.

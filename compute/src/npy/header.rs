@@ -27,6 +27,18 @@ fn bad(what: impl Into<String>, at: usize) -> Error {
 }
 
 impl NpyHeader {
+    /// Bytes of a file, from its start, that hold its whole header, as far as `start` says: some bytes of the file from which more is
+    /// learnt the more there are. A length over the limit is not believed; [`NpyHeader::parse`] refuses it.
+    pub fn length(start: &[u8]) -> usize {
+        let (fixed, len) = match start {
+            [_, _, _, _, _, _, 1, _, low, high, ..] => (10, usize::from(u16::from_le_bytes([*low, *high]))),
+            [_, _, _, _, _, _, 2 | 3, _, a, b, c, d, ..] => (12, u32::from_le_bytes([*a, *b, *c, *d]) as usize),
+            [_, _, _, _, _, _, 2 | 3, ..] => (12, 0),
+            _ => (10, 0),
+        };
+        if len > MAX_HEADER_BYTES { fixed } else { fixed + len }
+    }
+
     /// The header at the start of `bytes`, and the offset of the elements. `bytes` may be only the start of a file.
     ///
     /// # Errors

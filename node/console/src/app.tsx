@@ -69,6 +69,9 @@ export function App() {
             <span>{title}</span>
           </a>
         ))}
+        <p class="fine">
+          <a href="/console/licences.txt">Licences</a>
+        </p>
       </nav>
       <main ref={main} tabIndex={-1}>
         <h1 class="unseen">{open.title}</h1>

@@ -240,9 +240,17 @@ export interface Chunk {
     finish_reason?: string | null
   }[]
   usage?: { prompt_tokens: number; completion_tokens: number } | null
-  pangea?: Outcome & { prefill?: { tokens: number; expected_s: number } }
+  pangea?: Outcome
+  prefill?: { tokens: number }
   timings?: Timings
   error?: { message: string }
+}
+
+/** Seconds that the reading of a prompt takes, by how fast the model read the last one; 0 where that is not known. */
+export function expected(conversations: Conversation[], model: string, tokens: number): number {
+  const isKnown = (turn: Turn) => turn.model === model && (turn.timings?.prompt_tokens_per_s ?? 0) > 0
+  const last = conversations.find(({ turns }) => turns.some(isKnown))?.turns.findLast(isKnown)
+  return last?.timings ? tokens / last.timings.prompt_tokens_per_s : 0
 }
 
 /** How sure the model was, in words and as one of five steps from 0. */

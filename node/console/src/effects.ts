@@ -1,7 +1,7 @@
 // Everything that asks the node: polls, streams and commands. Results become actions; nothing is decided here.
 
 import { ApiError, ask, events, json, key, messageOf, onRefused } from './api'
-import { type Chunk, type Kept, kept, messages, pieceOf } from './chat'
+import { type Chunk, expected, type Kept, kept, messages, pieceOf } from './chat'
 import { verify } from './ed25519'
 import type { Job } from './jobs'
 import { reading } from './metrics'
@@ -9,6 +9,7 @@ import type { DiskModel, Download, KnownModel, Plan, ServedModel } from './model
 import type { Pool } from './pool'
 import { FrameReader, type ProductRequest } from './products'
 import { check, type Receipt } from './receipt'
+import { shared } from './same'
 import { type Action, type Invitation, type Member, type Members, type ReceiptLine, reduce, start, type Status } from './state'
 import { Store } from './store'
 
@@ -40,7 +41,10 @@ export function begin(): void {
   restore()
   store.subscribe(keep)
   poll(POLL, async () => dispatch({ type: 'status', status: await json<Status>('/api/pangea/status') }), true)
-  poll(POLL, async () => dispatch({ type: 'pool', pool: await json<Pool>('/api/pangea/pool'), at: Date.now() }))
+  poll(POLL, async () => {
+    const pool = shared(store.state.pool.pool, await json<Pool>('/api/pangea/pool'))
+    dispatch({ type: 'pool', pool, at: Date.now() })
+  })
   poll(SLOW_POLL, metrics)
   poll(SLOW_POLL, served)
   poll(SLOW_POLL, members)
@@ -92,12 +96,13 @@ async function metrics(): Promise<void> {
 
 async function served(): Promise<void> {
   const { models } = await json<{ models: ServedModel[] }>('/api/pangea/models')
-  dispatch({ type: 'models/served', models })
+  dispatch({ type: 'models/served', models: shared(store.state.models.served, models) })
 }
 
 async function members(): Promise<void> {
   try {
-    dispatch({ type: 'members', members: await json<Members>('/api/pangea/members') })
+    const members = shared(store.state.membership.members, await json<Members>('/api/pangea/members'))
+    dispatch({ type: 'members', members })
   } catch (error) {
     // Only the owner sees who waits.
     if (error instanceof ApiError && (error.status === 403 || error.status === 503)) dispatch({ type: 'members', members: null })
@@ -206,7 +211,11 @@ async function answer(id: string): Promise<void> {
       const chunk: Chunk = JSON.parse(data)
       if (chunk.error) throw new Error(chunk.error.message)
       const ms = performance.now() - since
-      if (chunk.pangea?.prefill) dispatch({ type: 'chat/prefill', prefill: { since, ...chunk.pangea.prefill } })
+      if (chunk.prefill) {
+        const { tokens } = chunk.prefill
+        const expected_s = expected(conversations, conversation.model, tokens)
+        dispatch({ type: 'chat/prefill', prefill: { since: performance.now(), tokens, expected_s } })
+      }
       const piece = pieceOf(chunk, ms)
       if (piece.text || piece.reasoning || piece.tokens.length > 0) dispatch({ type: 'chat/piece', id, piece })
       usage = chunk.usage ?? usage
@@ -219,10 +228,22 @@ async function answer(id: string): Promise<void> {
       ...(last.timings && { timings: last.timings }),
       ...(usage && { usage }),
     })
+    if (last.timings) await compared(conversation.model, last.timings.answer_tokens_per_s)
   } catch (error) {
     dispatch({ type: 'chat/done', id, stopped: signal.aborted ? 'stopped' : messageOf(error) })
   } finally {
     writing = null
+  }
+}
+
+/** Notes how fast the node says that the model is beside how fast it was. */
+async function compared(model: string, measured: number): Promise<void> {
+  try {
+    const { current } = await json<Plan>(`/api/pangea/plan/${encodeURIComponent(model)}`)
+    const predicted = current?.decode_tokens_per_s ?? 0
+    dispatch({ type: 'prediction', prediction: { unix_ms: Date.now(), what: model, kind: 'answer', predicted, measured } })
+  } catch {
+    // A model that another node serves alone has no plan here.
   }
 }
 
@@ -353,6 +374,12 @@ export async function multiply(operands: ProductRequest | [File, File]): Promise
       for (const frame of found) {
         if (frame.event === 'product') name = frame.name
         dispatch({ type: 'product/frame', frame })
+        if (frame.event === 'done') {
+          const { shape, dtype, seconds, predicted_seconds } = frame.report
+          const what = `${shape.join('x')} ${dtype}`
+          const prediction = { unix_ms: Date.now(), what, kind: 'product', predicted: predicted_seconds, measured: seconds } as const
+          dispatch({ type: 'prediction', prediction })
+        }
       }
       if (product) {
         parts.push(product as Uint8Array<ArrayBuffer>)

@@ -3,9 +3,10 @@
 import { useEffect, useRef } from 'preact/hooks'
 
 import { type Chart, charts, latest, type Reading } from './metrics'
-import { Badge, Empty } from './parts'
+import { Badge, Card, Empty, Scroll } from './parts'
+import { type Prediction, slowness } from './predictions'
 import { useState } from './use'
-import { bytes, digits, seconds } from './units'
+import { bytes, clock, digits, seconds } from './units'
 
 const SHOW: Record<Chart['unit'], (value: number) => string> = { number: digits, bytes, rate: (value) => `${bytes(value)}/s`, seconds }
 
@@ -24,7 +25,47 @@ export function MetricsView() {
           <Plot key={chart.title} chart={chart} at={readings.map(({ at }) => at)} />
         ))}
       </div>
+      <Predictions />
     </>
+  )
+}
+
+function Predictions() {
+  const list = useState((state) => state.predictions)
+  const show = ({ kind }: Prediction, value: number) => (kind === 'product' ? seconds(value) : `${digits(value)} tokens/s`)
+  return (
+    <Card title="Predictions against reality">
+      {list.length === 0 ? (
+        <Empty>Multiply or ask something in this page: here is what the node predicted of it, and what it took.</Empty>
+      ) : (
+        <Scroll label="Predictions">
+          <table>
+            <thead>
+              <tr>
+                {['When', 'What', 'Predicted', 'Was', 'Slower than predicted'].map((title) => (
+                  <th key={title} scope="col">
+                    {title}
+                  </th>
+                ))}
+              </tr>
+            </thead>
+            <tbody>
+              {list.map((one) => (
+                <tr key={`${one.unix_ms} ${one.what}`}>
+                  <td class="number">{clock(one.unix_ms)}</td>
+                  <td>
+                    {one.kind} <b>{one.what}</b>
+                  </td>
+                  <td class="number">{show(one, one.predicted)}</td>
+                  <td class="number">{show(one, one.measured)}</td>
+                  <td class="number">{digits(slowness(one))} times</td>
+                </tr>
+              ))}
+            </tbody>
+          </table>
+        </Scroll>
+      )}
+    </Card>
   )
 }
 

@@ -17,6 +17,8 @@ export interface Tile {
 }
 
 export interface ProductReport {
+  shape: [number, number, number]
+  dtype: string
   seconds: number
   gflops: number
   tasks: { total: number; remote: number; local: number; retried: number; hedged: number }

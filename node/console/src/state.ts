@@ -5,6 +5,7 @@ import { type JobsAction, type JobsState, noJobs, reduceJobs } from './jobs'
 import { type MetricsAction, type MetricsState, noMetrics, reduceMetrics } from './metrics'
 import { type ModelsAction, type ModelsState, noModels, reduceModels } from './models'
 import { changes, noPool, type PoolAction, type PoolState, reducePool } from './pool'
+import { type Prediction, type PredictionAction, reducePredictions } from './predictions'
 import { noProduct, type ProductAction, type ProductState, reduceProduct } from './products'
 import type { Receipt, ReceiptCheck } from './receipt'
 
@@ -94,6 +95,7 @@ export interface State {
   models: ModelsState
   product: ProductState
   metrics: MetricsState
+  predictions: Prediction[]
 }
 
 export type Action =
@@ -109,6 +111,7 @@ export type Action =
   | ModelsAction
   | ProductAction
   | MetricsAction
+  | PredictionAction
 
 export const start: State = {
   phase: 'starting',
@@ -123,6 +126,7 @@ export const start: State = {
   models: noModels,
   product: noProduct,
   metrics: noMetrics,
+  predictions: [],
 }
 
 export function reduce(state: State, action: Action): State {
@@ -153,6 +157,8 @@ export function reduce(state: State, action: Action): State {
       return { ...state, jobs: reduceJobs(state.jobs, action) }
     case 'metrics':
       return { ...state, metrics: reduceMetrics(state.metrics, action) }
+    case 'prediction':
+      return { ...state, predictions: reducePredictions(state.predictions, action) }
     default:
       return reduceParts(state, action)
   }

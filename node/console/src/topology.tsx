@@ -3,82 +3,109 @@
 import { useMemo, useState as useLocal } from 'preact/hooks'
 
 import { accept, compare, hideInvitation, invite, revoke } from './effects'
-import { isLive, type Job } from './jobs'
+import { isLive } from './jobs'
 import { Badge, Bar, Card, Empty, Fact, Failure, Scroll } from './parts'
-import { type Link, labels, path, places, type Pool, type PoolNode, poolModels, type PoolState } from './pool'
-import type { Member, Status } from './state'
+import { type Link, labels, path, places, type Pool, type PoolNode, poolModels } from './pool'
+import type { Member, State, Status } from './state'
 import { bytes, count, digits, layers, percent, rate, seconds, shortPeer } from './units'
-import { useState } from './use'
+import { memo, useState } from './use'
 
 export function Topology() {
-  const { pool, traffic } = useState((state) => state.pool)
-  const status = useState((state) => state.status)
-  const jobs = useState((state) => state.jobs.jobs)
-  const [model, setModel] = useLocal('')
-  const running = useMemo(() => jobs.filter(isLive), [jobs])
+  const pool = useState((state) => state.pool.pool)
+  const names = useNames(pool)
   if (!pool) return <Empty>Asking the node for its pool…</Empty>
-  const names = labels(pool.nodes)
-  const models = poolModels(pool)
-  // Without a choice, the paths of what runs light up.
-  const shown = model ? [model] : [...new Set(running.filter(({ kind }) => kind === 'generation').map(({ subject }) => subject))]
-  const paths = shown.map((name) => path(pool, name))
   return (
-    <div class="columns">
-      <Card
-        title="Pool"
-        more={
-          <label class="inline">
-            Light up{' '}
-            <select value={model} onChange={(event) => setModel(event.currentTarget.value)}>
-              <option value="">what runs</option>
-              {models.map((name) => (
-                <option key={name}>{name}</option>
-              ))}
-            </select>
-          </label>
-        }
-      >
-        <Graph pool={pool} names={names} paths={paths} traffic={traffic} />
-        <p class="summary">
-          {count(pool.nodes.length, 'node')}, {count(pool.links.length / 2, 'connection')}, master{' '}
-          {pool.master ? (names.get(pool.master) ?? shortPeer(pool.master)) : 'not elected yet'}.
-          {pool.nodes.length === 1 && ' Start `pangea node` on another machine of this network, or invite one below.'}
-        </p>
-      </Card>
-      <Running jobs={running} pool={pool} names={names} />
-      <Waiting />
-      <Invite />
-      <section class="wide" aria-labelledby="nodes-heading">
-        <h2 id="nodes-heading">Nodes</h2>
-        <ul class="nodes">
-          {pool.nodes.map((node) => (
-            <Node key={node.peer} node={node} name={names.get(node.peer) ?? node.peer} status={status} traffic={traffic[node.peer]} />
-          ))}
-        </ul>
-      </section>
-      <Links links={pool.links} names={names} traffic={traffic} local={pool.local} />
+    <div class="overview">
+      <Picture pool={pool} names={names} />
+      <div class="side">
+        <Waiting />
+        <Running pool={pool} names={names} />
+        <Invite />
+      </div>
+      <NodeList pool={pool} names={names} />
+      <Links links={pool.links} names={names} local={pool.local} />
       {pool.absent.length > 0 && <Absent pool={pool} />}
     </div>
   )
 }
 
+/** The names of the nodes, the same map while they are the same. */
+function useNames(pool: Pool | null): Map<string, string> {
+  const nodes = pool?.nodes ?? []
+  const text = nodes.map(({ peer, name }) => `${peer} ${name}`).join()
+  return useMemo(() => labels(nodes), [text])
+}
+
+interface PoolProps {
+  pool: Pool
+  names: Map<string, string>
+}
+
+/** The models that are asked for now, as one text, so that a view renders again only when it changes. */
+function asked(state: State): string {
+  const generations = state.jobs.jobs.filter((job) => job.kind === 'generation' && isLive(job))
+  return [...new Set(generations.map(({ subject }) => subject))].sort().join('\n')
+}
+
+const Picture = memo(function Picture({ pool, names }: PoolProps) {
+  const [model, setModel] = useLocal('')
+  const runs = useState(asked)
+  // Without a choice, the paths of what runs light up.
+  const paths = useMemo(() => (model || runs).split('\n').map((name) => path(pool, name)), [model, runs, pool])
+  return (
+    <Card
+      title="Pool"
+      more={
+        <label class="inline">
+          Light up{' '}
+          <select value={model} onChange={(event) => setModel(event.currentTarget.value)}>
+            <option value="">what runs</option>
+            {poolModels(pool).map((name) => (
+              <option key={name}>{name}</option>
+            ))}
+          </select>
+        </label>
+      }
+    >
+      <Graph pool={pool} names={names} paths={paths} />
+      <p class="summary">
+        {count(pool.nodes.length, 'node')}, {count(pool.links.length / 2, 'connection')}, master{' '}
+        {pool.master ? (names.get(pool.master) ?? shortPeer(pool.master)) : 'not elected yet'}.
+        {pool.nodes.length === 1 && ' Start `pangea node` on another machine of this network, or invite one below.'}
+      </p>
+    </Card>
+  )
+})
+
+const NodeList = memo(function NodeList({ pool, names }: PoolProps) {
+  const status = useState((state) => state.status)
+  const traffic = useState((state) => state.pool.traffic)
+  return (
+    <section class="wide" aria-labelledby="nodes-heading">
+      <h2 id="nodes-heading">Nodes</h2>
+      <ul class="nodes">
+        {pool.nodes.map((node) => {
+          const moved = traffic[node.peer]
+          return (
+            <Node key={node.peer} node={node} name={names.get(node.peer) ?? node.peer} status={node.local ? status : null} sent={moved?.sent ?? 0} received={moved?.received ?? 0} />
+          )
+        })}
+      </ul>
+    </section>
+  )
+})
+
 const WIDTH = 760
 const HEIGHT = 400
 
-interface GraphProps {
-  pool: Pool
-  names: Map<string, string>
-  paths: ReturnType<typeof path>[]
-  traffic: PoolState['traffic']
-}
-
-function Graph({ pool, names, paths, traffic }: GraphProps) {
+const Graph = memo(function Graph({ pool, names, paths }: PoolProps & { paths: ReturnType<typeof path>[] }) {
+  const traffic = useState((state) => state.pool.traffic)
   const peers = pool.nodes.map(({ peer }) => peer)
   const at = useMemo(() => places(peers, WIDTH, HEIGHT), [peers.join()])
   const lit = new Set(paths.flat().map(({ peer }) => peer))
   const hops = new Set(paths.flatMap((one) => one.slice(1).map((stage, index) => hop(one[index]?.peer ?? '', stage.peer))))
-  // One line for both directions.
-  const lines = pool.links.filter(({ from, to }) => from < to || !pool.links.some((other) => other.from === to && other.to === from))
+  // One line for both directions: every connection is listed in both.
+  const lines = pool.links.filter(({ from, to }) => from < to)
   return (
     <svg class="graph" viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label={`Graph of ${count(peers.length, 'node')}; the lists below say the same`}>
       {lines.map((link) => {
@@ -125,7 +152,7 @@ function Graph({ pool, names, paths, traffic }: GraphProps) {
       })}
     </svg>
   )
-}
+})
 
 function hop(one: string, other: string): string {
   return one < other ? `${one} ${other}` : `${other} ${one}`
@@ -135,14 +162,19 @@ function cut(text: string, length: number): string {
   return text.length > length ? `${text.slice(0, length - 1)}…` : text
 }
 
-function Running({ jobs, pool, names }: { jobs: Job[]; pool: Pool; names: Map<string, string> }) {
+/** Jobs that are listed: what fits beside the picture. */
+const RUNNING = 5
+
+const Running = memo(function Running({ pool, names }: PoolProps) {
+  const all = useState((state) => state.jobs.jobs)
+  const jobs = all.filter(isLive)
   const receipts = useState((state) => state.receipts.list)
   const failovers = receipts.reduce((sum, { failovers }) => sum + failovers, 0)
   return (
     <Card title="Running" more={failovers > 0 ? <Badge text={count(failovers, 'failover')} tone="fair" /> : undefined}>
       {jobs.length === 0 && <Empty>Nothing runs now.</Empty>}
       <ul class="plain">
-        {jobs.slice(0, 12).map((job) => (
+        {jobs.slice(0, RUNNING).map((job) => (
           <li key={job.id}>
             <p>
               <Badge text={job.state} /> {job.kind} <b>{job.subject}</b> <span class="fine">for {job.owner.client ?? job.owner.api}</span>
@@ -158,19 +190,22 @@ function Running({ jobs, pool, names }: { jobs: Job[]; pool: Pool; names: Map<st
           </li>
         ))}
       </ul>
+      {jobs.length > RUNNING && <p class="fine">and {count(jobs.length - RUNNING, 'more job')}, listed under Activity</p>}
     </Card>
   )
-}
+})
 
 interface NodeProps {
   node: PoolNode
   name: string
+  /** Of the node that answers. */
   status: Status | null
-  traffic: { sent: number; received: number } | undefined
+  /** Bytes per second. */
+  sent: number
+  received: number
 }
 
-function Node({ node, name, status, traffic }: NodeProps) {
-  const own = node.local ? status : null
+const Node = memo(function Node({ node, name, status: own, sent, received }: NodeProps) {
   const [used, limit] = own ? [own.memory_used_bytes, own.memory_limit_bytes] : [node.held_bytes, node.memory_bytes]
   const speeds = [...node.serving.map(({ name, tokens_per_s }) => ({ name, tokens_per_s })), ...node.stages].filter(({ tokens_per_s }) => tokens_per_s > 0)
   return (
@@ -203,7 +238,7 @@ function Node({ node, name, status, traffic }: NodeProps) {
         <Fact name="Up">{seconds(own?.uptime_s ?? node.uptime_s)}</Fact>
         {!node.local && (
           <Fact name="Traffic">
-            ↑ {rate(traffic?.sent ?? 0)} ↓ {rate(traffic?.received ?? 0)}
+            ↑ {rate(sent)} ↓ {rate(received)}
           </Fact>
         )}
         {speeds.length > 0 && (
@@ -213,7 +248,7 @@ function Node({ node, name, status, traffic }: NodeProps) {
       <Holds node={node} />
     </li>
   )
-}
+})
 
 function Holds({ node }: { node: PoolNode }) {
   const staged = new Set(node.stages.map(({ model }) => model))
@@ -237,7 +272,8 @@ function Holds({ node }: { node: PoolNode }) {
   )
 }
 
-function Links({ links, names, traffic, local }: { links: Link[]; names: Map<string, string>; traffic: PoolState['traffic']; local: string }) {
+function Links({ links, names, local }: { links: Link[]; names: Map<string, string>; local: string }) {
+  const traffic = useState((state) => state.pool.traffic)
   return (
     <section class="card wide" aria-labelledby="links-heading">
       <h2 id="links-heading">Links</h2>
@@ -258,17 +294,7 @@ function Links({ links, names, traffic, local }: { links: Link[]; names: Map<str
             <tbody>
               {links.map((link) => {
                 const now = link.from === local ? traffic[link.to]?.sent : link.to === local ? traffic[link.from]?.received : undefined
-                return (
-                  <tr key={`${link.from} ${link.to}`}>
-                    <td>{names.get(link.from) ?? shortPeer(link.from)}</td>
-                    <td>{names.get(link.to) ?? shortPeer(link.to)}</td>
-                    <td>{link.transport}</td>
-                    <td class="number">{link.rtt_ms > 0 ? seconds(link.rtt_ms / 1000) : '–'}</td>
-                    <td class="number">{rate(link.bytes_per_s)}</td>
-                    <td class="number">{now === undefined ? '' : rate(now)}</td>
-                    <td>{link.found_by}</td>
-                  </tr>
-                )
+                return <LinkRow key={`${link.from} ${link.to}`} link={link} from={names.get(link.from)} to={names.get(link.to)} now={now} />
               })}
             </tbody>
           </table>
@@ -277,6 +303,28 @@ function Links({ links, names, traffic, local }: { links: Link[]; names: Map<str
     </section>
   )
 }
+
+interface LinkProps {
+  link: Link
+  from: string | undefined
+  to: string | undefined
+  /** Bytes per second that this node counted just now. */
+  now: number | undefined
+}
+
+const LinkRow = memo(function LinkRow({ link, from, to, now }: LinkProps) {
+  return (
+    <tr>
+      <td>{from ?? shortPeer(link.from)}</td>
+      <td>{to ?? shortPeer(link.to)}</td>
+      <td>{link.transport}</td>
+      <td class="number">{link.rtt_ms > 0 ? seconds(link.rtt_ms / 1000) : '–'}</td>
+      <td class="number">{rate(link.bytes_per_s)}</td>
+      <td class="number">{now === undefined ? '' : rate(now)}</td>
+      <td>{link.found_by}</td>
+    </tr>
+  )
+})
 
 function Absent({ pool }: { pool: Pool }) {
   return (

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest'
 
-import { type ChatAction, confidence, CONVERSATIONS, kept, messages, noChat, pace, pieceOf, reduceChat } from '../src/chat'
+import { type ChatAction, confidence, CONVERSATIONS, expected, kept, messages, noChat, pace, pieceOf, reduceChat } from '../src/chat'
 
 const run = (...actions: ChatAction[]) => actions.reduce(reduceChat, noChat)
 const ask = (id: string, text: string, now = 1): ChatAction => ({ type: 'chat/ask', id, text, model: 'tiny', now })
@@ -67,6 +67,12 @@ test('a chunk gives text, tokens with their probabilities, and reasoning', () =>
   expect(found).toEqual({ text: 'Hi', reasoning: 'r', tokens: [{ text: 'Hi', ms: 12, p: 0.25 }] })
   expect(pieceOf({ choices: [{ delta: { content: 'Hi' } }] }, 12).tokens).toEqual([{ text: 'Hi', ms: 12, p: null }])
   expect(pieceOf({ choices: [] }, 12)).toEqual({ text: '', reasoning: '', tokens: [] })
+})
+
+test('the time to read a prompt is told from how fast the model read the last one', () => {
+  const timings = { queued_s: 0, prompt_s: 1, prompt_tokens_per_s: 50, answer_s: 1, answer_tokens_per_s: 1 }
+  const { conversations } = run(ask('1', 'Hi'), { type: 'chat/done', id: '1', timings }, ask('2', 'Again'))
+  expect([expected(conversations, 'tiny', 100), expected(conversations, 'other', 100)]).toEqual([2, 0])
 })
 
 test('pace and confidence come from the tokens', () => {

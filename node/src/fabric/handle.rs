@@ -10,7 +10,7 @@ use pangea_control::jobs::{JobKind, JobSpec};
 use pangea_control::peers::SuspicionReason;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::job::{CancelOnDrop, Job, JobId, JobReply, JobRequest, Progress};
+use super::job::{CancelOnDrop, Job, JobId, JobReply, JobRequest, Progress, TileMap};
 use super::status::{LinkProbe, NodeStatus, PeerStatus};
 use crate::clock;
 use crate::devices::{Devices, Kind, Lease};
@@ -77,14 +77,15 @@ impl Fabric {
     pub fn submit(&self, request: JobRequest) -> Result<Job> {
         let output = judge(&request)?;
         let (progress_sender, progress) = watch::channel(Progress::default());
+        let (tiles_sender, tiles) = watch::channel(TileMap::default());
         let (outcome_sender, outcome) = oneshot::channel();
         let commands = self.commands.downgrade();
         let ticket = self.jobs.submit(job_spec(&request, output), move |id| cancel(&commands, id.0))?;
         let id = ticket.id().0;
-        let reply = JobReply::new(ticket, progress_sender, outcome_sender);
+        let reply = JobReply::new(ticket, progress_sender, tiles_sender, outcome_sender);
         self.send(Command::Submit { job: id, request, submitted: Instant::now(), reply })?;
         let cancel = CancelOnDrop { job: id, cancelled: self.commands.downgrade() };
-        Ok(Job { id, output, progress, outcome, cancel })
+        Ok(Job { id, output, progress, tiles, outcome, cancel })
     }
 
     /// Status of every peer that this node knows.

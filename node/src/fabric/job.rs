@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
+use libp2p::PeerId;
 use pangea_client::{Error, Result};
 pub use pangea_client::{JobReport, Place, Progress, Rejection, TaskCounts, Verification, VerifyPolicy, WorkerShare};
 use pangea_compute::{Operation, Tensor, TensorShape};
 use pangea_control::jobs::{Api, Ending, Owner};
+use pangea_control::schedule::Tile;
 use pangea_control::trust::Verdict;
 use tokio::sync::{oneshot, watch};
 
@@ -63,6 +65,18 @@ impl JobRequest {
     }
 }
 
+/// Where the tiles of a job's result were computed, so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TileMap {
+    /// Ranges of rows into which the result is cut; 0 until the job is planned.
+    pub bands: u32,
+    /// Ranges of columns.
+    pub panels: u32,
+    /// The accepted tiles in their order, each with its worker; `None` is this node. A tile that had to be computed again is there
+    /// again; a job that starts again begins with none.
+    pub landed: Vec<(Tile, Option<PeerId>)>,
+}
+
 /// A running job. Dropping it cancels the work on every node.
 pub struct Job {
     /// Number of the job on this node.
@@ -71,6 +85,8 @@ pub struct Job {
     pub output: TensorShape,
     /// The latest progress.
     pub progress: watch::Receiver<Progress>,
+    /// The tiles that are done.
+    pub tiles: watch::Receiver<TileMap>,
     /// Resolves once with the result or the failure.
     pub outcome: oneshot::Receiver<Result<JobOutcome>>,
     /// Cancels when dropped, see [`CancelOnDrop`].
@@ -97,6 +113,7 @@ pub struct JobOutcome {
 pub(crate) struct JobReply {
     ticket: Ticket,
     progress: watch::Sender<Progress>,
+    tiles: watch::Sender<TileMap>,
     outcome: oneshot::Sender<Result<JobOutcome>>,
 }
 
@@ -104,14 +121,21 @@ impl JobReply {
     pub(crate) fn new(
         ticket: Ticket,
         progress: watch::Sender<Progress>,
+        tiles: watch::Sender<TileMap>,
         outcome: oneshot::Sender<Result<JobOutcome>>,
     ) -> JobReply {
-        JobReply { ticket, progress, outcome }
+        JobReply { ticket, progress, tiles, outcome }
     }
 
     /// The job is planned, and its tasks are being placed.
-    pub(crate) fn started(&self) {
+    pub(crate) fn started(&self, bands: u32, panels: u32) {
         self.ticket.started();
+        self.tiles.send_replace(TileMap { bands, panels, landed: Vec::new() });
+    }
+
+    /// A tile is accepted; `None` is this node's.
+    pub(crate) fn landed(&self, tile: Tile, worker: Option<PeerId>) {
+        self.tiles.send_modify(|tiles| tiles.landed.push((tile, worker)));
     }
 
     /// The job has made progress.

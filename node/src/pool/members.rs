@@ -75,6 +75,12 @@ impl Members {
         Members { membership, network, pool, comparing: Arc::default() }
     }
 
+    /// Bytes sent to `peer` and received from it over its current connection.
+    pub fn traffic(&self, peer: &PeerId) -> (u64, u64) {
+        let traffic = self.network.traffic(peer);
+        (traffic.sent_bytes, traffic.received_bytes)
+    }
+
     /// Who belongs to the pool, and who waits to be accepted.
     pub fn list(&self) -> MembersStatus {
         let (view, overview) = (self.pool.view().borrow().clone(), self.membership.overview());

@@ -23,6 +23,7 @@ mod goldens;
 pub mod handle;
 pub mod members;
 pub mod memory;
+pub mod overview;
 pub mod revocations;
 pub mod said;
 pub mod strangers;

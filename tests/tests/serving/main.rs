@@ -4,6 +4,7 @@
 
 mod answers;
 mod chat;
+mod console;
 mod dialects;
 mod doors;
 mod engine;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::dialect::pangea;
 use super::error::ApiError;
+use super::generation::StreamOptions;
 use super::key_holder::{KeyHolder, Metered};
 use super::limits::STREAM_SILENCE;
 use super::turn::{Call, Parts, TurnEnd, TurnPiece, refused};
@@ -39,7 +40,7 @@ pub(super) struct HttpAnswer {
     id: String,
     created_s: u64,
     model: String,
-    stream_usage: bool,
+    stream_options: StreamOptions,
 }
 
 /// The engine's events, each with the index of its prompt.
@@ -47,7 +48,7 @@ type Events = SelectAll<BoxStream<'static, (usize, pangea_client::Result<Event>)
 
 impl HttpAnswer {
     /// An answer with a new id and no text yet.
-    pub(super) fn new(engine: &Engine, form: Endpoint, stream_usage: bool) -> HttpAnswer {
+    pub(super) fn new(engine: &Engine, form: Endpoint, stream_options: StreamOptions) -> HttpAnswer {
         let prefix = match form {
             Endpoint::Chat { .. } => "chatcmpl",
             Endpoint::Completion { .. } => "cmpl",
@@ -56,7 +57,7 @@ impl HttpAnswer {
             id: format!("{prefix}-{:032x}", rand::random::<u128>()),
             created_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
             model: engine.model().name.clone(),
-            stream_usage,
+            stream_options,
             form,
         }
     }
@@ -75,10 +76,11 @@ impl HttpAnswer {
             _ => None,
         };
         let mut events = Events::new();
-        let prompts = requests.len();
+        let (prompts, mut prompt_tokens) = (requests.len(), 0);
         for (prompt, request) in requests.into_iter().enumerate() {
             let request = Request { id: self.id.clone(), ..request };
             let generation = holder.generate(engine, request).await.map_err(refused)?;
+            prompt_tokens += generation.prompt_tokens();
             let following = stream::unfold(generation, |mut generation: Metered| async {
                 generation.next().await.map(|event| (event, generation))
             });
@@ -86,7 +88,7 @@ impl HttpAnswer {
         }
         let mut collected = Collected::new(prompts, choices, Parts::new(reader));
         if stream {
-            return Ok(self.stream(events, collected));
+            return Ok(self.stream(events, collected, prompt_tokens));
         }
         while let Some((prompt, event)) = events.next().await {
             collected.take(prompt, event?);
@@ -168,13 +170,19 @@ impl HttpAnswer {
     }
 
     /// A response of server-sent events.
-    fn stream(self, events: Events, collected: Collected) -> Response {
+    fn stream(self, events: Events, collected: Collected, prompt_tokens: usize) -> Response {
+        let prefill = self.stream_options.include_prefill.then(|| {
+            let mut piece = self.piece(Vec::new());
+            piece["prefill"] = json!({"tokens": prompt_tokens});
+            frame(&piece)
+        });
         let begun = vec![false; collected.choices.len()];
         let state = Streaming { answer: self, events, collected, begun, held: None, over: false };
         let frames = stream::unfold(state, |mut state| async {
             let frames = state.next().await?;
             Some((Ok::<_, Infallible>(frames), state))
         });
+        let frames = stream::iter(prefill.map(Ok)).chain(frames);
         let mut response = Body::from_stream(frames).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
@@ -228,7 +236,7 @@ impl HttpAnswer {
             Endpoint::Completion { .. } => "text_completion",
         };
         let mut piece = self.envelope(object, choices);
-        if self.stream_usage {
+        if self.stream_options.include_usage {
             piece["usage"] = Value::Null;
         }
         piece
@@ -415,7 +423,7 @@ impl Streaming {
     fn end(&mut self, frames: &mut String) {
         let summary = self.collected.summary.clone();
         let mut last = self.held.take();
-        if self.answer.stream_usage {
+        if self.answer.stream_options.include_usage {
             frames.extend(last.take().map(|held| frame(&held)));
             let mut piece = self.answer.piece(Vec::new());
             piece["usage"] = usage(&summary);

@@ -37,7 +37,7 @@ async fn completions(State(app): State<App>, holder: KeyHolder, body: Body) -> R
     let engine = app.engine(model.as_deref(), &holder).await?;
     let mut request = generate.request;
     request.prompt = prompt;
-    let answer = HttpAnswer::new(&engine, Endpoint::Chat { single_call }, generate.stream_usage);
+    let answer = HttpAnswer::new(&engine, Endpoint::Chat { single_call }, generate.stream_options);
     answer.respond(&engine, &holder, vec![request], generate.stream).await
 }
 

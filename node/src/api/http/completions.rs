@@ -39,7 +39,7 @@ async fn completions(State(app): State<App>, holder: KeyHolder, body: Body) -> R
         })
         .collect();
     let requests = prompts.into_iter().map(|prompt| Request { prompt, ..generate.request.clone() }).collect();
-    let answer = HttpAnswer::new(&engine, Endpoint::Completion { echoes }, generate.stream_usage);
+    let answer = HttpAnswer::new(&engine, Endpoint::Completion { echoes }, generate.stream_options);
     answer.respond(&engine, &holder, requests, generate.stream).await
 }
 

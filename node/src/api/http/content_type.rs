@@ -1,4 +1,4 @@
-//! The form of a request's body: JSON, uncompressed. What says that it is something else is refused before it is read, because
+//! The form of a request's body: JSON, uncompressed; matrices come as they are. What says that it is something else is refused before it is read, because
 //! reading it as JSON would fail with a message that hides the reason.
 
 use axum::extract::Request;
@@ -14,10 +14,22 @@ use crate::wire::field::{printable, truncated};
 /// Bytes of a header's value that the error repeats.
 const SAID_BYTES_MAX: usize = 100;
 
+/// The form of matrices. A page of another origin cannot send it without being asked for a preflight.
+pub(super) const OCTETS: &str = "application/octet-stream";
+
+/// The only path to which they are sent.
+const MATRICES: &str = "/api/pangea/products";
+
 /// Refuses bodies of other forms.
 pub(super) async fn check(request: Request, next: Next) -> Response {
     // What a request without a body says of one matters to nobody.
     let brings_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+    let is_matrix = request.uri().path() == MATRICES
+        && request.headers().get(CONTENT_TYPE).is_some_and(|given| given.as_bytes() == OCTETS.as_bytes())
+        && !request.headers().contains_key(CONTENT_ENCODING);
+    if is_matrix {
+        return next.run(request).await;
+    }
     match refusal(request.headers()).filter(|_| brings_body) {
         Some(message) => {
             ApiError::new(ErrorKind::InvalidInput, message).status(StatusCode::UNSUPPORTED_MEDIA_TYPE).into_response()

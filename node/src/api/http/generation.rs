@@ -19,8 +19,8 @@ pub(super) struct Generate {
     pub(super) request: Request,
     /// Whether the answer is streamed as server-sent events.
     pub(super) stream: bool,
-    /// Whether the last event carries the usage.
-    pub(super) stream_usage: bool,
+    /// What the events of a stream carry besides the answer.
+    pub(super) stream_options: StreamOptions,
 }
 
 #[derive(Deserialize)]
@@ -30,10 +30,15 @@ enum Stop {
     Several(Vec<String>),
 }
 
-#[derive(Deserialize)]
-struct StreamOptions {
+/// What the events of a stream carry besides the answer.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(super) struct StreamOptions {
+    /// The last event carries the usage.
     #[serde(default)]
-    include_usage: bool,
+    pub(super) include_usage: bool,
+    /// The first event tells how many tokens the prompt has, before it is read.
+    #[serde(default)]
+    pub(super) include_prefill: bool,
 }
 
 /// Reads the fields of the sampling; those that are left out are the model's to choose.
@@ -100,7 +105,7 @@ pub(super) fn generate(fields: &mut Fields) -> Result<Generate, ApiError> {
         ..Request::new(Prompt::Tokens(Vec::new()))
     };
     request.check()?;
-    Ok(Generate { request, stream, stream_usage: stream_options.is_some_and(|options| options.include_usage) })
+    Ok(Generate { request, stream, stream_options: stream_options.unwrap_or_default() })
 }
 
 /// Characters kept of the field `user`: what fits into a table.
@@ -200,7 +205,9 @@ mod tests {
             (2, vec!["x".to_owned()], Some(9))
         );
         assert!(
-            generate.stream && generate.stream_usage && matches!(generate.request.format, AnswerFormat::JsonObject)
+            generate.stream
+                && generate.stream_options.include_usage
+                && matches!(generate.request.format, AnswerFormat::JsonObject)
         );
     }
 

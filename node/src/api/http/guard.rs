@@ -18,6 +18,7 @@ use pangea_client::ErrorKind;
 use pangea_control::net::callers::{Origin, Standing};
 use pangea_control::net::rate::{Rate, RateLimiter};
 
+use super::console;
 use super::cors::Cors;
 use super::error::ApiError;
 use super::key_holder::{KeyHolder, Keys};
@@ -129,7 +130,9 @@ impl Guard {
                 return Err(forbidden(format!("web pages from {origin:?} may not use this node; see --cors")));
             }
         }
-        let open = matches!(request.uri().path(), "/healthz" | "/readyz");
+        let path = request.uri().path();
+        // The console's files are those of every node; it asks for the key itself.
+        let open = matches!(path, "/healthz" | "/readyz") || console::is_file(path);
         let shown = text(header::AUTHORIZATION).and_then(|value| {
             let (scheme, key) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())

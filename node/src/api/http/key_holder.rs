@@ -164,9 +164,9 @@ impl KeyHolder {
         let message = match (&self.key, &self.peer) {
             (None, None) => return Ok(()),
             (Some(holder), _) => {
-                format!("the API key {:?} may ask models and not change which are served", holder.name)
+                format!("the API key {:?} may ask models; only the owner of the node may do this", holder.name)
             }
-            (None, Some(_)) => "another node may ask models and not change which are served".to_owned(),
+            (None, Some(_)) => "another node may ask models; only the owner of the node may do this".to_owned(),
         };
         Err(ApiError::new(ErrorKind::Unauthorized, message).status(StatusCode::FORBIDDEN))
     }

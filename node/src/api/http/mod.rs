@@ -21,8 +21,12 @@
 //! | `embeddings` | embeddings of texts, as OpenAI and Ollama have them |
 //! | `models`, `metrics` | models, health and readiness; metrics |
 //! | `jobs` | jobs, as a list and as events |
-//! | `receipts` | stored receipts |
-//! | `pool` | peers and topology |
+//! | `receipts` | stored receipts and their audits |
+//! | `pool` | peers, topology, the pool in one document, where a model would be placed |
+//! | `membership` | members, invitations, nodes that wait to be accepted |
+//! | `models_on_disk` | models on this machine and their downloads |
+//! | `products` | products of two matrices, with their progress and result in one answer |
+//! | `console` | the files of the console, which a browser shows at `/` |
 //! | `openapi` | the description of all routes |
 //! | `error`, `limits` | failures as clients read them; limits |
 //!
@@ -34,6 +38,7 @@ mod answer;
 mod chat;
 mod completions;
 mod connections;
+mod console;
 mod content_type;
 mod conversation;
 mod cors;
@@ -50,15 +55,18 @@ mod guard;
 mod jobs;
 mod key_holder;
 mod limits;
+mod membership;
 mod messages;
 mod messages_stream;
 mod metrics;
 mod models;
+mod models_on_disk;
 mod ollama;
 mod ollama_models;
 mod ollama_stream;
 mod openapi;
 mod pool;
+mod products;
 mod receipts;
 mod responses;
 mod responses_stream;
@@ -66,6 +74,7 @@ mod turn;
 mod write_deadline;
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -85,10 +94,10 @@ use crate::fabric::Fabric;
 use crate::federation::Federation;
 use crate::jobs::Jobs;
 use crate::observe::Observer;
-use crate::pool::Pool;
+use crate::pool::{Members, Pool};
 use crate::serve::{self, Engine, Served};
 use crate::supervise::Supervisor;
-use crate::trust::ReceiptStore;
+use crate::trust::{Auditor, ReceiptStore};
 use crate::tunnel::Tunnel;
 use crate::tunnel::answering::Answering;
 use connections::Connections;
@@ -107,12 +116,18 @@ pub struct Node {
     pub fabric: Fabric,
     /// Source of the topology; `None` without a network.
     pub pool: Option<Pool>,
+    /// Who belongs to the pool; `None` without a network.
+    pub members: Option<Members>,
     /// Tunnels to and from other nodes; `None` without a network.
     pub tunnel: Option<Tunnel>,
     /// Models served.
     pub served: Served,
+    /// Folder of the models on this machine.
+    pub models: PathBuf,
     /// Stored receipts of answers.
     pub receipts: ReceiptStore,
+    /// Audits receipts; `None` without a network.
+    pub auditor: Option<Auditor>,
     /// Jobs of this node.
     pub jobs: Jobs,
     /// How answers are voted on; `None` if they are not.
@@ -190,10 +205,13 @@ pub fn serve(ports: Option<Ports>, node: Node) -> Result<Running> {
     let app = App(Arc::new(Shared {
         fabric: node.fabric,
         pool: node.pool,
+        members: node.members,
         tunnel: node.tunnel,
         tunnelled,
         served: node.served,
+        models: node.models,
         receipts: node.receipts,
+        auditor: node.auditor,
         jobs: node.jobs,
         federation: node.federation,
         address,
@@ -230,10 +248,13 @@ struct App(Arc<Shared>);
 struct Shared {
     fabric: Fabric,
     pool: Option<Pool>,
+    members: Option<Members>,
     tunnel: Option<Tunnel>,
     tunnelled: EntranceMetrics,
     served: Served,
+    models: PathBuf,
     receipts: ReceiptStore,
+    auditor: Option<Auditor>,
     jobs: Jobs,
     federation: Option<Federation>,
     /// Where the API listens, if it does.
@@ -311,13 +332,17 @@ fn asking_routes() -> Router<App> {
 fn routes(app: App, guard: Guard, cors: Cors) -> Router {
     Router::new()
         .merge(asking_routes().route_layer(from_fn_with_state(app.clone(), entrance::enter)))
+        .merge(console::routes())
         .merge(federation::routes())
         .merge(jobs::routes())
+        .merge(membership::routes())
         .merge(metrics::routes())
         .merge(models::routes())
+        .merge(models_on_disk::routes())
         .merge(ollama_models::routes())
         .merge(openapi::routes())
         .merge(pool::routes())
+        .merge(products::routes())
         .merge(receipts::routes())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)

@@ -1,14 +1,15 @@
-//! Stored receipts: `/api/receipts`, latest first, and `/api/receipts/{id}`. The folder is read on a blocking thread,
-//! never on the threads that serve.
+//! Stored receipts: `/api/receipts`, latest first, `/api/receipts/{id}`, and `/api/pangea/receipts/{id}/audit`, which has one
+//! computed again. The folder is read on a blocking thread, never on the threads that serve.
 
 use axum::extract::{Path, State};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use pangea_client::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use super::App;
 use super::error::ApiError;
+use super::key_holder::KeyHolder;
 use crate::trust::{Receipt, ReceiptStore, Summary};
 
 /// The routes of this file.
@@ -18,6 +19,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/api/receipts", get(list))
         .route("/api/pangea/receipts/{id}", get(one))
         .route("/api/receipts/{id}", get(one))
+        .route("/api/pangea/receipts/{id}/audit", post(audit))
 }
 
 /// Maximum receipts of one list: what a page shows.
@@ -31,9 +33,31 @@ async fn list(State(app): State<App>) -> std::result::Result<Json<Value>, ApiErr
 
 /// `/api/receipts/{id}`.
 async fn one(State(app): State<App>, Path(id): Path<String>) -> std::result::Result<Json<Receipt>, ApiError> {
+    stored(&app, id).await.map(Json)
+}
+
+/// `/api/pangea/receipts/{id}/audit`: computes the answer again with the model's weights, compares every stage with what it signed,
+/// and stores what was found with the receipt. Answers once that is done.
+async fn audit(
+    State(app): State<App>,
+    holder: KeyHolder,
+    Path(id): Path<String>,
+) -> std::result::Result<Json<Value>, ApiError> {
+    holder.check_owner()?;
+    let none = || ApiError::new(ErrorKind::Unavailable, "this node runs without a network and audits nothing");
+    let auditor = app.auditor.as_ref().ok_or_else(none)?;
+    let receipt = stored(&app, id).await?;
+    let ended =
+        |_| ApiError::new(ErrorKind::Internal, "the audit ended unexpectedly; the answer counts as not checked");
+    let audited = auditor.audit(receipt, true, false).await.map_err(ended)??;
+    let wrong: Vec<String> = audited.wrong.iter().map(ToString::to_string).collect();
+    Ok(Json(json!({"receipt": audited.receipt, "wrong": wrong})))
+}
+
+async fn stored(app: &App, id: String) -> std::result::Result<Receipt, ApiError> {
     let none = format!("no receipt {id:?} on this node; /api/pangea/receipts lists all");
-    let read = read(&app, move |store| store.get(&id)).await;
-    read.map(Json).map_err(|error| match error.kind() {
+    let read = read(app, move |store| store.get(&id)).await;
+    read.map_err(|error| match error.kind() {
         ErrorKind::NotFound => ApiError::new(ErrorKind::NotFound, none),
         _ => error.into(),
     })

@@ -6,19 +6,17 @@ use std::time::Duration;
 use libp2p::Multiaddr;
 use pangea_client::exception::to_exception;
 use pangea_client::{Error, ErrorKind, Result};
-use pangea_control::membership::{Role, SixDigits, Terms, Token, invitation};
+use pangea_control::membership::{SixDigits, Token, invitation};
 use pangea_schema::membership_capnp::membership;
 
 use super::account::Account;
 use super::backend::Backend;
+use crate::api::terms::{check_uses, check_validity, digits, terms};
 use crate::net::peer_address;
 use crate::pool::Members;
 
 /// Maximum addresses of one call: a person names a few.
 const MAX_ADDRESSES: u32 = 16;
-
-/// Longest validity of a token or certificate in seconds: a hundred years.
-const MAX_VALIDITY_S: u64 = 100 * 365 * 24 * 3600;
 
 /// Longest time of a call that waits for people.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
@@ -41,21 +39,6 @@ fn exception(error: Error) -> capnp::Error {
 
 fn invalid(message: String) -> Error {
     Error::new(ErrorKind::InvalidInput, message)
-}
-
-fn terms(role: &str, member_for_s: u64) -> Result<Terms> {
-    let role = Role::named(role).ok_or_else(|| invalid(format!("{role} is no role: use member or client")))?;
-    check_validity(member_for_s)?;
-    Ok(Terms { role, member_for_s })
-}
-
-fn check_validity(seconds: u64) -> Result<()> {
-    let is_right = (1..=MAX_VALIDITY_S).contains(&seconds);
-    is_right.then_some(()).ok_or_else(|| invalid(format!("{seconds} s is no validity: use 1 s to 100 years")))
-}
-
-fn digits(text: &str) -> Result<SixDigits> {
-    SixDigits::parse(text).ok_or_else(|| invalid(format!("{text:?} are not six digits")))
 }
 
 fn addresses(list: capnp::text_list::Reader<'_>) -> capnp::Result<Result<Vec<Multiaddr>>> {
@@ -93,10 +76,7 @@ impl<B: Backend> membership::Server for MembershipObject<B> {
         let terms = terms(params.get_role()?.to_str()?, params.get_member_for_s()).map_err(exception)?;
         let (valid_s, uses) = (params.get_valid_s(), params.get_uses());
         check_validity(valid_s).map_err(exception)?;
-        if !(1..=invitation::MAX_USES).contains(&uses) {
-            let message = format!("an invitation is for 1 to {} nodes, not {uses}", invitation::MAX_USES);
-            return Err(exception(invalid(message)));
-        }
+        check_uses(uses).map_err(exception)?;
         let invited = self.members.invite(terms, Duration::from_secs(valid_s), uses, params.get_pin()).await;
         let invited = invited.map_err(exception)?;
         let mut wire = results.get().init_invitation();

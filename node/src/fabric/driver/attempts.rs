@@ -229,8 +229,10 @@ impl FabricDriver {
 
     pub(super) fn accept(&mut self, attempt: AttemptId, job: JobId, tile: Tile, worker: WorkerId) {
         let Some(Attempt { result: Some(part), .. }) = self.attempts.remove(&attempt) else { return };
+        let peer = self.peer_of(worker);
         if let Some(running) = self.jobs.get_mut(&job) {
             running.merge(tile, part);
+            running.reply.landed(tile, peer);
             running.show_progress();
         }
         tracing::trace!(event = "accepted", attempt = attempt.0, job, worker = worker.0);

@@ -102,7 +102,7 @@ impl FabricDriver {
         };
         match running {
             Ok(running) => {
-                running.reply.started();
+                running.reply.started(running.data.grid.bands(), running.data.grid.panels());
                 running.show_progress();
                 self.jobs.insert(job, running);
             }
