@@ -96,6 +96,20 @@ export class Cluster {
   }
 }
 
+/** A folder of built files that are tried in place of those of the binary, under the same headers: no build of the binary is needed. */
+const DIST = process.env.CONSOLE_DIST
+
+async function tryFiles(page: Page, folder: string): Promise<void> {
+  const isFile = (url: URL) => url.pathname === '/' || url.pathname.startsWith('/console/')
+  await page.route(isFile, async (route) => {
+    const { 'if-none-match': _, ...headers } = route.request().headers()
+    const response = await route.fetch({ headers }).catch(() => null)
+    if (!response) return route.abort()
+    const name = new URL(route.request().url()).pathname.replace('/console/', '')
+    return route.fulfill({ response, body: readFileSync(join(folder, name === '/' ? 'index.html' : name)) })
+  })
+}
+
 /** Whatever a page did that it must not. */
 async function watched(page: Page): Promise<string[]> {
   const faults: string[] = []
@@ -121,6 +135,7 @@ export const test = base.extend<{ faults: string[] }, { cluster: Cluster }>({
   ],
   faults: [
     async ({ page }, use) => {
+      if (DIST) await tryFiles(page, DIST)
       const faults = await watched(page)
       await use(faults)
       expect(faults).toEqual([])
@@ -132,8 +147,8 @@ export const test = base.extend<{ faults: string[] }, { cluster: Cluster }>({
 export { expect }
 
 /** Nobody is kept out: axe finds nothing, in light and dark. */
-export async function accessible(page: Page): Promise<void> {
-  for (const colorScheme of ['light', 'dark'] as const) {
+export async function accessible(page: Page, schemes: ('light' | 'dark')[] = ['light', 'dark']): Promise<void> {
+  for (const colorScheme of schemes) {
     await page.emulateMedia({ colorScheme })
     const { violations } = await new AxeBuilder({ page }).analyze()
     expect(violations.map(({ id, nodes }) => `${colorScheme}: ${id}: ${nodes.map(({ html, any }) => `${html} ${any.map(({ message }) => message).join()}`).join('\n')}`)).toEqual([])

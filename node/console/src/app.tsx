@@ -36,17 +36,17 @@ export function App() {
   const state = phase === 'lost' ? 'not reachable' : phase === 'starting' ? 'connecting' : live ? 'live' : 'connected'
   return (
     <div class="frame">
-      <a
-        class="skip"
-        href={`#/${route.join('/')}`}
-        onClick={(event) => {
-          event.preventDefault()
-          main.current?.focus()
-        }}
-      >
-        Skip to the content
-      </a>
       <header class="top">
+        <a
+          class="skip"
+          href={`#/${route.join('/')}`}
+          onClick={(event) => {
+            event.preventDefault()
+            main.current?.focus()
+          }}
+        >
+          Skip to the content
+        </a>
         <img src="/console/icon.svg" alt="" width="28" height="28" />
         <p class="brand">
           Pangea <span class="node-name">{status?.name}</span>

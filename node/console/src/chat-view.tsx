@@ -15,11 +15,8 @@ export function Chat() {
   const route = useState((state) => state.route)
   const served = useState((state) => state.models.served)
   const pool = useState((state) => state.pool.pool)
-  const wanted = route[1] ?? null
-  useEffect(() => {
-    if (wanted !== chat.current) store.dispatch({ type: 'chat/open', id: wanted })
-  }, [wanted, chat.conversations.length])
-  const conversation = chat.conversations.find(({ id }) => id === chat.current) ?? null
+  // The address says which conversation is shown.
+  const conversation = chat.conversations.find(({ id }) => id === route[1]) ?? null
   const names = [...new Set([...served.map(({ name }) => name), ...poolModels(pool)])].sort()
   const ready = served.find(({ state }) => state === 'ready')?.name
   const chosen = conversation?.model || chat.model
@@ -27,12 +24,12 @@ export function Chat() {
   const isWriting = chat.writing !== null
   return (
     <div class="chat">
-      <Conversations list={chat.conversations} current={chat.current} writing={chat.writing} />
+      <Conversations list={chat.conversations} current={conversation?.id ?? null} writing={chat.writing} />
       <section class="talk" aria-label="Conversation">
         <div class="chat-head">
           <label class="inline">
             Model{' '}
-            <select value={model} disabled={isWriting} onChange={(event) => store.dispatch({ type: 'chat/model', model: event.currentTarget.value })}>
+            <select value={model} disabled={isWriting} onChange={(event) => store.dispatch({ type: 'chat/model', id: conversation?.id ?? null, model: event.currentTarget.value })}>
               {names.length === 0 && <option value="">none is served</option>}
               {names.map((name) => (
                 <option key={name}>{name}</option>
@@ -43,7 +40,7 @@ export function Chat() {
           <Settings />
         </div>
         <Turns conversation={conversation} writing={chat.writing} prefill={chat.prefill} />
-        <Composer model={model} writing={isWriting} />
+        <Composer id={conversation?.id ?? null} model={model} writing={isWriting} />
       </section>
     </div>
   )
@@ -245,11 +242,11 @@ function TokenList({ tokens }: { tokens: Token[] }) {
   )
 }
 
-function Composer({ model, writing }: { model: string; writing: boolean }) {
+function Composer({ id, model, writing }: { id: string | null; model: string; writing: boolean }) {
   const [text, setText] = useLocal('')
   const send = () => {
     if (!text.trim() || writing || !model) return
-    void say(text.trim(), model)
+    void say(id, text.trim(), model)
     setText('')
   }
   return (

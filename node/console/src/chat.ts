@@ -58,8 +58,6 @@ export interface Prefill {
 export interface ChatState {
   /** The latest changed first. */
   conversations: Conversation[]
-  /** The one that is shown; null for a new one. */
-  current: string | null
   /** The model for a new conversation. */
   model: string
   /** The conversation whose answer is being written. */
@@ -78,7 +76,6 @@ const TITLE = 48
 
 export const noChat: ChatState = {
   conversations: [],
-  current: null,
   model: '',
   writing: null,
   prefill: null,
@@ -96,8 +93,7 @@ export interface Piece {
 
 export type ChatAction =
   | { type: 'chat/restored'; kept: Kept }
-  | { type: 'chat/open'; id: string | null }
-  | { type: 'chat/model'; model: string }
+  | { type: 'chat/model'; id: string | null; model: string }
   | { type: 'chat/settings'; system?: string; temperature?: number | null; max_tokens?: number | null }
   | { type: 'chat/ask'; id: string; text: string; model: string; now: number }
   | { type: 'chat/regenerate'; id: string; now: number }
@@ -110,10 +106,8 @@ export function reduceChat(state: ChatState, action: ChatAction): ChatState {
   switch (action.type) {
     case 'chat/restored':
       return { ...state, ...restored(action.kept) }
-    case 'chat/open':
-      return { ...state, current: state.conversations.some(({ id }) => id === action.id) ? action.id : null }
     case 'chat/model': {
-      const changed = change(state, state.current, (conversation) => ({ ...conversation, model: action.model }))
+      const changed = change(state, action.id, (conversation) => ({ ...conversation, model: action.model }))
       return { ...changed, model: action.model }
     }
     case 'chat/settings': {
@@ -135,7 +129,7 @@ export function reduceChat(state: ChatState, action: ChatAction): ChatState {
       }
       const others = state.conversations.filter(({ id }) => id !== action.id)
       const conversations = [conversation, ...others].slice(0, CONVERSATIONS)
-      return { ...state, conversations, current: action.id, writing: action.id, prefill: null }
+      return { ...state, conversations, writing: action.id, prefill: null }
     }
     case 'chat/regenerate': {
       const cut = change(state, action.id, (conversation) => {
@@ -168,10 +162,8 @@ export function reduceChat(state: ChatState, action: ChatAction): ChatState {
       }))
       return { ...ended, writing: null, prefill: null }
     }
-    case 'chat/delete': {
-      const conversations = state.conversations.filter(({ id }) => id !== action.id)
-      return { ...state, conversations, current: state.current === action.id ? null : state.current }
-    }
+    case 'chat/delete':
+      return { ...state, conversations: state.conversations.filter(({ id }) => id !== action.id) }
   }
 }
 

@@ -173,8 +173,9 @@ export function stop(): void {
   writing?.abort()
 }
 
-export async function say(text: string, model: string): Promise<void> {
-  const id = store.state.chat.current ?? crypto.getRandomValues(new Uint32Array(2)).join('-')
+/** Asks in a conversation, or in a new one. */
+export async function say(conversation: string | null, text: string, model: string): Promise<void> {
+  const id = conversation ?? crypto.getRandomValues(new Uint32Array(2)).join('-')
   dispatch({ type: 'chat/ask', id, text, model, now: Date.now() })
   store.flush()
   location.hash = `#/chat/${id}`

@@ -81,7 +81,7 @@ export function Mark({ holds }: { holds: boolean }) {
 export function Scroll({ label, children }: { label: string; children: ComponentChildren }) {
   return (
     // Whoever uses the keyboard scrolls it by its focus.
-    <div class="scroll" role="region" aria-label={label} tabIndex={0}>
+    <div class="scroll" role="group" aria-label={label} tabIndex={0}>
       {children}
     </div>
   )

@@ -28,7 +28,7 @@ export function Products() {
 
 function Sizes({ busy }: { busy: boolean }) {
   const limit = useState((state) => state.status?.memory_limit_bytes ?? 0)
-  const [sizes, setSizes] = useLocal({ m: 2048, k: 2048, n: 2048, dtype: 'f32', seed: 1 })
+  const [sizes, setSizes] = useLocal({ m: 2048, k: 2048, n: 2048, dtype: 'f32', seed: 1, place: 'auto' })
   const wrong = problem(sizes, limit)
   return (
     <form
@@ -56,6 +56,14 @@ function Sizes({ busy }: { busy: boolean }) {
       <label>
         seed
         <input type="number" min="0" step="1" value={sizes.seed} onInput={(event) => setSizes({ ...sizes, seed: Number(event.currentTarget.value) })} />
+      </label>
+      <label>
+        place
+        <select value={sizes.place} onChange={(event) => setSizes({ ...sizes, place: event.currentTarget.value })}>
+          {['auto', 'local', 'remote'].map((place) => (
+            <option key={place}>{place}</option>
+          ))}
+        </select>
       </label>
       <Failure text={wrong} />
       <button class="primary" type="submit" disabled={busy || wrong !== null}>
@@ -96,16 +104,20 @@ function Files({ busy }: { busy: boolean }) {
       <p class="fine">Drop two .npy files here, or choose them.</p>
       {(['A', 'B'] as const).map((name, at) => (
         <label key={name}>
-          {name} {files[at] && <span class="fine">{bytes((files[at] as File).size)}</span>}
+          {name}
           <input type="file" accept=".npy" onChange={(event) => setFiles(files.with(at, event.currentTarget.files?.[0] ?? null))} />
         </label>
       ))}
-      {(a || b) && <p class="fine">{`A: ${a?.name ?? '–'}, B: ${b?.name ?? '–'}`}</p>}
+      {(a || b) && <p class="fine">{`A: ${fileText(a)}, B: ${fileText(b)}`}</p>}
       <button class="primary" type="submit" disabled={!a || !b || busy}>
         Multiply files
       </button>
     </form>
   )
+}
+
+function fileText(file: File | null | undefined): string {
+  return file ? `${file.name} (${bytes(file.size)})` : '–'
 }
 
 function Result({ product }: { product: ProductState }) {

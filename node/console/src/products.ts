@@ -6,6 +6,8 @@ export interface ProductRequest {
   n: number
   dtype: string
   seed: number
+  /** `auto` (wherever it is done soonest), `local` or `remote`. */
+  place: string
 }
 
 export interface Tile {

@@ -33,7 +33,7 @@ test('a tile that is computed again lands once, and a new plan starts without ti
 })
 
 test('sizes that cannot be are refused before they are sent', () => {
-  const sizes = { m: 10, k: 10, n: 10, dtype: 'f32', seed: 0 }
+  const sizes = { m: 10, k: 10, n: 10, dtype: 'f32', seed: 0, place: 'auto' }
   expect(problem(sizes, 1200)).toBeNull()
   expect(problem(sizes, 1199)).toMatch('1,200 bytes')
   expect(problem({ ...sizes, dtype: 'i8' }, 600)).toBeNull()

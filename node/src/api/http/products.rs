@@ -2,7 +2,7 @@
 //! sizes; its answer tells where each tile was computed, then the report, then the product. Nothing outlives the request: a client
 //! that goes away cancels the job.
 //!
-//! The request is JSON with sizes (`{"m": 512, "k": 512, "n": 512, "dtype": "f32", "seed": 1}`), or, as
+//! The request is JSON with sizes (`{"m": 512, "k": 512, "n": 512, "dtype": "f32", "seed": 1, "place": "auto"}`), or, as
 //! `application/octet-stream`, two `.npy` files one after the other. The answer is lines of JSON, each with an `event`: `accepted`,
 //! `planned`, `tiles`, `done` or `error`; the last line is `product` with the number of bytes of the `.npy` file that follows it.
 
@@ -30,7 +30,7 @@ use super::limits::BODY_TIME;
 use super::{App, Body};
 use crate::compute_error;
 use crate::devices::Lease;
-use crate::fabric::job::{Job, JobOutcome, JobRequest};
+use crate::fabric::job::{Job, JobOutcome, JobRequest, Place};
 
 /// Bytes of a product that are written at a time.
 const PIECE_BYTES: usize = 256 << 10;
@@ -59,19 +59,19 @@ async fn multiply(
     holder.check_owner()?;
     let mut leases = Vec::new();
     let is_file = headers.get(header::CONTENT_TYPE).is_some_and(|given| given.as_bytes() == OCTETS.as_bytes());
-    let (a, b) = match is_file {
+    let (a, b, place) = match is_file {
         true => {
             let mut reader = BodyReader { body, rest: Bytes::new() };
             let a = read_npy(&app, &mut reader, &mut leases, "the first file").await?;
             let b = read_npy(&app, &mut reader, &mut leases, "the second file").await?;
             reader.ends().await?;
-            (a, b)
+            (a, b, Place::default())
         }
         false => generated(&app, Fields::read(body).await?, &mut leases).await?,
     };
     let (m, k) = a.shape();
     let owner = Owner::of(Api::Http);
-    let request = JobRequest { owner, ..JobRequest::product(a, b) };
+    let request = JobRequest { owner, place, ..JobRequest::product(a, b) };
     let output = request.result()?;
     leases.push(lease(&app, output.rows, output.cols, output.dtype)?);
     let mut job = app.fabric.submit(request)?;
@@ -95,8 +95,13 @@ fn lease(app: &App, rows: usize, cols: usize, dtype: DType) -> Result<Lease, Api
     Ok(app.fabric.lease(bytes)?)
 }
 
-/// Two matrices of pseudo-random numbers that depend only on the seed, as `pangea matmul --generate` makes them.
-async fn generated(app: &App, mut fields: Fields, leases: &mut Vec<Lease>) -> Result<(Tensor, Tensor), ApiError> {
+/// Two matrices of pseudo-random numbers that depend only on the seed, as `pangea matmul --generate` makes them, and where they are to
+/// be multiplied.
+async fn generated(
+    app: &App,
+    mut fields: Fields,
+    leases: &mut Vec<Lease>,
+) -> Result<(Tensor, Tensor, Place), ApiError> {
     let mut side = |name: &str| match fields.required::<usize>(name) {
         Ok(0) => Err(ApiError::field(name, format!("{name} must be at least 1"))),
         side => side,
@@ -106,10 +111,12 @@ async fn generated(app: &App, mut fields: Fields, leases: &mut Vec<Lease>) -> Re
     let dtype = DType::from_name(&named);
     let dtype = dtype.ok_or_else(|| ApiError::field("dtype", format!("{named:?} is no dtype of a matrix")))?;
     let seed: u64 = fields.optional("seed")?.unwrap_or(0);
+    let place: Option<String> = fields.optional("place")?;
+    let place = place.map_or(Ok(Place::default()), |named| Place::from_name(&named))?;
     leases.push(lease(app, m, k, dtype)?);
     leases.push(lease(app, k, n, dtype)?);
     let made = tokio::task::spawn_blocking(move || {
-        Ok((Tensor::generate(dtype, m, k, seed)?, Tensor::generate(dtype, k, n, seed.wrapping_add(1))?))
+        Ok((Tensor::generate(dtype, m, k, seed)?, Tensor::generate(dtype, k, n, seed.wrapping_add(1))?, place))
     });
     let made =
         made.await.map_err(|error| ApiError::new(ErrorKind::Internal, format!("the operands were not made: {error}")));
