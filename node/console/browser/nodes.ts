@@ -12,8 +12,9 @@ import { test as base, expect, type Page } from '@playwright/test'
 const BINARY = process.env.PANGEA_BIN ?? join(import.meta.dirname, '../../../target/release/pangea')
 
 /** Name of the model that the tests ask, and its file. */
-export const MODEL = 'SmolLM2-135M-Instruct.Q4_1'
-const MODEL_FILE = join(process.env.PANGEA_TEST_MODELS ?? join(process.env.HOME ?? '', '.cache/pangea/test-models'), `${MODEL}.gguf`)
+export const MODEL = 'smollm2'
+const FILE = 'SmolLM2-135M-Instruct.Q4_1.gguf'
+const MODEL_FILE = join(process.env.PANGEA_TEST_MODELS ?? join(process.env.HOME ?? '', '.cache/pangea/test-models'), FILE)
 
 /** Where screenshots go; nowhere unless they are asked for. */
 const PICTURES = process.env.CONSOLE_PICTURES
@@ -61,7 +62,7 @@ export class Cluster {
   async node(name: string, { args = [], pool = 'shared', model = false, env = {} }: Wanted = {}): Promise<Node> {
     const home = join(this.folder, name)
     mkdirSync(join(home, 'models'), { recursive: true, mode: 0o700 })
-    if (model && hasModel) symlinkSync(MODEL_FILE, join(home, 'models', `${MODEL}.gguf`))
+    if (model && hasModel) symlinkSync(MODEL_FILE, join(home, 'models', FILE))
     const key = pool === 'shared' ? ['--pool-key', join(this.folder, 'pool.key')] : []
     const fixed = ['--listen', '/ip4/127.0.0.1/tcp/0', '--rpc-addr', '127.0.0.1:0', '--api-addr', '127.0.0.1:0', '--no-mdns']
     const child: ChildProcess = spawn(BINARY, ['node', '--name', name, '--data-dir', home, '--threads', '1', ...fixed, ...key, ...args], {

@@ -2,6 +2,8 @@
 
 import uPlot from 'uplot'
 
+import { clock } from './units'
+
 type Data = (number | null)[][]
 
 export interface Plot {
@@ -12,8 +14,11 @@ export interface Plot {
 const HEIGHT = 180
 
 export function open(box: HTMLElement, labels: string[], text: (value: number) => string, data: Data): Plot {
-  const style = getComputedStyle(document.documentElement)
-  const colour = (name: string) => style.getPropertyValue(name).trim()
+  const probe = box.appendChild(document.createElement('span'))
+  const colour = (name: string) => {
+    probe.style.color = `var(${name})`
+    return getComputedStyle(probe).color
+  }
   const axis = { stroke: colour('--muted'), grid: { stroke: colour('--line'), width: 1 }, ticks: { show: false }, font: '11px system-ui' }
   const options: uPlot.Options = {
     width: Math.max(200, box.clientWidth),
@@ -22,7 +27,7 @@ export function open(box: HTMLElement, labels: string[], text: (value: number) =
     cursor: { show: false },
     scales: { y: { range: (_plot, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.1 : 1] } },
     axes: [
-      { ...axis, space: 70 },
+      { ...axis, space: 80, values: (_plot, splits) => splits.map((split) => clock(1000 * split)) },
       { ...axis, size: 72, values: (_plot, splits) => splits.map((split) => text(split)) },
     ],
     series: [
@@ -31,6 +36,7 @@ export function open(box: HTMLElement, labels: string[], text: (value: number) =
     ],
   }
   const aligned = (data: Data) => data as unknown as uPlot.AlignedData
+  probe.remove()
   const plot = new uPlot(options, aligned(data), box)
   const resized = new ResizeObserver(() => plot.setSize({ width: Math.max(200, box.clientWidth), height: HEIGHT }))
   resized.observe(box)

@@ -5,7 +5,7 @@ import { useEffect, useRef } from 'preact/hooks'
 import { type Chart, charts, latest, type Reading } from './metrics'
 import { Badge, Card, Empty, Scroll } from './parts'
 import { type Prediction, slowness } from './predictions'
-import { useState } from './use'
+import { useMedia, useState } from './use'
 import { bytes, clock, digits, seconds } from './units'
 
 const SHOW: Record<Chart['unit'], (value: number) => string> = { number: digits, bytes, rate: (value) => `${bytes(value)}/s`, seconds }
@@ -74,6 +74,8 @@ function Plot({ chart, at }: { chart: Chart; at: number[] }) {
   const plot = useRef<import('./chart').Plot | null>(null)
   const { title, unit, lines, empty } = chart
   const heading = `chart-${title.toLowerCase().replace(/\W+/g, '-')}`
+  // The canvas knows no style sheet: it is drawn anew in other colours.
+  const isDark = useMedia('(prefers-color-scheme: dark)')
   const names = lines.map(({ label }) => label).join()
   useEffect(() => {
     let isOpen = true
@@ -85,7 +87,7 @@ function Plot({ chart, at }: { chart: Chart; at: number[] }) {
       plot.current?.close()
       plot.current = null
     }
-  }, [names])
+  }, [names, isDark])
   useEffect(() => plot.current?.show([at, ...lines.map(({ data }) => data)]), [at.at(-1)])
   return (
     <section class="card chart" aria-labelledby={heading}>

@@ -20,7 +20,7 @@ export function ModelsView() {
       <section class="wide" aria-labelledby="served-heading">
         <h2 id="served-heading">Served</h2>
         {served.length === 0 && <Empty>No model is served. Load one from the disk, or download one.</Empty>}
-        <ul class="nodes">
+        <ul class="nodes models">
           {served.map((model) => (
             <Served key={model.name} model={model} />
           ))}
@@ -58,7 +58,8 @@ function Served({ model }: { model: ServedModel }) {
       {model.why && <p class={model.state === 'failed' ? 'failure' : 'fine'}>{model.why}</p>}
       {model.model && (
         <p class="fine">
-          {model.model.architecture}, {count(model.model.layers, 'layer')}, context {model.model.context.toLocaleString('en')}, {bytes(model.model.memory_bytes)} in memory
+          {model.model.architecture}, {count(model.model.layers, 'layer')}, context {model.model.context.toLocaleString('en')}
+          {model.model.memory_bytes > 0 && `, ${bytes(model.model.memory_bytes)} in memory`}
         </p>
       )}
       <p class="fine">

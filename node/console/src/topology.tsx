@@ -8,7 +8,7 @@ import { Badge, Bar, Card, Empty, Fact, Failure, Scroll } from './parts'
 import { type Link, labels, path, places, type Pool, type PoolNode, poolModels } from './pool'
 import type { Member, State, Status } from './state'
 import { bytes, count, digits, layers, percent, rate, seconds, shortPeer } from './units'
-import { memo, useState } from './use'
+import { memo, useMedia, useState } from './use'
 
 export function Topology() {
   const pool = useState((state) => state.pool.pool)
@@ -95,19 +95,17 @@ const NodeList = memo(function NodeList({ pool, names }: PoolProps) {
   )
 })
 
-const WIDTH = 760
-const HEIGHT = 400
-
 const Graph = memo(function Graph({ pool, names, paths }: PoolProps & { paths: ReturnType<typeof path>[] }) {
   const traffic = useState((state) => state.pool.traffic)
   const peers = pool.nodes.map(({ peer }) => peer)
-  const at = useMemo(() => places(peers, WIDTH, HEIGHT), [peers.join()])
+  const [width, height] = useMedia('(max-width: 46rem)') ? [380, 340] : [760, 400]
+  const at = useMemo(() => places(peers, width, height), [peers.join(), width])
   const lit = new Set(paths.flat().map(({ peer }) => peer))
   const hops = new Set(paths.flatMap((one) => one.slice(1).map((stage, index) => hop(one[index]?.peer ?? '', stage.peer))))
   // One line for both directions: every connection is listed in both.
   const lines = pool.links.filter(({ from, to }) => from < to)
   return (
-    <svg class="graph" viewBox={`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label={`Graph of ${count(peers.length, 'node')}; the lists below say the same`}>
+    <svg class="graph" viewBox={`0 0 ${width} ${height}`} role="img" aria-label={`Graph of ${count(peers.length, 'node')}; the lists below say the same`}>
       {lines.map((link) => {
         const [from, to] = [at.get(link.from), at.get(link.to)]
         if (!from || !to) return null

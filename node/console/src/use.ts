@@ -1,6 +1,7 @@
 // The state for views.
 
 import { Component, type ComponentType, createElement } from 'preact'
+import { useEffect, useState as useLocal } from 'preact/hooks'
 
 import { store } from './effects'
 import type { State } from './state'
@@ -22,4 +23,16 @@ export function memo<P extends object>(view: ComponentType<P>): ComponentType<P>
       return createElement(view, this.props)
     }
   } as unknown as ComponentType<P>
+}
+
+/** Whether a media query holds now. */
+export function useMedia(query: string): boolean {
+  const [holds, setHolds] = useLocal(() => matchMedia(query).matches)
+  useEffect(() => {
+    const media = matchMedia(query)
+    const change = () => setHolds(media.matches)
+    media.addEventListener('change', change)
+    return () => media.removeEventListener('change', change)
+  }, [query])
+  return holds
 }
