@@ -308,6 +308,8 @@ export function hidePlan(model: string): void {
 
 export async function change(what: 'load' | 'drop', model: string): Promise<void> {
   dispatch({ type: 'models/asked', model, asked: { what, error: null } })
+  // Where it was to be placed is no longer true.
+  hidePlan(model)
   try {
     await json(`/api/pangea/models/${what}`, { body: { model } })
     dispatch({ type: 'models/asked', model, asked: null })
