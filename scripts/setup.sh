@@ -283,8 +283,10 @@ run_python_tests() {
 check_python_types() { (cd client/python && "$PYTHON_ENV/bin/python" -m mypy --cache-dir "$TARGET/mypy"); }
 # Types, state and whether the committed files are what the sources give.
 check_console() {
-  local built="$TARGET/console"
-  need_console_tools || { warn 'SKIPPED: the console: Node.js or its packages cannot be had'; return 77; }
+  local built="$TARGET/console" code=0
+  need_console_tools || code=$?
+  [ $code -ne 77 ] || warn 'SKIPPED: the console: Node.js or its packages cannot be had'
+  [ $code -eq 0 ] || return $code
   (
     cd node/console
     npx tsc --noEmit || exit 1
@@ -294,10 +296,11 @@ check_console() {
   )
 }
 test_console() {
-  if ! need_console_tools || ! need_chromium; then
-    warn 'SKIPPED: the console in a browser: Node.js or Chromium cannot be had'
-    return 77
-  fi
+  local code=0
+  need_console_tools || code=$?
+  [ $code -ne 0 ] || need_chromium || code=$?
+  [ $code -ne 77 ] || warn 'SKIPPED: the console in a browser: Node.js or Chromium cannot be had'
+  [ $code -eq 0 ] || return $code
   (
     cd node/console
     export CHROMIUM PANGEA_BIN="$TARGET/release/pangea" CONSOLE_RESULTS="$TARGET/console-results"
