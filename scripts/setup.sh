@@ -292,7 +292,7 @@ check_console() {
     npx tsc --noEmit || exit 1
     NO_COLOR=1 closing_lines '^ *Tests ' npx vitest run || exit 1
     CONSOLE_OUT="$built" npx vite build --logLevel warn || exit 1
-    diff -r dist "$built" || { fail "node/console/dist is not what its sources give: run 'npm run build' in node/console"; exit 1; }
+    diff -rq dist "$built" || { fail "node/console/dist is not what its sources give: run 'npm run build' in node/console"; exit 1; }
   )
 }
 test_console() {
