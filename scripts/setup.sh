@@ -283,21 +283,24 @@ run_python_tests() {
 check_python_types() { (cd client/python && "$PYTHON_ENV/bin/python" -m mypy --cache-dir "$TARGET/mypy"); }
 # Types, state and whether the committed files are what the sources give.
 check_console() {
-  local built="$TARGET/console"
-  need_console_tools || { warn 'SKIPPED: the console: Node.js or its packages cannot be had'; return 77; }
+  local built="$TARGET/console" code=0
+  need_console_tools || code=$?
+  [ $code -ne 77 ] || warn 'SKIPPED: the console: Node.js or its packages cannot be had'
+  [ $code -eq 0 ] || return $code
   (
     cd node/console
     npx tsc --noEmit || exit 1
     NO_COLOR=1 closing_lines '^ *Tests ' npx vitest run || exit 1
     CONSOLE_OUT="$built" npx vite build --logLevel warn || exit 1
-    diff -r dist "$built" || { fail "node/console/dist is not what its sources give: run 'npm run build' in node/console"; exit 1; }
+    diff -rq dist "$built" || { fail "node/console/dist is not what its sources give: run 'npm run build' in node/console"; exit 1; }
   )
 }
 test_console() {
-  if ! need_console_tools || ! need_chromium; then
-    warn 'SKIPPED: the console in a browser: Node.js or Chromium cannot be had'
-    return 77
-  fi
+  local code=0
+  need_console_tools || code=$?
+  [ $code -ne 0 ] || need_chromium || code=$?
+  [ $code -ne 77 ] || warn 'SKIPPED: the console in a browser: Node.js or Chromium cannot be had'
+  [ $code -eq 0 ] || return $code
   (
     cd node/console
     export CHROMIUM PANGEA_BIN="$TARGET/release/pangea" CONSOLE_RESULTS="$TARGET/console-results"

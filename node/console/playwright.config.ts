@@ -4,7 +4,7 @@ import { defineConfig } from '@playwright/test'
 export default defineConfig({
   testDir: 'browser',
   outputDir: process.env.CONSOLE_RESULTS ?? 'test-results',
-  timeout: 60_000,
+  timeout: 120_000,
   workers: 1,
   fullyParallel: false,
   reporter: [['list']],

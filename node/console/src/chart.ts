@@ -2,8 +2,6 @@
 
 import uPlot from 'uplot'
 
-import { clock } from './units'
-
 type Data = (number | null)[][]
 
 export interface Plot {
@@ -13,7 +11,14 @@ export interface Plot {
 
 const HEIGHT = 180
 
-export function open(box: HTMLElement, labels: string[], text: (value: number) => string, data: Data): Plot {
+/** What a chart shows: names of its lines, and how times (in seconds since 1970) and values are written. */
+export interface Shown {
+  labels: string[]
+  time: (seconds: number) => string
+  value: (value: number) => string
+}
+
+export function open(box: HTMLElement, { labels, time, value }: Shown, data: Data): Plot {
   const probe = box.appendChild(document.createElement('span'))
   const colour = (name: string) => {
     probe.style.color = `var(${name})`
@@ -27,8 +32,8 @@ export function open(box: HTMLElement, labels: string[], text: (value: number) =
     cursor: { show: false },
     scales: { y: { range: (_plot, low, high) => [Math.min(0, low ?? 0), high > 0 ? high * 1.1 : 1] } },
     axes: [
-      { ...axis, space: 80, values: (_plot, splits) => splits.map((split) => clock(1000 * split)) },
-      { ...axis, size: 72, values: (_plot, splits) => splits.map((split) => text(split)) },
+      { ...axis, space: 80, values: (_plot, splits) => splits.map(time) },
+      { ...axis, size: 72, values: (_plot, splits) => splits.map(value) },
     ],
     series: [
       {},

@@ -40,7 +40,7 @@ export function begin(): void {
   route()
   restore()
   store.subscribe(keep)
-  poll(POLL, async () => dispatch({ type: 'status', status: await json<Status>('/api/pangea/status') }), true)
+  poll(POLL, status, true)
   poll(POLL, async () => {
     const pool = shared(store.state.pool.pool, await json<Pool>('/api/pangea/pool'))
     dispatch({ type: 'pool', pool, at: Date.now() })
@@ -87,6 +87,13 @@ function poll(ms: number, once: () => Promise<void>, isVital = false): void {
     }
   }
   void run()
+}
+
+async function status(): Promise<void> {
+  const status = await json<Status>('/api/pangea/status')
+  // Parts of this page that are still to come are those of the new version.
+  if (store.state.status && store.state.status.version !== status.version) location.reload()
+  dispatch({ type: 'status', status })
 }
 
 async function metrics(): Promise<void> {
@@ -301,6 +308,8 @@ export function hidePlan(model: string): void {
 
 export async function change(what: 'load' | 'drop', model: string): Promise<void> {
   dispatch({ type: 'models/asked', model, asked: { what, error: null } })
+  // Where it was to be placed is no longer true.
+  hidePlan(model)
   try {
     await json(`/api/pangea/models/${what}`, { body: { model } })
     dispatch({ type: 'models/asked', model, asked: null })

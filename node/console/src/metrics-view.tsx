@@ -80,7 +80,9 @@ function Plot({ chart, at }: { chart: Chart; at: number[] }) {
   useEffect(() => {
     let isOpen = true
     void import('./chart').then(({ open }) => {
-      if (isOpen && box.current && lines.length > 0) plot.current = open(box.current, lines.map(({ label }) => label), SHOW[unit], [at, ...lines.map(({ data }) => data)])
+      if (!isOpen || !box.current || lines.length === 0) return
+      const shown = { labels: lines.map(({ label }) => label), time: (seconds: number) => clock(1000 * seconds), value: SHOW[unit] }
+      plot.current = open(box.current, shown, [at, ...lines.map(({ data }) => data)])
     })
     return () => {
       isOpen = false

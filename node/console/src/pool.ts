@@ -230,8 +230,8 @@ export function places(peers: string[], width: number, height: number): Map<stri
   if (first === undefined) return found
   // Two stand side by side.
   if (others.length === 1) {
-    found.set(first, { x: width * 0.28, y: centre.y })
-    found.set(others[0] as string, { x: width * 0.72, y: centre.y })
+    found.set(first, { x: width * 0.2, y: centre.y })
+    found.set(others[0] as string, { x: width * 0.8, y: centre.y })
     return found
   }
   found.set(first, centre)
