@@ -301,6 +301,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         numerics: pangea_compute::model::NUMERICS,
         software: env!("CARGO_PKG_VERSION").to_owned(),
         device: parts.devices.called(executor.isa()),
+        bits: parts.devices.bits(),
         threads: u16::try_from(parts.devices.threads(Purpose::Products)).unwrap_or(u16::MAX),
         memory_bytes: parts.devices.offered_bytes().saturating_sub(drafting_bytes),
         f32_flops_per_s: speeds.f32_flops_per_s,

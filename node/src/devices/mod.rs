@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use pangea_client::{DeviceStatus, Error, ErrorKind, Result};
+use pangea_compute::commit::Profile;
 use pangea_control::Time;
 use pangea_control::devices::{Action, Event, LeaseId, Ledger, Shortage};
 use tokio::sync::{Notify, oneshot};
@@ -127,6 +128,12 @@ impl Devices {
             Some(gpu) => format!("gpu/{}", gpu.report().name),
             None => format!("cpu/{isa}"),
         }
+    }
+
+    /// Profile by which what computes layers is compared by value, as adverts say it; empty where its bits are exact.
+    pub fn bits(&self) -> String {
+        let works = self.gpu().is_some_and(|gpu| gpu.works().is_some());
+        if works { Profile::Grid.name().to_owned() } else { String::new() }
     }
 
     /// All adapters of this machine, and what this node does with each; none where it was not to look for them.

@@ -1,5 +1,5 @@
 //! Nodes whose layers a GPU computes, Debian's software device where there is no other: alone, beside a processor, with a part of the
-//! layers, and lost in the middle of an answer.
+//! layers, lost in the middle of an answer, audited by value, and lying.
 
 use pangea_compute::gpu::{Gpu, GpuChoice};
 use pangea_tests::skip::skip;
@@ -75,6 +75,61 @@ fn layers_that_do_not_fit_the_gpu_are_computed_by_the_processor_beside_it() {
     let used = devices(&node).into_iter().find(|device| device["used"] == true).unwrap();
     let (held, limit) = (used["memory_used_bytes"].as_u64().unwrap(), used["memory_limit_bytes"].as_u64().unwrap());
     assert!(0 < held && held <= limit && limit == 16 << 20, "{used}");
+}
+
+/// A node that splits the model and audits every answer, and one with a GPU that has these layers.
+fn audited_with(stage: &Stage, device: &str, gpu_layers: [&str; 2], fault: Option<&str>) -> [Node; 2] {
+    let one = stage.splitting("one").with("--layers", gpu_layers[0]).with("--audit", "1").start();
+    let gpu = stage.cluster.node("gpu").with("--peer", &one.address).with("--layers", gpu_layers[1]);
+    let gpu = gpu.with("--device", device);
+    let gpu = fault.into_iter().fold(gpu, NodeBuilder::fault).start();
+    eventually("the layers are placed on both", || [&one, &gpu].iter().all(|node| node.process.count("are ready") > 0));
+    [one, gpu]
+}
+
+#[test]
+fn stages_of_processors_and_gpus_are_audited_by_value_and_no_honest_one_is_suspected() {
+    let test = "stages_of_processors_and_gpus_are_audited_by_value_and_no_honest_one_is_suspected";
+    let Some(device) = device(test) else { return };
+    for gpu_layers in [["15-29", "0-14"], ["0-14", "15-29"]] {
+        let stage = dense();
+        let [one, gpu] = audited_with(&stage, &device, gpu_layers, None);
+        request_computed_by(&one, COMPLETIONS, &prompt(), &[&one, &gpu]);
+        for _ in 0..10 {
+            let (_, pangea) = answer(&one);
+            assert_eq!(
+                (&pangea["verdict"], &pangea["failovers"]),
+                (&json!("tolerance-checked"), &json!(0)),
+                "{pangea}"
+            );
+            assert_eq!(stages(&pangea).len(), 2, "{pangea}");
+            // The receipt is written again after the audit.
+            let id = pangea["receipts"][0].as_str().unwrap();
+            eventually("the audited receipt is kept", || {
+                let file = file_of_receipt(&one, id);
+                file.and_then(|file| std::fs::read_to_string(file).ok())
+                    .is_some_and(|json| json.contains("tolerance-checked"))
+            });
+            stage.verify_all(&one, &pangea);
+        }
+        assert!(!one.status_of(&gpu).quarantined);
+        assert_eq!(one.process.count("peer_suspected"), 0, "an honest node is suspected");
+    }
+}
+
+#[test]
+fn a_gpu_s_stage_that_lies_is_convicted_by_the_rows_that_it_opened() {
+    let Some(device) = device("a_gpu_s_stage_that_lies_is_convicted_by_the_rows_that_it_opened") else { return };
+    let stage = dense();
+    let exact = answer(&stage.serving("processor").start()).0;
+    let [one, liar] = audited_with(&stage, &device, ["15-29", "0-14"], Some("corrupt-stage"));
+    eventually("the liar is shut out", || {
+        let (text, pangea) = answer(&one);
+        // Without the liar all of it is computed here.
+        assert!(pangea["verdict"] != "local" || text == exact, "{pangea}");
+        one.status_of(&liar).quarantined
+    });
+    eventually("the evidence is kept", || !one.evidence_against(&liar).is_empty());
 }
 
 #[test]

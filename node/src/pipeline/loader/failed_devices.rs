@@ -75,6 +75,7 @@ impl Loader {
         let (called, bytes) = (devices.called(Isa::best().name()), devices.offered_bytes());
         pool.update_advert(|own| {
             own.device = called;
+            own.bits = devices.bits();
             own.memory_bytes = own.memory_bytes.min(bytes);
         });
         measure_speed(pool.clone(), devices.clone(), self.0.pipeline.supervisor());
