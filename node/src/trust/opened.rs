@@ -112,12 +112,12 @@ mod tests {
         let rows: Arc<[f32]> = [1.5, -0.0, f32::MIN_POSITIVE / 4.0, 3e38].into();
         let opened = OpenedRows { stage: 1, rows: Arc::clone(&rows) };
         let json = serde_json::to_string(&opened).unwrap();
-        assert_eq!(json, r#"{"stage":1,"rows":"AADAPwAAAIAAACAAmbZhfw=="}"#);
+        assert_eq!(json, r#"{"stage":1,"rows":"AADAPwAAAIAAACAA5rFhfw=="}"#);
         let back: OpenedRows = serde_json::from_str(&json).unwrap();
         assert_eq!(bytemuck::cast_slice::<f32, u32>(&back.rows), bytemuck::cast_slice::<f32, u32>(&rows));
         for wrong in ["AAA", "AAAA", "!", "AADAPwAA"] {
             assert!(
-                serde_json::from_str::<OpenedRows>(&json.replace("AADAPwAAAIAAACAAmbZhfw==", wrong)).is_err(),
+                serde_json::from_str::<OpenedRows>(&json.replace("AADAPwAAAIAAACAA5rFhfw==", wrong)).is_err(),
                 "{wrong}"
             );
         }
