@@ -42,7 +42,7 @@ pub struct CacheShape {
 }
 
 impl CacheShape {
-    /// For layers `layers` of a model, which it has, in this machine's memory.
+    /// For layers `layers` of a model, in this machine's memory.
     pub fn of(config: &ModelConfig, layers: Range<usize>) -> CacheShape {
         CacheShape::split(config, layers, 0)
     }
@@ -54,7 +54,8 @@ impl CacheShape {
         let first_on_device = layers.end.saturating_sub(on_device);
         let mut shape =
             CacheShape { context: config.context, pages: none, device_pages: none, windows: [0; KINDS], states: None };
-        for layer in layers {
+        // Layers that the model does not have are for the plan of a stage to refuse.
+        for layer in layers.start..layers.end.min(config.layers) {
             match config.delta.filter(|_| config.is_delta[layer]) {
                 Some(delta) => {
                     let before = shape.states.map_or(0, |states| states.layers);
