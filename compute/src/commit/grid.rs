@@ -186,7 +186,7 @@ pub fn compare_rows(ours: &[f32], theirs: &[f32], width: usize, layers: usize) -
 ///
 /// A deviation of an element is [`deviation`] of the row's RMS and of the element's own size: what stands out of its row came from
 /// inputs that stood out, whose errors are a share of them. An element may differ by sixteen, all of a row by two and a half in RMS;
-/// five in RMS are evidence. Smaller lies are not found, nor is a lie about a single element ever proven: that is why the verdict is
+/// five in RMS are evidence. Smaller lies are not found, and one about a single element is proven only if it is large: the verdict is
 /// `tolerance-checked` at best. The scale is that of `ours` alone, so that no lie widens its own tolerance.
 pub fn compare(ours: &[f32], theirs: &[f32], layers: usize) -> GridVerdict {
     if ours.len() != theirs.len() {

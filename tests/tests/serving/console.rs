@@ -177,7 +177,7 @@ fn products_that_cannot_be_are_refused_with_the_reason() {
 #[test]
 fn members_are_listed_invited_and_never_accepted_by_wrong_digits() {
     let cluster = Cluster::new();
-    let node = cluster.node("one").start();
+    let node = cluster.node("one").own_pool().start();
     let listed = get(&node.api, "/api/pangea/members").json();
     assert_eq!((listed["members"][0]["state"].clone(), listed["open"].clone()), (json!("this node"), json!(false)));
     let invited = post(&node.api, "/api/pangea/invitations", &json!({"pin": true})).json();

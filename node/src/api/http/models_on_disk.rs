@@ -59,7 +59,10 @@ fn entry(entry: Entry) -> Value {
             shown["quantisation"] = json!(facts.quantisation);
             shown["context"] = json!(facts.context);
         }
-        Err(error) => shown["problem"] = json!(error.message()),
+        Err(error) => {
+            let (path, name) = (entry.path.to_string_lossy(), entry.path.file_name().unwrap_or_default());
+            shown["problem"] = json!(error.message().replace(&*path, &name.to_string_lossy()));
+        }
     }
     shown
 }
