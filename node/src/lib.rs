@@ -19,6 +19,7 @@
 //! | 0 | [`wire`] | the task protocol as bytes; sans-I/O |
 //! | 0 | [`model_text`] | tokenizer, chat template and grammar of a model; prompts |
 //! | 0 | `copying` | fast large copies where the C library's are slow |
+//! | 0 | [`service`] | a node as a service of systemd or launchd: texts and places |
 //! | 1 | [`data_dir`] | the lock of the data directory, and `node.json` |
 //! | 1 | [`api_keys`] | keys that the owner of a node gives to others, as digests |
 //! | 1 | [`supervise`] | every thread and lasting task, and what follows when one ends |
@@ -29,14 +30,15 @@
 //! | 1 | [`peers`] | the handle on the directory of peers; whether a peer may compute |
 //! | 1 | [`streams`] | framing, opening and limits of streams, for every protocol |
 //! | 2 | [`net`] | transports, admission, connections, joining |
-//! | 3 | [`models`] | models on disk: names, sources, loading into memory |
+//! | 2 | [`models`] | models on disk: names, sources, loading into memory |
 //! | 3 | [`config`] | flags, environment and file, resolved once |
 //! | 3 | [`worker`] | the compute queue, packed operands |
 //! | 3 | [`trust`] | signed claims, receipts, audits |
 //! | 3 | [`rows`] | rows that stages without exact bits gave: kept, opened to their coordinators |
 //! | 3 | [`pool`] | the nodes of a pool: adverts, the master, the graph of links |
-//! | 4 | [`blob`] | pieces of model files: stored, served to peers, fetched |
+//! | 3 | [`blob`] | pieces of model files: stored, served to peers, fetched |
 //! | 4 | [`evidence`] | evidence of lies: kept, told to the members, checked again |
+//! | 4 | [`doctor`] | what keeps this machine from being a good node: each check with what to do |
 //! | 4 | [`link`] | task streams, both sides |
 //! | 4 | [`tunnel`] | whole requests to a model on their way to the node that serves it |
 //! | 4 | [`placement`] | the driver of placement: which node computes which layers |
