@@ -18,9 +18,9 @@
 //! | 2 | [`pool`] | the compute threads, [`Cancel`] |
 //! | 2 | [`gguf`] | model files: metadata, the table of tensors, what a stored block means |
 //! | 3 | `kernel` | packing, micro-kernels, [`Linear`], a transformer's layers: where `unsafe` lives |
-//! | 3 | [`gpu`] | GPUs: adapters, memory, the kernels of layers and products |
 //! | 3 | [`npy`], [`csv`] | matrices in files: NumPy's format, comma-separated text |
 //! | 3 | [`tokenizer`] | text to tokens and back |
+//! | 4 | [`gpu`] | GPUs: adapters, memory, the kernels of layers and products, held to `kernel` where they are to have its bits |
 //! | 4 | [`product`] | `C = A·B`, whole or from operands packed once |
 //! | 4 | [`json`] | matrices as JSON text |
 //! | 4 | [`sample`] | logits to tokens, grammars, stop strings |
