@@ -16,6 +16,7 @@ TEXT
 deb() {
   local folder=${1:-$TARGET} version architecture root size
   has dpkg-deb || { fail "dpkg-deb is missing: build the package on Debian or a relative"; exit 2; }
+  # shellcheck disable=SC2119 # no further arguments for the build
   need_pangea
   version=$("$PANGEA_BIN" --version | cut -d' ' -f2)
   architecture=$(dpkg --print-architecture)

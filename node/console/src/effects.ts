@@ -128,6 +128,8 @@ async function follow(): Promise<void> {
     try {
       const stream = events('/api/pangea/events')
       const first = stream.next()
+      // Awaited below; where the list fails before that, nobody else waits for it.
+      first.catch(() => {})
       dispatch({ type: 'jobs', jobs: await json<Job[]>('/api/pangea/jobs') })
       dispatch({ type: 'live', live: true })
       wait = 500

@@ -4,7 +4,7 @@
 //!
 //! * [`Lease`]: memory that somebody has; dropping it gives it back.
 //! * [`choice`]: the device that computes layers, by its name.
-//! * [`gpu`]: the GPU of this node.
+//! * `gpu`: the GPU of this node.
 //! * [`threads`]: the compute pools; [`Turn`]: the cores, for work that is not cut into pieces.
 
 pub mod choice;
