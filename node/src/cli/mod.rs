@@ -209,7 +209,11 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
 /// # Errors
 /// What is wrong with it.
 fn check_command_line(words: &[String]) -> Result<(), Failure> {
-    let typed = Cli::command().try_get_matches_from(words).map_err(|error| Failure::usage(error.to_string()))?;
+    let typed = Cli::command().try_get_matches_from(words).map_err(|error| {
+        // The failure's own output begins with that word.
+        let said = error.to_string();
+        Failure::usage(said.strip_prefix("error: ").unwrap_or(&said))
+    })?;
     if let Some(node) = typed.subcommand_matches("node") {
         NodeConfig::resolve(node, LogLevel::default())?;
     }

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use libp2p::PeerId;
+use pangea_client::Result;
 use pangea_compute::Digest;
+use pangea_compute::probe::{self, LayerRates};
 use tokio::sync::mpsc;
 
 use crate::clock;
+use crate::compute_error;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, NodeGpu};
 use crate::peers::Peers;
@@ -261,6 +264,22 @@ impl PlacementDriver {
     }
 }
 
+/// How fast layers are computed now: by the GPU, as long as it is used, else by the threads of the processor.
+fn measure_once(devices: &Devices) -> Result<LayerRates> {
+    let measured = match devices.gpu().and_then(NodeGpu::works) {
+        Some(gpu) => {
+            let _turn = devices.turn(Purpose::Probe);
+            probe::gpu_layers(gpu, PROBE_MS)
+        }
+        None => {
+            let threads = devices.pool(Purpose::Probe)?;
+            let _turn = devices.turn(Purpose::Probe);
+            probe::layers(&threads, PROBE_MS)
+        }
+    };
+    measured.map_err(compute_error)
+}
+
 /// Measures how fast this node computes layers, on a thread of its own, and publishes the speed: a first estimate, until the
 /// frames of its stages show what models really take.
 pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
@@ -268,14 +287,7 @@ pub fn measure_speed(pool: Pool, devices: Devices, supervisor: &Supervisor) {
         let mut best: Option<LayerSpeed> = None;
         for pause in PROBE_PAUSES {
             std::thread::sleep(pause);
-            let measured = devices.pool(Purpose::Probe).and_then(|threads| {
-                let _turn = devices.turn(Purpose::Probe);
-                let rates = match devices.gpu().and_then(NodeGpu::works) {
-                    Some(gpu) => pangea_compute::probe::gpu_layers(gpu, PROBE_MS),
-                    None => pangea_compute::probe::layers(&threads, PROBE_MS),
-                };
-                rates.map_err(crate::compute_error)
-            });
+            let measured = measure_once(&devices);
             match measured {
                 Ok(rates) => {
                     let before = best.map_or([0.0; 2], |best| [best.weight_bytes_per_s, best.macs_per_s]);
