@@ -462,6 +462,6 @@ report() {
 begin_session() {
   trap_signals
   # shellcheck disable=SC2119 # what is built besides is for tests
-  need_pangea
+  use_pangea
   open_session
 }

@@ -55,14 +55,14 @@ build() {
 }
 
 demo() {
-  need_pangea
+  use_pangea
   "$PANGEA_BIN" models pull "$DEMO_MODEL" >/dev/null \
     || warn "SKIPPED: the model $DEMO_MODEL could not be downloaded; the demo runs without it, and 'pangea models pull $DEMO_MODEL' tries again"
   exec "$PANGEA_BIN" demo "$@"
 }
 
 bench() {
-  need_pangea
+  use_pangea
   "$PANGEA_BIN" bench matmul "$@"
   [ $# -eq 0 ] || return 0
   if "$PANGEA_BIN" models list --json | grep -q "\"name\": \"$DEMO_MODEL\""; then

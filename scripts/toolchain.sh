@@ -251,6 +251,21 @@ need_cargo_mutants() {
   fi
 }
 
+# Sets PANGEA_BIN to a binary that can be used at once: one that a package installed, of the version of this checkout, as long as
+# nothing was built here; otherwise builds it.
+use_pangea() {
+  local installed version
+  if [ -z "${PANGEA_BIN:-}" ] && [ ! -e "$TARGET/release/pangea" ] && installed=$(command -v pangea); then
+    version=$(sed -n '/^\[workspace\.package\]/,/^$/s/^version = "\(.*\)"/\1/p' "$REPOSITORY/Cargo.toml")
+    if [ "$("$installed" --version 2>/dev/null)" = "pangea $version" ]; then
+      note "Using $installed; './scripts/setup.sh build' builds this checkout's own"
+      PANGEA_BIN=$installed
+      return
+    fi
+  fi
+  need_pangea
+}
+
 # Builds the binary if it is out of date, with cargo's progress, and sets PANGEA_BIN.
 # Arguments: what cargo builds with it, so that a test that comes next finds every crate built as it needs it.
 # If PANGEA_BIN is set already, it is used as it is.

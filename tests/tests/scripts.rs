@@ -8,6 +8,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
@@ -362,6 +363,40 @@ fn the_menu_lists_the_scripts_headers() {
     assert!(entries[at + 1].starts_with("4a  Initiator") && entries[at + 2].starts_with("4b  Responder"), "{said}");
     let help = side.run("setup.sh", &["help"]);
     assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("Usage:"));
+}
+
+#[test]
+fn a_checkout_where_nothing_was_built_uses_the_binary_that_a_package_brought() {
+    let folder = tempfile::tempdir().unwrap();
+    let (programs, checkout) = (folder.path().join("bin"), folder.path().join("checkout"));
+    fs::create_dir_all(&programs).unwrap();
+    fs::create_dir_all(&checkout).unwrap();
+    let copied = Command::new("cp").arg("-r").arg(repository().join("scripts")).arg(&checkout).status().unwrap();
+    assert!(copied.success());
+    fs::copy(repository().join("Cargo.toml"), checkout.join("Cargo.toml")).unwrap();
+    let program = |name: &str, text: &str| {
+        let path = programs.join(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("cargo", "echo built; exit 1");
+    // A package's binary says which version it is, and what it is asked for.
+    let brings = |version: &str| {
+        program("pangea", &format!("[ \"$1\" = --version ] && echo 'pangea {version}' || echo \"asked: $*\""));
+        let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+        let mut command = Command::new("bash");
+        command.arg(checkout.join("scripts/setup.sh")).args(["bench", "--size", "64"]).stdin(Stdio::null());
+        command.env("PATH", path).env_remove("PANGEA_BIN").env_remove("CARGO_TARGET_DIR").output().unwrap()
+    };
+    let used = brings(env!("CARGO_PKG_VERSION"));
+    let said = String::from_utf8_lossy(&used.stdout).into_owned();
+    assert!(said.contains("Using ") && said.contains("asked: bench matmul --size 64"), "{used:?}");
+    let other = brings("0.0.1");
+    assert!(String::from_utf8_lossy(&other.stdout).starts_with("built"), "{other:?}");
+    fs::create_dir_all(checkout.join("target/release")).unwrap();
+    fs::write(checkout.join("target/release/pangea"), "").unwrap();
+    let built = brings(env!("CARGO_PKG_VERSION"));
+    assert!(String::from_utf8_lossy(&built.stdout).starts_with("built"), "what was built here comes first: {built:?}");
 }
 
 #[test]
