@@ -90,6 +90,10 @@ interface Node {
 
   dropModel @18 (model :Text) -> (model :Model.ModelStatus);
   # Drops a model in the whole pool: no node serves it until it is loaded again. NotFound for a model that no node serves.
+
+  waysBack @19 () -> (ways :List(WayBack));
+  # Whether others can open connections to this node: a few connected peers try its addresses, which takes seconds. Peers that
+  # do not answer are left out.
 }
 
 struct Topology {
@@ -232,6 +236,17 @@ struct ModelState {
   # absent, loading, ready, unplaced or failed.
   why @2 :Text;
   # Why the model cannot be asked, where a reason is known.
+}
+
+struct WayBack {
+  peer @0 :Text;
+  # Who tried.
+  name @1 :Text;
+  # What it calls itself.
+  address @2 :Text;
+  # The address of this node, a multiaddr.
+  reached @3 :Bool;
+  # Whether something answered there.
 }
 
 struct LinkProbe {

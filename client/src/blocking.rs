@@ -12,7 +12,7 @@ use crate::jobs::JobStatus;
 use crate::model::{GenerationRequest, GenerationSummary, Model, ModelStatus, Piece};
 use crate::plan::ModelPlan;
 use crate::report::JobReport;
-use crate::status::{LinkProbe, NodeStatus, PeerStatus};
+use crate::status::{LinkProbe, NodeStatus, PeerStatus, WayBack};
 use crate::tensor::{Tensor, TensorDestination, TensorSource};
 use crate::topology::Topology;
 use crate::{Error, ErrorKind, Job, Result};
@@ -133,6 +133,11 @@ impl Client {
     /// See [`crate::Client::check_peer`].
     pub fn check_peer(&self, peer: &str, timeout: Option<Duration>) -> Result<Duration> {
         self.block_on(self.client.check_peer(peer, timeout))
+    }
+
+    /// See [`crate::Client::ways_back`].
+    pub fn ways_back(&self) -> Result<Vec<WayBack>> {
+        self.block_on(self.client.ways_back())
     }
 
     /// See [`crate::Client::connect_peer`].

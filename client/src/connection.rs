@@ -18,7 +18,7 @@ use crate::jobs::JobStatus;
 use crate::membership::Membership;
 use crate::model::{self, Model, ModelStatus};
 use crate::plan::ModelPlan;
-use crate::status::{Counters, LinkProbe, NodeStatus, PeerStatus};
+use crate::status::{Counters, LinkProbe, NodeStatus, PeerStatus, WayBack};
 use crate::tensor::{Tensor, TensorSource};
 use crate::text::string;
 use crate::topology::Topology;
@@ -245,6 +245,14 @@ impl Client {
         let response = request.send().promise.await.map_err(error)?;
         let round_trip_us = response.get().map_err(error)?.get_round_trip_us();
         Ok(Duration::try_from_secs_f64(round_trip_us / 1e6).unwrap_or_default())
+    }
+
+    /// What a few connected peers say of the way back to the node: whether they can open a connection to its addresses. Takes up to
+    /// ten seconds. Empty where no peer can be asked.
+    pub async fn ways_back(&self) -> Result<Vec<WayBack>> {
+        let response = self.node.ways_back_request().send().promise.await.map_err(error)?;
+        let ways = response.get().and_then(|results| results.get_ways()).map_err(error)?;
+        ways.iter().map(|way| WayBack::from_wire(way).map_err(error)).collect()
     }
 
     /// Status of every model that the node serves.

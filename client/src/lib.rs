@@ -45,6 +45,6 @@ pub use model::{AnswerStage, GenerationRequest, GenerationSummary, Model, ModelS
 pub use pangea_units::{Error, ErrorKind, Result};
 pub use plan::{ModelPlan, PlannedChain, PlannedStage};
 pub use report::{JobReport, Rejection, TaskCounts, Verification, WorkerShare};
-pub use status::{Counters, DeviceStatus, LinkProbe, MemoryUse, ModelState, NodeStatus, PeerStatus};
+pub use status::{Counters, DeviceStatus, LinkProbe, MemoryUse, ModelState, NodeStatus, PeerStatus, WayBack};
 pub use tensor::{Tensor, TensorBytes, TensorDestination, TensorInfo, TensorSource};
 pub use topology::{Topology, TopologyLink, TopologyNode};

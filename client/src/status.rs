@@ -1,7 +1,7 @@
 //! The status of a node, of its peers, links and service, and their wire forms. Plain values.
 
 use pangea_schema::node_capnp::{
-    counters, device_status, link_probe, memory_use, model_state, node_status, peer_status,
+    counters, device_status, link_probe, memory_use, model_state, node_status, peer_status, way_back,
 };
 use serde::Serialize;
 
@@ -157,6 +157,19 @@ pub struct LinkProbe {
     pub bytes_per_s: f64,
     /// Median round trip of a 16-byte message, in microseconds.
     pub round_trip_us: f64,
+}
+
+/// Whether a peer reaches one of a node's addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct WayBack {
+    /// Peer id of the peer that tried.
+    pub peer: String,
+    /// What it calls itself.
+    pub name: String,
+    /// Address of the node, a multiaddr.
+    pub address: String,
+    /// Whether something answered there.
+    pub reached: bool,
 }
 
 /// Bytes moved and objects held by the Cap'n Proto service, for one connection or for all.
@@ -379,6 +392,26 @@ impl LinkProbe {
         wire.set_message_bytes(self.message_bytes);
         wire.set_bytes_per_s(self.bytes_per_s);
         wire.set_round_trip_us(self.round_trip_us);
+    }
+}
+
+impl WayBack {
+    /// Reads the wire form.
+    pub fn from_wire(wire: way_back::Reader<'_>) -> capnp::Result<WayBack> {
+        Ok(WayBack {
+            peer: string(wire.get_peer()?)?,
+            name: string(wire.get_name()?)?,
+            address: string(wire.get_address()?)?,
+            reached: wire.get_reached(),
+        })
+    }
+
+    /// Writes the wire form.
+    pub fn to_wire(&self, mut wire: way_back::Builder<'_>) {
+        wire.set_peer(&self.peer);
+        wire.set_name(&self.name);
+        wire.set_address(&self.address);
+        wire.set_reached(self.reached);
     }
 }
 

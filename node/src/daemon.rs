@@ -162,6 +162,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
         fabric: runtime.fabric(),
         pool: runtime.pool(),
         members: runtime.members(),
+        ways_back: runtime.ways_back(),
         jobs: jobs.clone(),
         api: api_addr.map_or_else(String::new, |address| address.to_string()),
     };

@@ -55,6 +55,8 @@ pub enum Fault {
     LoseDevice,
     /// A model's file that is new to the node is hashed only once there is a file `hash` in its models folder.
     LateHash,
+    /// The node says that it is of an earlier release.
+    OldVersion,
 }
 
 /// Bits of an f32 that can be flipped without making a finite number infinite: the fraction's and the sign.

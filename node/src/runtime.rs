@@ -19,6 +19,7 @@ use crate::fabric::{Fabric, FabricDriver, FabricSettings};
 use crate::fault::Fault;
 use crate::host::give_back_freed_memory;
 use crate::jobs::Jobs;
+use crate::net::way_back::WaysBack;
 use crate::net::{self, Followers, GossipConfig, Interest, NetConfig, NetError, Network};
 use crate::observe::Observer;
 use crate::peers::Peers;
@@ -83,6 +84,7 @@ pub struct Runtime {
     members: Option<Members>,
     loader: Option<Loader>,
     tunnel: Option<Tunnel>,
+    ways_back: Option<WaysBack>,
     thread: Option<JoinHandle<()>>,
     stop: Option<oneshot::Sender<()>>,
     supervisor: Supervisor,
@@ -105,6 +107,7 @@ struct Handles {
     members: Option<Members>,
     loader: Option<Loader>,
     tunnel: Option<Tunnel>,
+    ways_back: Option<WaysBack>,
 }
 
 type Started = std::result::Result<Handles, Error>;
@@ -133,7 +136,7 @@ impl Runtime {
             })
             .map_err(|error| Error::new(ErrorKind::Internal, format!("cannot start the network thread: {error}")))?;
         let ended = || Error::new(ErrorKind::Internal, "the network thread ended while it started");
-        let Handles { fabric, findings, peers, network, pool, members, loader, tunnel } =
+        let Handles { fabric, findings, peers, network, pool, members, loader, tunnel, ways_back } =
             started.recv().map_err(|_| ended())??;
         Ok(Runtime {
             fabric,
@@ -144,6 +147,7 @@ impl Runtime {
             members,
             loader,
             tunnel,
+            ways_back,
             thread: Some(thread),
             stop: Some(stop),
             supervisor,
@@ -178,6 +182,11 @@ impl Runtime {
     /// Loader of the node's layers; `None` without a network.
     pub fn loader(&self) -> Option<Loader> {
         self.loader.clone()
+    }
+
+    /// Asks peers for the way back; `None` without a network.
+    pub fn ways_back(&self) -> Option<WaysBack> {
+        self.ways_back.clone()
     }
 
     /// The tunnels of whole requests; `None` without a network.
@@ -215,7 +224,10 @@ async fn run(
             let members = pooled.as_ref().map(|pooled| pooled.members.clone());
             let loader = staged.as_ref().map(|staged| staged.loader.clone());
             let tunnel = pooled.as_ref().map(|pooled| pooled.tunnel.clone());
-            let handles = Handles { fabric, findings, peers, network: network.clone(), pool, members, loader, tunnel };
+            let ways_back = pooled.as_ref().map(|pooled| pooled.ways_back.clone());
+            let network_handle = network.clone();
+            let handles =
+                Handles { fabric, findings, peers, network: network_handle, pool, members, loader, tunnel, ways_back };
             let _ = started.send(Ok(handles));
             drop(started);
             if let Some(Staged { loader, links, placing, sessions }) = staged {
@@ -271,6 +283,7 @@ struct Pooled {
     revoking: RevocationsDriver,
     meeting: StrangersDriver,
     tunnel: Tunnel,
+    ways_back: WaysBack,
 }
 
 /// The parts that compute layers of models together with other nodes.
@@ -299,7 +312,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
         force_master: parts.force_master,
         works: parts.works,
         numerics: pangea_compute::model::NUMERICS,
-        software: env!("CARGO_PKG_VERSION").to_owned(),
+        software: if parts.fault == Some(Fault::OldVersion) { "0.0.1" } else { env!("CARGO_PKG_VERSION") }.to_owned(),
         device: parts.devices.called(executor.isa()),
         bits: parts.devices.bits(),
         threads: u16::try_from(parts.devices.threads(Purpose::Products)).unwrap_or(u16::MAX),
@@ -348,6 +361,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     };
     network.observe(&parts.observer);
     let tunnel = Tunnel::new(network.clone(), peers.clone(), parts.works)?;
+    let ways_back = WaysBack::start(network.clone(), peers.clone(), &parts.supervisor)?;
     let mut followers = Followers::new(events);
     let for_fabric = followers.follow(Interest::NoGossip);
     let (driver, inlets, fabric) =
@@ -397,7 +411,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     };
     let members = Members::new(membership.clone(), network.clone(), pool.clone());
     let meeting = StrangersDriver::new(membership, members.clone(), followers.follow(Interest::Strangers));
-    let pooled = Some(Pooled { network, pool, members, pooling, revoking, meeting, tunnel });
+    let pooled = Some(Pooled { network, pool, members, pooling, revoking, meeting, tunnel, ways_back });
     let followers = Some(followers);
     Ok(Built { driver, inlets, fabric, findings, peers, accusing, pooled, staged, followers })
 }

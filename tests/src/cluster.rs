@@ -260,17 +260,10 @@ impl NodeBuilder {
     /// The command that starts the node.
     pub fn command(&self) -> Command {
         let mut command = command(self.namespace.as_ref());
-        command.args([
-            "node",
-            "--name",
-            &self.name,
-            "--threads",
-            "1",
-            "--listen",
-            &self.listen,
-            "--rpc-addr",
-            &self.rpc_addr,
-        ]);
+        command.args(["node", "--name", &self.name, "--listen", &self.listen, "--rpc-addr", &self.rpc_addr]);
+        if !self.arguments.iter().any(|argument| argument == "--threads") {
+            command.args(["--threads", "1"]);
+        }
         match &self.api_addr {
             Some(address) => command.args(["--api-addr", address]),
             None => command.args(["--bind", "lan", "--api-port", "0"]),

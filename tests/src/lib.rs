@@ -3,7 +3,7 @@
 //! Uses only the public interfaces of the crates under test.
 //!
 //! * [`cluster`]: real `pangea node` processes with their own folders. [`process`]: one process, its output and its end.
-//! * [`command`]: the binary as one process that ends by itself.
+//! * [`command`]: the binary as one process that ends by itself. [`doctor`]: what `pangea doctor` finds.
 //! * [`matrix`]: products of a node against a reference.
 //! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: several hosts on one machine.
 //! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
@@ -21,6 +21,7 @@ pub mod accuser;
 pub mod answerer;
 pub mod cluster;
 pub mod command;
+pub mod doctor;
 pub mod file_host;
 pub mod forwarder;
 pub mod gossip;

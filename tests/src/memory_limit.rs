@@ -2,6 +2,7 @@
 //! passes it is killed. Knows version 1 and 2 of control groups.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// Control groups of version 1 and of version 2: the folder of all groups, and the file in a group that limits it.
 const HIERARCHIES: [(&str, &str); 2] =
@@ -34,6 +35,13 @@ impl MemoryLimit {
         std::fs::create_dir(&limit.folder).map_err(say)?;
         std::fs::write(limit.folder.join(file), bytes.to_string()).map_err(say)?;
         Ok(limit)
+    }
+
+    /// `program` in the group from its first instruction on; the process that starts becomes the program.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"echo $$ > "$0" && exec "$@""#]).arg(self.folder.join("cgroup.procs")).arg(program);
+        command
     }
 
     /// Puts a process and all its threads into the group.

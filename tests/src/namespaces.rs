@@ -69,6 +69,14 @@ impl Namespaces {
         ip(&["-n", &self.switch, "link", "set", &format!("port{}", host + 1), state]).unwrap();
     }
 
+    /// Gives a host a bridge as container engines make one, with this address, such as `172.17.0.1/16`.
+    pub fn add_bridge(&self, host: usize, bridge: &str, address: &str) {
+        let host = &self.hosts[host].name;
+        ip(&["-n", host, "link", "add", bridge, "type", "bridge"]).unwrap();
+        ip(&["-n", host, "addr", "add", address, "dev", bridge]).unwrap();
+        ip(&["-n", host, "link", "set", bridge, "up"]).unwrap();
+    }
+
     /// Loses every packet from one host to another, or delivers them again. Packets the other way still arrive.
     pub fn set_one_way(&self, from: usize, to: usize, lost: bool) {
         let (from, to) = (&self.hosts[from], &self.hosts[to].address);

@@ -33,6 +33,15 @@ impl SmallDisk {
         &self.path
     }
 
+    /// Lets nobody write on the disk any more.
+    ///
+    /// # Panics
+    /// Where the system refuses.
+    pub fn make_read_only(&self) {
+        let status = Command::new("mount").args(["-o", "remount,ro"]).arg(&self.path).status().unwrap();
+        assert!(status.success());
+    }
+
     /// Makes the disk as large as `size_bytes`; what is on it stays.
     ///
     /// # Panics

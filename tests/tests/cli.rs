@@ -5,16 +5,14 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{TcpListener, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use pangea_tests::cluster::binary;
 use pangea_tests::command::{command, json, names_in, pangea, stderr, stdout};
-use pangea_tests::namespaces::Namespaces;
 use pangea_tests::process::Process;
-use pangea_tests::skip::{skip, unless_root};
+use pangea_tests::skip::skip;
 
 /// An address without a listener: port 1 needs privileges, and no service uses it.
 const NOBODY: &str = "127.0.0.1:1";
@@ -507,91 +505,6 @@ fn the_demo_multiplies_survives_a_kill_and_cleans_up() {
         let alive = Command::new("kill").args(["-0", &pid.to_string()]).stderr(Stdio::null()).status().unwrap();
         assert!(!alive.success(), "{node} is still running");
     }
-}
-
-/// The findings of `pangea doctor --json`, and whether nothing is a problem.
-fn doctor(mut command: Command, home: &Path) -> (Vec<serde_json::Value>, bool) {
-    let output = command.args(["doctor", "--json", "--data-dir"]).arg(home).output().unwrap();
-    let found: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
-    let ok = found["ok"].as_bool().unwrap();
-    assert_eq!(output.status.code(), Some(i32::from(!ok)), "{found}");
-    (found["findings"].as_array().unwrap().clone(), ok)
-}
-
-/// The finding of a check whose sentence contains this, which must say what to do.
-fn found<'a>(findings: &'a [serde_json::Value], check: &str, what: &str) -> &'a serde_json::Value {
-    let fits =
-        |finding: &&serde_json::Value| finding["check"] == check && finding["what"].as_str().unwrap().contains(what);
-    let finding = findings.iter().find(fits).unwrap_or_else(|| panic!("no {check}: {what} in {findings:?}"));
-    assert!(finding["level"] == "good" || finding["advice"] != "", "{finding}");
-    finding
-}
-
-#[test]
-fn the_doctor_finds_what_is_wrong_with_the_folder_and_says_what_to_do() {
-    let folder = tempfile::tempdir().unwrap();
-    let home = folder.path().join("home");
-    fs::create_dir_all(home.join("models")).unwrap();
-    fs::write(home.join("models/broken.gguf"), b"GGUF and no more").unwrap();
-    fs::write(home.join("keys.json"), "{}").unwrap();
-    fs::set_permissions(home.join("keys.json"), fs::Permissions::from_mode(0o644)).unwrap();
-    let (findings, ok) = doctor(command(folder.path(), &[]), &home);
-    assert!(!ok);
-    assert_eq!(found(&findings, "data directory", "others may read")["level"], "problem");
-    assert_eq!(found(&findings, "model", "broken cannot be read")["level"], "problem");
-    found(&findings, "disk", "/s are written");
-    found(&findings, "memory", "of memory");
-    // For people: lines that fit a terminal, problems in capitals, and a count.
-    let output = pangea(folder.path(), &["doctor", "--data-dir", home.to_str().unwrap()]);
-    let (text, error) = (stdout(&output), stderr(&output));
-    assert!(text.contains("PROBLEM  model: broken cannot be read"), "{text}");
-    assert!(error.contains("problems were found"), "{error}");
-    let is_long = |line: &&str| line.chars().count() > 80 && line.trim().contains(' ') && !line.contains('/');
-    assert_eq!(text.lines().find(is_long), None, "{text}");
-    assert_eq!(names_in(&home), ["keys.json", "models"], "nothing is left behind");
-}
-
-#[test]
-fn the_doctor_explains_a_gpu_that_is_not_used() {
-    let test = "the_doctor_explains_a_gpu_that_is_not_used";
-    let adapters = pangea_compute::gpu::adapters();
-    let Some(unused) = adapters.iter().find(|adapter| adapter.unused_because.is_some()) else {
-        return skip(test, "every GPU of this machine is used, or there is none");
-    };
-    let folder = tempfile::tempdir().unwrap();
-    let (findings, _) = doctor(command(folder.path(), &[]), folder.path());
-    let finding = found(&findings, "GPU", &unused.name);
-    assert!(finding["what"].as_str().unwrap().contains(unused.unused_because.as_deref().unwrap()), "{finding}");
-}
-
-#[test]
-fn the_doctor_finds_ports_that_are_taken_and_a_network_without_announcements() {
-    let test = "the_doctor_finds_ports_that_are_taken_and_a_network_without_announcements";
-    if unless_root(test) {
-        return;
-    }
-    let network = match Namespaces::new(1) {
-        Ok(network) => network,
-        Err(why) => return skip(test, &why),
-    };
-    let host = &network.hosts()[0];
-    let folder = tempfile::tempdir().unwrap();
-    let (findings, ok) = doctor(host.command(&binary()), folder.path());
-    assert!(ok, "{findings:?}");
-    for (check, what) in
-        [("mDNS", "announcements pass"), ("ports", "52415, for the HTTP API, is free"), ("addresses", "reach")]
-    {
-        assert_eq!(found(&findings, check, what)["level"], "good");
-    }
-
-    // Other programs have the ports, that of announcements for themselves alone.
-    let _taken =
-        host.within(|| (UdpSocket::bind("0.0.0.0:5353").unwrap(), TcpListener::bind("0.0.0.0:52415").unwrap()));
-    let (findings, ok) = doctor(host.command(&binary()), folder.path());
-    assert!(!ok);
-    assert_eq!(found(&findings, "mDNS", "announcements cannot be sent or heard")["level"], "problem");
-    assert_eq!(found(&findings, "ports", "52415, for the HTTP API, cannot be used")["level"], "note");
-    assert_eq!(found(&findings, "ports", "7777, for other nodes, is free")["level"], "good");
 }
 
 /// A folder with a program `systemctl` that writes its arguments into `calls` and succeeds.

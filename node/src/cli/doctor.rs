@@ -44,7 +44,9 @@ pub(super) async fn run(args: DoctorArgs) -> Result<(), Failure> {
     let mut findings = look(&folder, node.as_ref());
     if node.is_some() || args.rpc.rpc.is_some() {
         let client = args.rpc.node().await?;
-        findings.extend(look_at_node(&client.status().await?, &client.peers().await?));
+        // A node of an earlier release does not know the question.
+        let ways = client.ways_back().await.unwrap_or_default();
+        findings.extend(look_at_node(&client.status().await?, &client.peers().await?, &ways));
     }
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
     match args.json.json {

@@ -1,4 +1,4 @@
-//! The data directory: who may read its secrets, the disk that it is on, and the models in it.
+//! The data directory: who may read its secrets, whether its certificate counts, the disk that it is on, and the models in it.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -9,10 +9,18 @@ use pangea_compute::model::ModelFile;
 use pangea_units::ByteSize;
 
 use super::Finding;
+use crate::membership::{KeptCertificate, unix_s};
 use crate::models;
+use crate::net::identity::load_as_it_is;
 
 /// Files that nobody but their owner may read.
 const SECRETS: [&str; 3] = ["node.key", "pool.key", "keys.json"];
+
+const JOIN_AGAIN: &str =
+    "have a member invite this node (pangea invite), and join again: pangea join PIN, or pangea node --join TOKEN";
+
+/// Seconds before the end of a certificate from which it is said: time enough to find whoever can invite.
+const SOON_S: u64 = 7 * 24 * 3600;
 
 /// Bytes that are written to measure the disk.
 const MEASURED: usize = 16 << 20;
@@ -29,7 +37,13 @@ pub(super) fn permissions(data_dir: &Path) -> Vec<Finding> {
         return vec![Finding::good("data directory", format!("{shown} does not exist yet; the first node makes it"))];
     }
     if let Err(error) = tempfile::tempfile_in(data_dir) {
-        let advice = format!("give it to the user that runs the node: sudo chown -R \"$USER\" {shown}");
+        let advice = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => {
+                format!("give it to the user that runs the node: sudo chown -R \"$USER\" {shown}")
+            }
+            std::io::ErrorKind::ReadOnlyFilesystem => "use another folder: --data-dir says which".to_owned(),
+            _ => "make room, or use another folder: --data-dir says which".to_owned(),
+        };
         return vec![Finding::problem("data directory", format!("cannot write in {shown}: {error}"), advice)];
     }
     let mut findings = Vec::new();
@@ -50,6 +64,35 @@ pub(super) fn permissions(data_dir: &Path) -> Vec<Finding> {
             .push(Finding::good("data directory", format!("{shown} can be written, and its secrets are its owner's")));
     }
     findings
+}
+
+/// The identity and the certificate of the pool that a node joined: each can be read, and they fit each other. Whether the
+/// certificate was revoked is known to the node.
+pub(super) fn membership(data_dir: &Path) -> Vec<Finding> {
+    let key = match load_as_it_is(&data_dir.join("node.key")) {
+        Ok(key) => key,
+        Err(error) => return vec![Finding::problem("pool", error.to_string(), "a node does not start with it")],
+    };
+    let kept = match KeptCertificate::load(data_dir) {
+        Ok(Some(kept)) => kept,
+        Ok(None) => return vec![Finding::good("pool", "this node holds the key of a pool of its own")],
+        Err(error) => return vec![Finding::problem("pool", error.to_string(), "a node does not start with it")],
+    };
+    let (member, Some(key)) = (&kept.member, key) else {
+        let what = "there is a certificate of a pool, and no node.key that it is for";
+        return vec![Finding::problem("pool", what, JOIN_AGAIN)];
+    };
+    let now = unix_s();
+    match kept.chain.verify(&key.public().to_peer_id(), &kept.pool, now, |_| false) {
+        Err(why) => {
+            vec![Finding::problem("pool", format!("the certificate from {member} does not count: {why}"), JOIN_AGAIN)]
+        }
+        Ok(proven) if proven.expires_unix_s < now + SOON_S => {
+            let hours = (proven.expires_unix_s - now) / 3600;
+            vec![Finding::note("pool", format!("the certificate from {member} ends in {hours} hours"), JOIN_AGAIN)]
+        }
+        Ok(_) => vec![Finding::good("pool", format!("the certificate from {member} counts"))],
+    }
 }
 
 pub(super) fn disk(data_dir: &Path) -> Vec<Finding> {

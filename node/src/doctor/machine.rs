@@ -27,7 +27,8 @@ fn memory_of(all: Option<u64>, available: Option<u64>) -> Finding {
             "say it with --max-memory when you start a node",
         );
     };
-    let free = available.unwrap_or(all);
+    // The system counts all of its memory as available; this process may be limited to a part of it.
+    let free = available.unwrap_or(all).min(all);
     let what = format!("{} of memory, {} of it free", ByteSize(all), ByteSize(free));
     if free < LITTLE_MEMORY {
         let advice =
@@ -113,6 +114,8 @@ mod tests {
         assert_eq!(memory_of(Some(16 << 30), Some(8 << 30)).level, Level::Good);
         let little = memory_of(Some(16 << 30), Some(1 << 30));
         assert!(little.level == Level::Note && little.what.contains("1.00 GiB of it free"), "{little:?}");
+        let limited = memory_of(Some(1 << 30), Some(8 << 30));
+        assert!(limited.level == Level::Note && limited.what.contains("1.00 GiB of it free"), "{limited:?}");
         assert!(memory_of(None, None).advice.contains("--max-memory"));
         let now = SystemTime::now();
         let behind = |seconds| clock_of(now, Some(now + Duration::from_secs(seconds)));

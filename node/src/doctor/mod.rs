@@ -5,7 +5,7 @@
 //! | file | looks at |
 //! |---|---|
 //! | `machine` | memory, clock, threads, GPUs |
-//! | `folder` | the data directory: permissions, disk, models |
+//! | `folder` | the data directory: permissions, certificate, disk, models |
 //! | `network` | ports, mDNS, addresses |
 //! | `running` | what a running node says of itself and of its peers |
 
@@ -16,7 +16,7 @@ mod running;
 
 use std::path::Path;
 
-use pangea_client::{NodeStatus, PeerStatus};
+use pangea_client::{NodeStatus, PeerStatus, WayBack};
 use serde::Serialize;
 
 use crate::data_dir::NodeFile;
@@ -65,6 +65,7 @@ pub fn look(data_dir: &Path, node: Option<&NodeFile>) -> Vec<Finding> {
     let mut findings = vec![machine::memory(), machine::clock(data_dir)];
     findings.extend(machine::devices());
     findings.extend(folder::permissions(data_dir));
+    findings.extend(folder::membership(data_dir));
     findings.extend(folder::disk(data_dir));
     findings.extend(folder::models(&data_dir.join("models")));
     findings.extend(network::ports(node));
@@ -74,12 +75,13 @@ pub fn look(data_dir: &Path, node: Option<&NodeFile>) -> Vec<Finding> {
 }
 
 /// Looks at what a running node says of itself and of its peers.
-pub fn look_at_node(status: &NodeStatus, peers: &[PeerStatus]) -> Vec<Finding> {
+pub fn look_at_node(status: &NodeStatus, peers: &[PeerStatus], ways: &[WayBack]) -> Vec<Finding> {
     let mut findings = vec![machine::threads(status.threads)];
     findings.extend(running::pool(status));
     findings.extend(running::models(status));
     findings.extend(running::devices(status));
     findings.extend(running::peers(peers));
+    findings.extend(running::ways_back(ways));
     findings.extend(running::versions(&status.version, peers));
     findings
 }

@@ -1,6 +1,6 @@
 //! What a running node says of itself and of its peers.
 
-use pangea_client::{NodeStatus, PeerStatus};
+use pangea_client::{NodeStatus, PeerStatus, WayBack};
 
 use super::Finding;
 
@@ -71,10 +71,29 @@ pub(super) fn peers(peers: &[PeerStatus]) -> Vec<Finding> {
     findings
 }
 
+/// Whether others can open connections to this node. Nothing is said where nobody could be asked.
+pub(super) fn ways_back(ways: &[WayBack]) -> Vec<Finding> {
+    let mut peers: Vec<&str> = ways.iter().map(|way| &*way.peer).collect();
+    peers.dedup();
+    let of_peer = |peer: &str| {
+        let tried = || ways.iter().filter(|way| way.peer == peer);
+        let Some(name) = tried().map(|way| way.name.clone()).next() else { return Vec::new() };
+        if let Some(way) = tried().find(|way| way.reached) {
+            return vec![Finding::good("way back", format!("{name} reaches this node at {}", way.address))];
+        }
+        let addresses: Vec<&str> = tried().map(|way| &*way.address).collect();
+        let what =
+            format!("{name} cannot open a connection to this node: nothing answers it at {}", addresses.join(", "));
+        let advice = "let TCP and UDP port 7777, or that of --listen, in through this machine's firewall; behind a router, forward it, or \
+                      let this node name the others (pangea node --peer): the connections that it opens serve both sides";
+        vec![Finding::problem("way back", what, advice)]
+    };
+    peers.into_iter().flat_map(of_peer).collect()
+}
+
 pub(super) fn versions(own: &str, peers: &[PeerStatus]) -> Vec<Finding> {
-    let other = peers
-        .iter()
-        .filter(|peer| peer.state == "connected" && !peer.version.is_empty() && !peer.version.ends_with(own));
+    // A version is known of nodes that are there; one that speaks other protocols may never count as connected.
+    let other = peers.iter().filter(|peer| !peer.version.is_empty() && !peer.version.ends_with(own));
     let finding = |peer: &PeerStatus| {
         let what = format!("{} runs {}, this node {own}", peer.name, peer.version);
         Finding::note("versions", what, "install the same version on all machines; others may refuse parts of the work")
@@ -105,7 +124,14 @@ mod tests {
             uptime_s: 100.0,
             ..NodeStatus::default()
         };
-        let found = look_at_node(&healthy, &[peer("kitchen", "connected", "")]);
+        let way = |address: &str, reached| WayBack {
+            peer: "12D3KooW".to_owned(),
+            name: "kitchen".to_owned(),
+            address: address.to_owned(),
+            reached,
+        };
+        let ways = [way("/ip4/10.0.0.2/tcp/7777", false), way("/ip4/192.168.1.2/tcp/7777", true)];
+        let found = look_at_node(&healthy, &[peer("kitchen", "connected", "")], &ways);
         assert!(found.iter().all(|finding| finding.level == Level::Good), "{found:?}");
 
         let sick = NodeStatus {
@@ -127,7 +153,7 @@ mod tests {
         let old = PeerStatus { version: "pangea 0.0.9".to_owned(), ..peer("attic", "connected", "") };
         let liar = PeerStatus { quarantined: true, ..peer("liar", "gone", "it lied") };
         let others = [old, liar, peer("cellar", "refused", "another pool"), peer("shed", "unreachable", "timeout")];
-        let found = look_at_node(&sick, &others);
+        let found = look_at_node(&sick, &others, &ways[..1]);
         let said: Vec<&str> = found.iter().map(|finding| finding.what.as_str()).collect();
         for wanted in [
             "the pool is open",
@@ -138,6 +164,7 @@ mod tests {
             "liar is quarantined: it lied",
             "cellar is refused: another pool",
             "shed is unreachable",
+            "kitchen cannot open a connection to this node: nothing answers it at /ip4/10.0.0.2/tcp/7777",
         ] {
             assert!(said.iter().any(|what| what.contains(wanted)), "{wanted}: {said:?}");
         }

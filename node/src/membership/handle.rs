@@ -601,7 +601,7 @@ fn cannot_issue(why: &str) -> Error {
 }
 
 /// Seconds since 1970.
-pub(super) fn unix_s() -> u64 {
+pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 

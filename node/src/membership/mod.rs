@@ -20,7 +20,7 @@ pub mod pool_key;
 pub mod stored;
 pub mod strangers;
 
-pub use handle::{Invited, Joined, Membership, Offer};
+pub use handle::{Invited, Joined, Membership, Offer, unix_s};
 pub use overview::{KnownMember, Overview};
 pub use pool_key::{PoolKey, PoolKeyError, PoolKeyProblem, PoolSigner};
 pub use stored::{KeptCertificate, Stored};

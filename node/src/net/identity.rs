@@ -62,23 +62,37 @@ pub fn load_or_create(path: &Path) -> Result<Keypair, IdentityError> {
     }
 }
 
-fn load(path: &Path) -> Result<Keypair, IdentityError> {
+/// The identity in `path`, if there is one. The file is not changed, whoever may read it.
+///
+/// # Errors
+/// [`IdentityError`]: the file cannot be read or contains no key.
+pub fn load_as_it_is(path: &Path) -> Result<Option<Keypair>, IdentityError> {
     let failed = |source| IdentityError::Io { path: path.to_owned(), source };
     let damaged = |why: String| IdentityError::Damaged { path: path.to_owned(), why };
-    let metadata = std::fs::metadata(path).map_err(failed)?;
-    if metadata.len() > MAX_FILE_BYTES {
-        return Err(damaged(format!("{} bytes", metadata.len())));
-    }
-    if metadata.permissions().mode() & 0o077 != 0 {
-        tracing::warn!(event = "identity_exposed", path = %path.display(), "the identity could be read by others; its permissions are now 0600");
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE)).map_err(failed)?;
+    let length = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.len(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    if length > MAX_FILE_BYTES {
+        return Err(damaged(format!("{length} bytes")));
     }
     let bytes = std::fs::read(path).map_err(failed)?;
     let keypair = Keypair::from_protobuf_encoding(&bytes).map_err(|error| damaged(error.to_string()))?;
     if keypair.key_type() != libp2p::identity::KeyType::Ed25519 {
         return Err(damaged("not an ed25519 key".to_owned()));
     }
-    Ok(keypair)
+    Ok(Some(keypair))
+}
+
+fn load(path: &Path) -> Result<Keypair, IdentityError> {
+    let failed = |source| IdentityError::Io { path: path.to_owned(), source };
+    let metadata = std::fs::metadata(path).map_err(failed)?;
+    if metadata.permissions().mode() & 0o077 != 0 {
+        tracing::warn!(event = "identity_exposed", path = %path.display(), "the identity could be read by others; its permissions are now 0600");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE)).map_err(failed)?;
+    }
+    load_as_it_is(path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))
 }
 
 #[cfg(test)]

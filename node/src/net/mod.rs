@@ -14,7 +14,8 @@
 //! | `inbound` | streams that peers open, until they are taken |
 //! | [`joining`] | `/pangea/join/1`: how a node asks a member to be admitted, and is answered |
 //! | `peer_connections` | open connections: their bytes, and how each is cut off |
-//! | `pings` | how often each end of a connection pings
+//! | `pings` | how often each end of a connection pings |
+//! | [`way_back`] | `/pangea/wayback/1`: whether a peer can open a connection to this node |
 //! | `gossip` | the gossip topic: limits and configuration of libp2p's gossipsub |
 //! | `identity`, `peers_file`, `addresses` | `node.key`, `peers.json`, the address to show a person |
 //! | `peer_address` | addresses of nodes as people write them |
@@ -38,6 +39,7 @@ mod socket;
 mod swarm;
 mod swarm_behaviour;
 mod transport;
+pub mod way_back;
 mod yamux;
 
 pub use doorway::{Caller, Doorway};

@@ -71,7 +71,8 @@ impl Liar {
             | Fault::PanicPool
             | Fault::PanicStage
             | Fault::LoseDevice
-            | Fault::LateHash => (Ok(honest), None),
+            | Fault::LateHash
+            | Fault::OldVersion => (Ok(honest), None),
             Fault::PanicExecutor => {
                 assert!(std::mem::replace(&mut self.panicked, true), "as the fault of this node says");
                 (Ok(honest), None)

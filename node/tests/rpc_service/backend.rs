@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pangea_client::{
     Error, ErrorKind, JobReport, JobStatus, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, TaskCounts,
-    Topology, Verification, WorkerShare,
+    Topology, Verification, WayBack, WorkerShare,
 };
 use pangea_compute::{DType, Tensor, TensorBuf};
 use pangea_node::api::rpc::{Backend, RunningJob};
@@ -193,6 +193,10 @@ impl Backend for PlainBackend {
 
     fn plan_model(&self, model: &str) -> Result<ModelPlan> {
         Err(Error::new(ErrorKind::NotFound, format!("no node of the pool serves {model}")))
+    }
+
+    async fn ways_back(&self) -> Result<Vec<WayBack>> {
+        Ok(vec![WayBack { name: "kitchen".to_owned(), reached: true, ..WayBack::default() }])
     }
 
     async fn check_peer(&self, peer: &str, _: Duration) -> Result<Duration> {

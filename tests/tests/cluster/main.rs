@@ -4,6 +4,7 @@
 
 mod accusations;
 mod connecting;
+mod doctor;
 mod failures;
 mod hostile;
 mod lies;

@@ -4,8 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use libp2p::{Multiaddr, PeerId};
 use pangea_client::{
-    Error, ErrorKind, JobStatus, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, Topology,
+    Error, ErrorKind, JobStatus, LinkProbe, ModelPlan, NodeStatus, PeerStatus, Progress, Result, Topology, WayBack,
 };
 use tokio::sync::{oneshot, watch};
 
@@ -13,8 +14,12 @@ use crate::devices::Lease;
 use crate::fabric::Fabric;
 use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
 use crate::jobs::Jobs;
+use crate::net::way_back::WaysBack;
 use crate::placement;
 use crate::pool::{Members, Pool, said, topology};
+
+/// Peers that are asked for the way back: one of each network is enough, and a pool may be large.
+const MAX_ASKED: usize = 4;
 
 /// The node behind the service. Cheap to clone; calls return at once or await the node's parts.
 pub trait Backend: Clone + Send + 'static {
@@ -56,6 +61,9 @@ pub trait Backend: Clone + Send + 'static {
     /// Who belongs to the pool; `None` without a network.
     fn members(&self) -> Option<Members>;
 
+    /// What up to [`MAX_ASKED`] connected peers say of the way back to this node; those that cannot be asked are left out.
+    fn ways_back(&self) -> impl Future<Output = Result<Vec<WayBack>>>;
+
     /// Round-trip time to a connected peer over the existing connection.
     fn check_peer(&self, peer: &str, timeout: Duration) -> impl Future<Output = Result<Duration>>;
 }
@@ -69,6 +77,8 @@ pub struct RunningNode {
     pub pool: Option<Pool>,
     /// Who belongs to the pool; `None` without a network.
     pub members: Option<Members>,
+    /// Asks peers for the way back; `None` without a network.
+    pub ways_back: Option<WaysBack>,
     /// The jobs of this node.
     pub jobs: Jobs,
     /// Address of the HTTP API; empty if it is disabled.
@@ -138,6 +148,23 @@ impl Backend for RunningNode {
         let no_pool = || Error::new(ErrorKind::Unavailable, "this node runs without a network and belongs to no pool");
         let view = Arc::clone(&self.pool.as_ref().ok_or_else(no_pool)?.view().borrow());
         pangea_control::placement::preview(&view, model).map(placement::plan_report)
+    }
+
+    async fn ways_back(&self) -> Result<Vec<WayBack>> {
+        let Some(ways_back) = &self.ways_back else { return Ok(Vec::new()) };
+        let connected = self.peers().await?.into_iter().filter(|peer| peer.state == "connected").take(MAX_ASKED);
+        let asked = connected.filter_map(|status| status.peer.parse().ok().map(|peer: PeerId| (peer, status)));
+        let asked = asked.map(|(peer, status)| async move {
+            let said = ways_back.ask(peer).await.ok()?;
+            let of_address = move |(address, reached): (Multiaddr, bool)| WayBack {
+                peer: status.peer.clone(),
+                name: status.name.clone(),
+                address: address.to_string(),
+                reached,
+            };
+            Some(said.into_iter().map(of_address))
+        });
+        Ok(futures::future::join_all(asked).await.into_iter().flatten().flatten().collect())
     }
 
     async fn check_peer(&self, peer: &str, timeout: Duration) -> Result<Duration> {

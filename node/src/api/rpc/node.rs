@@ -254,6 +254,20 @@ impl<B: Backend> node::Server for NodeObject<B> {
         Ok(())
     }
 
+    async fn ways_back(
+        self: Rc<Self>,
+        _: node::WaysBackParams,
+        mut results: node::WaysBackResults,
+    ) -> capnp::Result<()> {
+        let _call = self.account.call().map_err(exception)?;
+        let ways = self.backend.ways_back().await.map_err(exception)?;
+        let mut wire = results.get().init_ways(ways.len() as u32);
+        for (index, way) in ways.iter().enumerate() {
+            way.to_wire(wire.reborrow().get(index as u32));
+        }
+        Ok(())
+    }
+
     async fn counters(
         self: Rc<Self>,
         _: node::CountersParams,
