@@ -1,9 +1,11 @@
 //! The book, followed word for word: every block of a page that is marked `run` runs on real nodes, in order. The introduction of the book
-//! says what the marks mean. Links, chapters and commands are compared with what exists, in every other document of the repository too.
+//! says what the marks mean. Links, chapters and commands are compared with what exists, in every other document of the repository too,
+//! and the book is built as HTML.
 
 #![allow(clippy::unwrap_used)] // The functions beside the tests are tests too.
 #![cfg(unix)]
 
+mod html;
 mod machines;
 mod page;
 
