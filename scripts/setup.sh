@@ -14,6 +14,7 @@
 # menu: 9 Chaos: a hundred faults under load, then a node lost at every token of an answer | chaos 100
 # menu: 10 Mutants: break each decision about trust and membership once; a test must fail. Hours | mutants
 # menu: 11 Crowd: twenty nodes on this machine, how soon they know of each other, what an idle one costs | crowd
+# menu: 12 Build the book as HTML | book
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"
@@ -38,6 +39,7 @@ Usage: scripts/setup.sh [SUBCOMMAND]
   mutants [ROOM]  break each decision of one room of node/control, or of all that decide about trust, membership and
                   quotas, once: a unit test must fail. What survives belongs into node/control/MUTANTS.md
   aarch64         on x86-64 Linux: the kernels' tests and the pinned digests, built for 64-bit ARM, under qemu
+  book            build the book as HTML, target/book/index.html
   help            this text
 
 Without a subcommand: a menu. Missing tools are installed; on a terminal, after asking.
@@ -186,6 +188,34 @@ aarch64() {
   cargo test "$@" --test exactness every_architecture
 }
 
+# A page may link to a file of the repository that is no page of the book. Copies of those files are put beside the pages, so that the
+# folder can be served by itself.
+book() {
+  [ $# -eq 0 ] || { fail "book takes no arguments"; exit 2; }
+  local folder="$TARGET/book" rules="$TARGET/book-links.sed" link file path page
+  need_mdbook || build_mdbook
+  mkdir -p "$folder"
+  "$MDBOOK" build "$REPOSITORY/node/book" --dest-dir "$folder"
+  cd "$REPOSITORY/node/book/src"
+  { grep -oh 'href="\.\./[^"#]*' "$folder"/*.html || true; } | sed 's/^href="//' | sort -u | while IFS= read -r link; do
+    # mdBook makes NAME.html of every NAME.md in a link.
+    file=$link
+    [ -f "$file" ] || file="${link%.html}.md"
+    [ -f "$file" ] || { fail "a page of the book links to $link, which does not exist"; exit 1; }
+    path="$(cd "$(dirname "$file")" && pwd -P)/$(basename "$file")"
+    path="repository/${path#"$REPOSITORY/"}"
+    mkdir -p "$folder/$(dirname "$path")"
+    cp "$file" "$folder/$path"
+    printf 's|href="%s\\(["#]\\)|href="%s\\1|g\n' "$link" "$path"
+  done >"$rules"
+  for page in "$folder"/*.html; do
+    sed -f "$rules" "$page" >"$page.new"
+    mv "$page.new" "$page"
+  done
+  rm -f "$rules"
+  note "The book is ${folder#"$REPOSITORY/"}/index.html"
+}
+
 # ---- test --------------------------------------------------------------------------------------------------------
 
 STAGES=''
@@ -328,6 +358,7 @@ run_tests() {
   need_prometheus
   need_python_env
   need_cargo_deny
+  if need_mdbook; then export MDBOOK; else warn 'SKIPPED: the book as HTML: no prebuilt mdBook can be had'; fi
   mkdir -p "$TARGET"
   : >"$CLOSING"
   : >"$SKIPS"
@@ -446,7 +477,7 @@ menu() {
 
 case "${1:-}" in
   '') menu ;;
-  build | demo | bench | fuzz | soak | crowd | sim | chaos | mutants | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
+  build | demo | bench | book | fuzz | soak | crowd | sim | chaos | mutants | aarch64) subcommand=$1; shift; "$subcommand" "$@" ;;
   test) shift; [ $# -eq 0 ] || { fail "test takes no arguments"; exit 2; }; run_tests ;;
   help | -h | --help) usage ;;
   *) fail "there is no subcommand '$1'"; usage >&2; exit 2 ;;

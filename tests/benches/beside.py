@@ -1,4 +1,4 @@
-"""Pangea beside NumPy and Ray, in one run: the ratios that the README shows.
+"""Pangea beside NumPy and Ray, in one run: the ratios that the page "Measured" of the book shows.
 
 Starts one node of one thread, and two of one thread each; then, round by round and in turn, the same f32 product on
 NumPy (one and two threads), Ray (two one-thread workers: put, two tasks, get, stack), one node, and two nodes with fresh

@@ -1,4 +1,4 @@
-"""Pangea beside llama.cpp, in one run: the ratios that the README shows for language models.
+"""Pangea beside llama.cpp, in one run: the ratios that the page "Measured" of the book shows for language models.
 
 Round by round and in turn: prompts of 128 tokens and 64 tokens of decoding with one and two threads (`pangea bench llm`
 and `llama-bench`), decoding behind a context of 32 and of 512, and four concurrent streams over HTTP (`pangea node` and

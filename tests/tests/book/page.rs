@@ -45,7 +45,7 @@ pub(crate) enum Language {
     Python,
 }
 
-/// A page of the book.
+/// A page of the book, or another document of the repository.
 pub(crate) struct Page {
     path: PathBuf,
     text: String,
@@ -67,13 +67,19 @@ enum Part<'a> {
     Fence(Fence<'a>),
 }
 
+/// The folder of the repository.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
 /// The folder of the pages.
 pub(crate) fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("node/book/src")
+    repository().join("node/book/src")
 }
 
 impl Page {
-    pub(crate) fn read(name: &str) -> Page {
+    /// A page of the book by its name, or a document by its whole path.
+    pub(crate) fn read(name: impl AsRef<Path>) -> Page {
         let path = folder().join(name);
         let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Page { path, text }
@@ -173,19 +179,38 @@ impl Page {
         runs.flat_map(|block| block.pulled()).collect()
     }
 
+    /// The lines outside of fenced blocks.
+    fn lines(&self) -> impl Iterator<Item = &str> {
+        self.parts().into_iter().filter_map(|part| if let Part::Line(line) = part { Some(line) } else { None })
+    }
+
     /// Targets of the links and pictures that are no addresses of the web.
     pub(crate) fn relative_links(&self) -> Vec<String> {
-        let lines =
-            self.parts().into_iter().filter_map(|part| if let Part::Line(line) = part { Some(line) } else { None });
-        let targets = lines.flat_map(|line| line.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)));
+        let targets = self.lines().flat_map(link_targets);
         targets.filter(|target| !target.contains("://")).map(str::to_owned).collect()
+    }
+
+    /// Text and target of each picture.
+    pub(crate) fn pictures(&self) -> Vec<(String, String)> {
+        let pictures = self.lines().flat_map(|line| line.split("![").skip(1));
+        let parts = pictures.filter_map(|rest| {
+            let (text, rest) = rest.split_once("](")?;
+            Some((text.to_owned(), rest.split_once(')')?.0.to_owned()))
+        });
+        parts.collect()
+    }
+
+    /// The file or folder that a relative link leads to, and the heading that it names, or nothing.
+    pub(crate) fn target(&self, link: &str) -> (PathBuf, String) {
+        let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+        let target = if path.is_empty() { self.path.clone() } else { self.path.parent().unwrap().join(path) };
+        (target, anchor.to_owned())
     }
 
     /// Names that links give to the page's headings.
     pub(crate) fn anchors(&self) -> BTreeSet<String> {
-        let lines =
-            self.parts().into_iter().filter_map(|part| if let Part::Line(line) = part { Some(line) } else { None });
-        lines.filter(|line| line.starts_with('#')).map(|line| anchor(line.trim_start_matches('#').trim())).collect()
+        let headings = self.lines().filter(|line| line.starts_with('#'));
+        headings.map(|line| anchor(line.trim_start_matches('#').trim())).collect()
     }
 
     /// The words behind `pangea` wherever the text or a block of commands has a command of it, without words in quotes.
@@ -220,6 +245,20 @@ fn directive(line: &str) -> Option<Step> {
         ["copy", from, to] => Step::Copy { from: from.to_owned(), to: to.to_owned() },
         _ => panic!("unknown directive: {line}"),
     })
+}
+
+/// What the links of a line lead to. Code is no link.
+fn link_targets(line: &str) -> Vec<&str> {
+    let mut code = false;
+    let mut starts = Vec::new();
+    for (at, _) in line.match_indices(['`', ']']) {
+        if line[at..].starts_with('`') {
+            code = !code;
+        } else if !code && line[at..].starts_with("](") {
+            starts.push(at + 2);
+        }
+    }
+    starts.into_iter().filter_map(|start| Some(line[start..].split_once(')')?.0)).collect()
 }
 
 /// The anchor of a heading, as GitHub and mdBook make it.
@@ -293,6 +332,13 @@ mod tests {
         assert!(matches("C [2, 2]\n  time     …\n…\n", "C [2, 2]\n  time     3 ms\nmore\nand more\n"));
         assert!(matches("a…c…e", "abcde") && matches("…", "") && matches("x\n…\ny", "x\ny"));
         assert!(!matches("a…c", "ab") && !matches("ab…ba", "aba") && !matches("x", "x\ny") && !matches("x\ny", "x"));
+    }
+
+    #[test]
+    fn links_are_found_and_code_is_none() {
+        assert_eq!(link_targets("[a](b.md#c), ![d](e.svg) and [`f`](g)"), ["b.md#c", "e.svg", "g"]);
+        assert_eq!(link_targets("`x[1](y)` [z](https://z)"), ["https://z"]);
+        assert_eq!(anchor("Who may ask, and `why`?"), "who-may-ask-and-why");
     }
 
     #[test]

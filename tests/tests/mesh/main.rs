@@ -4,7 +4,6 @@
 
 mod clients;
 mod hashing;
-mod household;
 mod loading;
 mod logs;
 mod losses;
