@@ -5,7 +5,7 @@
 //! byte for each address, 1 where it was reached and 0 where not.
 //!
 //! Only members that may compute are answered, one question of each at a time, and no port below those of nodes is tried. What is left is
-//! that a member learns whether such a port of a host near this node is open; THREAT_MODEL.md names it.
+//! that a member learns whether such a port of a host near this node is open; the threat model names it.
 
 use std::net::SocketAddr;
 use std::time::Duration;
