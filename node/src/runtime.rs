@@ -316,7 +316,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let folder = parts.data_dir.clone();
     let peers = Peers::default();
     let kept = folder.as_deref().map(|folder| EvidenceFolder::new(folder).load()).unwrap_or_default();
-    kept.iter().for_each(|kept| peers.convict(kept.peer, &kept.why));
+    kept.iter().for_each(|kept| peers.remember_convicted(kept.peer, &kept.why));
+    peers.observe(&parts.observer);
     let (findings, inlet) = Findings::new(peers.clone());
     let settings = FabricSettings {
         peer,
@@ -346,7 +347,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             followers: None,
         });
     };
-    network.observe(&parts.observer);
+    network.observe(&peers, &parts.observer);
     let tunnel = Tunnel::new(network.clone(), peers.clone(), parts.works)?;
     let mut followers = Followers::new(events);
     let for_fabric = followers.follow(Interest::NoGossip);

@@ -14,6 +14,7 @@
 //! | `inbound` | streams that peers open, until they are taken |
 //! | [`joining`] | `/pangea/join/1`: how a node asks a member to be admitted, and is answered |
 //! | `peer_connections` | open connections: their bytes, and how each is cut off |
+//! | `metrics` | what is counted of connections, for `/metrics` |
 //! | `pings` | how often each end of a connection pings
 //! | `gossip` | the gossip topic: limits and configuration of libp2p's gossipsub |
 //! | `identity`, `peers_file`, `addresses` | `node.key`, `peers.json`, the address to show a person |
@@ -29,6 +30,7 @@ pub mod identity;
 mod inbound;
 pub mod joining;
 mod mdns;
+mod metrics;
 mod network;
 pub mod peer_address;
 mod peer_connections;
