@@ -369,6 +369,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
                 devices: parts.devices.clone(),
                 folder: EvidenceFolder::new(folder),
                 kept,
+                observer: parts.observer.clone(),
             };
             let events = followers.follow(Interest::Connections);
             Some(EvidenceDriver::new(settings, inlet, network.clone(), events)?)
