@@ -391,8 +391,13 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.devices, limits, draft);
             let pending = loader.clone();
             pipeline.on_unknown(move |chain| pending.start_pending(chain));
-            let (placing, sessions) =
-                placement::PlacementDriver::new(pool.clone(), peers.clone(), Arc::new(loader.clone()), parts.pinned);
+            let (placing, sessions) = placement::PlacementDriver::new(
+                pool.clone(),
+                peers.clone(),
+                Arc::new(loader.clone()),
+                parts.pinned,
+                &parts.observer,
+            );
             Some(Staged { loader, links: driver, placing, sessions })
         }
         _ => None,
