@@ -460,3 +460,43 @@ fn what_is_sent_is_received(from: &Node, to: &Node) {
     assert!(to_this_peer > 1e6, "{to_this_peer}");
     assert!(to_this_peer <= samples.one("pangea_network_sent_bytes_total", &[]));
 }
+
+#[test]
+fn a_lie_is_counted_by_who_finds_it_who_checks_it_and_who_told_it() {
+    let cluster = Cluster::new();
+    let one = cluster.node("one").start();
+    let judge = cluster.node("judge").with("--peer", &one.address).start();
+    let liar = cluster.node("liar").with("--peer", &one.address).fault("corrupt-all").start();
+    eventually("the three are connected", || Samples::of(&one).one("pangea_peers_connected", &[]) == 2.0);
+    let product = ["matmul", "--size", "512", "--generate", "--place", "remote", "--rpc", &one.rpc, "--json"];
+    eventually("the liar gets a task", || {
+        cluster.run(&product);
+        Samples::of(&one).one("pangea_results_rejected_total", &[]) > 0.0
+    });
+    let accusations = |node: &Node, role: &str, outcome: &str| {
+        let [role, outcome] =
+            [("role", role), ("outcome", outcome)].map(|(label, value)| format!("{label}=\"{value}\""));
+        Samples::of(node).one("pangea_accusations_total", &[&role, &outcome])
+    };
+    eventually("the finder accuses the liar", || accusations(&one, "accuser", "found") == 1.0);
+    eventually("the other node finds the evidence right", || accusations(&judge, "judge", "proven") == 1.0);
+    assert_eq!(accusations(&judge, "accuser", "joined"), 1.0);
+    for node in [&one, &judge] {
+        let samples = Samples::of(node);
+        assert_eq!(samples.one("pangea_quarantines_total", &[]), 1.0);
+        assert_eq!(samples.one("pangea_peers_quarantined", &[]), 1.0);
+        assert_eq!(samples.sum("pangea_accusations_total", &["outcome=\"refuted\""]), 0.0);
+    }
+    eventually("the liar hears that it is not wanted", || {
+        Samples::of(&liar).one("pangea_refused_by_peers_total", &["reason=\"quarantined\""]) > 0.0
+    });
+    // What failed its check was computed again, by the honest ones.
+    assert!(Samples::of(&one).sum("pangea_task_attempts_total", &["reason=\"retry\""]) > 0.0);
+    // A peer that is quarantined stays so, and a node that starts again has quarantined nobody yet.
+    assert_eq!(one.terminate(), Some(0));
+    let one = cluster.node("one").start();
+    let samples = Samples::of(&one);
+    assert_eq!(samples.one("pangea_peers_quarantined", &[]), 1.0);
+    assert_eq!(samples.one("pangea_quarantines_total", &[]), 0.0);
+    assert_eq!(samples.sum("pangea_accusations_total", &["role=\"accuser\""]), 0.0);
+}
