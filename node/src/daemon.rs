@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use libp2p::Multiaddr;
 use libp2p::identity::Keypair;
@@ -337,8 +337,10 @@ fn local_socket(data_dir: &DataDir) -> (Option<PathBuf>, Option<UnixListener>) {
     }
 }
 
-/// Publishes the version of this build as labels of a constant gauge, as Prometheus' own exporters do.
+/// Publishes the version of this build as labels of a constant gauge, as Prometheus' own exporters do, and when the node started.
 fn observe_build(observer: &Observer) {
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    observer.gauge("start_time_seconds", "Start of the node, in seconds since 1970", move || started);
     let numerics = pangea_compute::model::NUMERICS.to_string();
     observer.gauges("build_info", "Version of this node and of its numerics", move || {
         let labels = [("version", env!("CARGO_PKG_VERSION").to_owned()), ("numerics", numerics.clone())];

@@ -9,16 +9,16 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Unit;
 
-use crate::observe::SECONDS_BUCKETS;
+use crate::observe::{SECONDS_BUCKETS, TOKEN_SECONDS_BUCKETS};
 
 /// A model's name and what its engine counts.
 pub(crate) type ModelMetrics = (String, Arc<EngineMetrics>);
 
-/// Declares what one engine counts: `field: "name", "help"`.
+/// Declares what one engine counts: `field: "name", "help"`, and the bounds of a histogram's buckets.
 macro_rules! engine_metrics {
     (
         counters { $($count:ident: $count_name:literal, $count_help:literal;)* }
-        durations { $($time:ident: $time_name:literal, $time_help:literal;)* }
+        durations { $($time:ident: $time_name:literal, $time_help:literal, $buckets:ident;)* }
     ) => {
         /// What one engine counts.
         #[derive(Debug)]
@@ -31,7 +31,7 @@ macro_rules! engine_metrics {
             fn default() -> EngineMetrics {
                 EngineMetrics {
                     $($count: Counter::default(),)*
-                    $($time: Histogram::new(SECONDS_BUCKETS),)*
+                    $($time: Histogram::new($buckets),)*
                 }
             }
         }
@@ -63,14 +63,15 @@ engine_metrics! {
         steps_cut_off: "steps_cut_off", "Passes that were cut off because nobody waited for them any more";
         prompt_tokens: "prompt_tokens", "Tokens of prompts";
         cached_tokens: "prompt_tokens_cached", "Tokens of prompts that an earlier request had computed";
-        answer_tokens: "answer_tokens", "Tokens of answers";
+        answer_tokens: "answer_tokens", "Tokens of answers, counted as they come";
         drafted_tokens: "draft_tokens", "Tokens that were drafted";
         accepted_tokens: "draft_tokens_accepted", "Drafted tokens that were right";
     }
     durations {
-        queued: "request_queued", "From a request to its first step";
-        first_token: "request_first_token", "From a request to its first token";
-        total: "request_total", "From a request to the end of its answer";
+        queued: "request_queued", "From a request to its first step", SECONDS_BUCKETS;
+        first_token: "request_first_token", "From a request to its first token", SECONDS_BUCKETS;
+        between_tokens: "request_between_tokens", "From one token of an answer to its next", TOKEN_SECONDS_BUCKETS;
+        total: "request_total", "From a request to the end of its answer", SECONDS_BUCKETS;
     }
 }
 

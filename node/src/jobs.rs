@@ -7,8 +7,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pangea_client::jobs::{JobError, JobOwner, JobStatus, JobStatusProgress};
 use pangea_client::{Error, ErrorKind, Result};
+use pangea_compute::Operation;
 use pangea_control::Time;
-use pangea_control::jobs::{Action, Ending, Event, Job, JobEvent, JobId, JobProgress, JobSpec, JobState};
+use pangea_control::jobs::{Action, Ending, Event, Job, JobEvent, JobId, JobKind, JobProgress, JobSpec, JobState};
+use pangea_control::trust::Verdict;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -32,6 +34,7 @@ struct Inner {
     events: broadcast::Sender<JobEvent>,
     drained: watch::Sender<bool>,
     ended: Family<EndedLabels, Counter>,
+    verdicts: Family<VerdictLabels, Counter>,
 }
 
 /// Labels of the counter of ended jobs.
@@ -45,6 +48,36 @@ impl EndedLabels {
     fn of(job: &Job) -> EndedLabels {
         EndedLabels { kind: job.spec.kind.name(), outcome: job.state.name() }
     }
+
+    /// Every kind of job with every outcome.
+    fn all() -> Vec<EndedLabels> {
+        let of_kind = |kind: JobKind| Ending::NAMES.map(|outcome| EndedLabels { kind: kind.name(), outcome });
+        kinds().flat_map(of_kind).collect()
+    }
+}
+
+/// Labels of the counter of verdicts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerdictLabels {
+    kind: &'static str,
+    verdict: &'static str,
+}
+
+impl VerdictLabels {
+    fn of(kind: JobKind, verdict: Verdict) -> VerdictLabels {
+        VerdictLabels { kind: kind.name(), verdict: verdict.name() }
+    }
+
+    /// Every kind of job with every verdict.
+    fn all() -> Vec<VerdictLabels> {
+        kinds().flat_map(|kind| Verdict::ALL.map(|verdict| VerdictLabels::of(kind, verdict))).collect()
+    }
+}
+
+/// Every kind of job.
+fn kinds() -> impl Iterator<Item = JobKind> {
+    let operations = Operation::ALL.map(|operation| JobKind::Operation(operation.result_name()));
+    operations.into_iter().chain([JobKind::Generation])
 }
 
 #[derive(Default)]
@@ -52,6 +85,16 @@ struct Registry {
     jobs: pangea_control::jobs::Jobs,
     /// Cancels each job that has not ended.
     cancellers: HashMap<JobId, Canceller>,
+}
+
+impl Inner {
+    /// Counts a job that ended.
+    fn count(&self, job: &Job) {
+        self.ended.get_or_create(&EndedLabels::of(job)).inc();
+        if let JobState::Ended(Ending::Done { verdict }) = job.state {
+            self.verdicts.get_or_create(&VerdictLabels::of(job.spec.kind, verdict)).inc();
+        }
+    }
 }
 
 impl Default for Jobs {
@@ -71,8 +114,10 @@ impl Jobs {
     /// An empty registry; `observer` counts the jobs that end.
     pub fn new(observer: &Observer) -> Jobs {
         let (events, _) = broadcast::channel(EVENTS_KEPT);
-        let ended = observer.counters("jobs_ended", "Jobs that ended, by kind and outcome");
-        let inner = Inner { registry: Mutex::default(), events, drained: watch::Sender::new(false), ended };
+        let ended = observer.counters("jobs_ended", "Jobs that ended, by kind and outcome", EndedLabels::all());
+        let verdicts =
+            observer.counters("verdicts", "Verdicts of the jobs that are done, by kind", VerdictLabels::all());
+        let inner = Inner { registry: Mutex::default(), events, drained: watch::Sender::new(false), ended, verdicts };
         let jobs = Jobs(Arc::new(inner));
         let live = jobs.clone();
         observer.gauge("jobs_live", "Jobs that wait or run", move || live.lock().jobs.live() as f64);
@@ -134,7 +179,7 @@ impl Jobs {
             match action {
                 Action::Publish(event) => {
                     if let JobEvent::Ended(job) = &event {
-                        self.0.ended.get_or_create(&EndedLabels::of(job)).inc();
+                        self.0.count(job);
                     }
                     // There may be no follower.
                     let _ = self.0.events.send(event);
@@ -250,8 +295,7 @@ pub fn status(job: &Job) -> JobStatus {
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use pangea_control::jobs::{Api, JobKind, Owner};
-    use pangea_control::trust::Verdict;
+    use pangea_control::jobs::{Api, Owner};
 
     use super::*;
     use crate::observe::Format;
@@ -278,11 +322,18 @@ mod tests {
         failed.fail(&Error::new(ErrorKind::Internal, "again"));
         drop((done, failed, cancelled));
         let text = observer.text(Format::Prometheus).unwrap();
-        let ended = |kind, outcome| format!("pangea_jobs_ended_total{{kind=\"{kind}\",outcome=\"{outcome}\"}} 1");
+        let ended =
+            |kind, outcome, count| format!("pangea_jobs_ended_total{{kind=\"{kind}\",outcome=\"{outcome}\"}} {count}");
+        let verdict =
+            |kind, verdict, count| format!("pangea_verdicts_total{{kind=\"{kind}\",verdict=\"{verdict}\"}} {count}");
         for sample in [
-            ended("product", "done"),
-            ended("generation", "failed"),
-            ended("generation", "cancelled"),
+            ended("product", "done", 1),
+            ended("generation", "failed", 1),
+            ended("generation", "cancelled", 1),
+            ended("sum", "failed", 0),
+            verdict("product", "local", 1),
+            verdict("product", "unchecked", 0),
+            verdict("generation", "local", 0),
             "pangea_jobs_live 1.0".to_owned(),
         ] {
             assert!(text.lines().any(|line| line == sample), "{sample} in {text}");

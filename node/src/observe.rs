@@ -16,6 +16,14 @@ use prometheus_client::registry::{Registry, Unit};
 /// Upper bounds of the buckets of every histogram of durations, in seconds: from a cached first token to a long answer.
 pub const SECONDS_BUCKETS: [f64; 13] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 
+/// Upper bounds of the buckets of a histogram of times between tokens, in seconds: from a small model on one machine to a large one
+/// over a slow link.
+pub const TOKEN_SECONDS_BUCKETS: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Upper bounds of the buckets of a histogram of measured by predicted times: close together around 1, where a prediction is right.
+pub const RATIO_BUCKETS: [f64; 11] = [0.1, 0.25, 0.5, 0.75, 0.9, 1.1, 1.333, 2.0, 4.0, 10.0, 30.0];
+
 /// The content type of [`Format::OpenMetrics`].
 const OPEN_METRICS: &str = "application/openmetrics-text";
 
@@ -48,9 +56,16 @@ impl Observer {
         counter
     }
 
-    /// Registers a family of counters, one for each set of labels.
-    pub fn counters<L: Labels>(&self, name: &str, help: &str) -> Family<L, Counter> {
+    /// Registers a family of counters, one for each set of labels. Those of the `known` sets are there from the start, at 0: what
+    /// reads them sees the first event as well. Only where nobody can list the sets, `known` is empty.
+    pub fn counters<L: Labels>(
+        &self,
+        name: &str,
+        help: &str,
+        known: impl IntoIterator<Item = L>,
+    ) -> Family<L, Counter> {
         let counters = Family::default();
+        known.into_iter().for_each(|labels| drop(counters.get_or_create(&labels)));
         self.registry().register(name, help, counters.clone());
         counters
     }
@@ -61,6 +76,20 @@ impl Observer {
         let durations = Family::<L, Histogram>::new_with_constructor(|| Histogram::new(SECONDS_BUCKETS));
         self.registry().register_with_unit(name, help, Unit::Seconds, durations.clone());
         durations
+    }
+
+    /// Registers a family of histograms of ratios, measured by predicted, one for each set of labels; those of the `known` sets are
+    /// there from the start. Their samples are named `pangea_<name>_ratio_…`.
+    pub fn ratios<L: Labels>(
+        &self,
+        name: &str,
+        help: &str,
+        known: impl IntoIterator<Item = L>,
+    ) -> Family<L, Histogram> {
+        let ratios = Family::<L, Histogram>::new_with_constructor(|| Histogram::new(RATIO_BUCKETS));
+        known.into_iter().for_each(|labels| drop(ratios.get_or_create(&labels)));
+        self.registry().register_with_unit(name, help, Unit::Other("ratio".to_owned()), ratios.clone());
+        ratios
     }
 
     /// Registers a gauge. `read` is called at each scrape.
@@ -88,6 +117,22 @@ impl Observer {
     pub fn count(&self, name: &'static str, help: &'static str, read: impl Fn() -> u64 + Send + Sync + 'static) {
         self.read(name, help, ConstCounter::new(0u64).metric_type(), move |metric| {
             ConstCounter::new(read()).encode(metric)
+        });
+    }
+
+    /// Registers a family of counters whose values are kept elsewhere and never fall while their set of labels is there. `read` is
+    /// called at each scrape.
+    pub fn counts<L: EncodeLabelSet>(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        read: impl Fn() -> Vec<(L, u64)> + Send + Sync + 'static,
+    ) {
+        self.read(name, help, ConstCounter::new(0u64).metric_type(), move |mut metric| {
+            for (labels, value) in read() {
+                ConstCounter::new(value).encode(metric.encode_family(&labels)?)?;
+            }
+            Ok(())
         });
     }
 
@@ -140,8 +185,17 @@ impl fmt::Debug for Reading {
 
 impl Collector for Reading {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        (self.write)(encoder.encode_descriptor(self.name, self.help, None, self.metric_type)?)
+        let (name, unit) = unit_of(self.name);
+        (self.write)(encoder.encode_descriptor(name, self.help, unit.as_ref(), self.metric_type)?)
     }
+}
+
+/// The unit that a name ends with, and the name without it.
+fn unit_of(name: &str) -> (&str, Option<Unit>) {
+    [("_bytes", Unit::Bytes), ("_seconds", Unit::Seconds)]
+        .into_iter()
+        .find_map(|(suffix, unit)| Some((name.strip_suffix(suffix)?, Some(unit))))
+        .unwrap_or((name, None))
 }
 
 /// The text forms of metrics.
@@ -213,13 +267,17 @@ mod tests {
     fn observed() -> Observer {
         let observer = Observer::default();
         observer.counter("births", "Nodes born").inc_by(3);
-        observer.counters("jobs", "Jobs that ended").get_or_create(&Outcome { outcome: "done" }).inc();
+        let known = ["done", "failed"].map(|outcome| Outcome { outcome });
+        observer.counters("jobs", "Jobs that ended", known).get_or_create(&Outcome { outcome: "done" }).inc();
         observer.durations("wait", "Time waited").get_or_create(&Outcome { outcome: "done" }).observe(0.7);
         observer.gauge("peers", "Peers there", || 2.0);
         observer.gauges("memory_bytes", "Memory held", || {
             vec![([("purpose", "weights")], 3.0), ([("purpose", "packs")], 0.0)]
         });
         observer.count("sent_bytes", "Bytes sent", || 4);
+        observer.counts("link_bytes", "Bytes of a link", || vec![([("peer", "one")], 5)]);
+        let ratio = observer.ratios("speed", "Measured by predicted", [Outcome { outcome: "failed" }]);
+        ratio.get_or_create(&Outcome { outcome: "done" }).observe(1.2);
         observer
     }
 
@@ -227,7 +285,14 @@ mod tests {
     fn every_metric_has_help_and_type_in_both_forms() {
         let open = observed().text(Format::OpenMetrics).unwrap();
         assert!(open.ends_with("# EOF\n"), "{open}");
-        for line in ["# HELP pangea_births Nodes born.", "# TYPE pangea_births counter", "pangea_births_total 3"] {
+        for line in [
+            "# HELP pangea_births Nodes born.",
+            "# TYPE pangea_births counter",
+            "pangea_births_total 3",
+            "# UNIT pangea_sent_bytes bytes",
+            "# UNIT pangea_memory_bytes bytes",
+            "# UNIT pangea_speed_ratio ratio",
+        ] {
             assert!(open.lines().any(|other| other == line), "{line} in {open}");
         }
         let text = observed().text(Format::Prometheus).unwrap();
@@ -236,6 +301,7 @@ mod tests {
             "# TYPE pangea_births_total counter",
             "pangea_births_total 3",
             "pangea_jobs_total{outcome=\"done\"} 1",
+            "pangea_jobs_total{outcome=\"failed\"} 0",
             "# TYPE pangea_wait_seconds histogram",
             "pangea_wait_seconds_bucket{le=\"1.0\",outcome=\"done\"} 1",
             "# TYPE pangea_peers gauge",
@@ -246,6 +312,10 @@ mod tests {
             "# HELP pangea_sent_bytes_total Bytes sent",
             "# TYPE pangea_sent_bytes_total counter",
             "pangea_sent_bytes_total 4",
+            "pangea_link_bytes_total{peer=\"one\"} 5",
+            "# TYPE pangea_speed_ratio histogram",
+            "pangea_speed_ratio_bucket{le=\"1.333\",outcome=\"done\"} 1",
+            "pangea_speed_ratio_count{outcome=\"failed\"} 0",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} in {text}");
         }

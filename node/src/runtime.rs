@@ -329,7 +329,8 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
     let folder = parts.data_dir.clone();
     let peers = Peers::default();
     let kept = folder.as_deref().map(|folder| EvidenceFolder::new(folder).load()).unwrap_or_default();
-    kept.iter().for_each(|kept| peers.convict(kept.peer, &kept.why));
+    kept.iter().for_each(|kept| peers.remember_convicted(kept.peer, &kept.why));
+    peers.observe(&parts.observer);
     let (findings, inlet) = Findings::new(peers.clone());
     let settings = FabricSettings {
         peer,
@@ -359,7 +360,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             followers: None,
         });
     };
-    network.observe(&parts.observer);
+    network.observe(&peers, &parts.observer);
     let tunnel = Tunnel::new(network.clone(), peers.clone(), parts.works)?;
     let ways_back = WaysBack::start(network.clone(), peers.clone(), &parts.supervisor)?;
     let mut followers = Followers::new(events);
@@ -382,6 +383,7 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
                 devices: parts.devices.clone(),
                 folder: EvidenceFolder::new(folder),
                 kept,
+                observer: parts.observer.clone(),
             };
             let events = followers.follow(Interest::Connections);
             Some(EvidenceDriver::new(settings, inlet, network.clone(), events)?)
@@ -403,8 +405,13 @@ fn build(parts: Parts, executor: Executor, speeds: Speeds) -> Result<Built> {
             let loader = Loader::new(pipeline.clone(), blobs, pool.clone(), parts.devices, limits, draft);
             let pending = loader.clone();
             pipeline.on_unknown(move |chain| pending.start_pending(chain));
-            let (placing, sessions) =
-                placement::PlacementDriver::new(pool.clone(), peers.clone(), Arc::new(loader.clone()), parts.pinned);
+            let (placing, sessions) = placement::PlacementDriver::new(
+                pool.clone(),
+                peers.clone(),
+                Arc::new(loader.clone()),
+                parts.pinned,
+                &parts.observer,
+            );
             Some(Staged { loader, links: driver, placing, sessions })
         }
         _ => None,

@@ -43,6 +43,13 @@ struct Ended {
     part: String,
 }
 
+impl Ended {
+    /// Only the first word of the name, so that the number of label values does not grow with the models.
+    fn of(name: &str) -> Ended {
+        Ended { part: name.split(' ').next().unwrap_or(name).to_owned() }
+    }
+}
+
 impl Default for Supervisor {
     fn default() -> Self {
         Supervisor::with_fault(None, &Observer::default())
@@ -73,7 +80,7 @@ impl Supervisor {
     /// its start.
     pub fn with_fault(fault: Option<Fault>, observer: &Observer) -> Supervisor {
         let panics = (fault == Some(Fault::PanicPool)).then_some("pool");
-        let ends = observer.counters("part_ends", "Threads and lasting tasks that ended unexpectedly");
+        let ends = observer.counters("part_ends", "Threads and lasting tasks that ended unexpectedly", []);
         let fatal = watch::Sender::new(None);
         Supervisor(Arc::new(Shared { supervision: Mutex::default(), fatal, panics, ends }))
     }
@@ -193,6 +200,8 @@ impl Supervisor {
     }
 
     fn start(&self, name: &str, rule: Rule, beats: bool) -> PartId {
+        // The counter of the part's ends is there before its first end.
+        drop(self.0.ends.get_or_create(&Ended::of(name)));
         let mut supervision = self.lock();
         let part = supervision.number();
         supervision.handle(Event::Started { part, name: name.to_owned(), rule, beats }, clock::now());
@@ -212,9 +221,7 @@ impl Supervisor {
             End::Panicked(message) => format!("panicked: {message}"),
         };
         let action = self.handle(Event::Ended(id, end))?;
-        // Only the first word of the name, so that the number of label values does not grow with the models.
-        let part = name.split(' ').next().unwrap_or(name).to_owned();
-        self.0.ends.get_or_create(&Ended { part }).inc();
+        self.0.ends.get_or_create(&Ended::of(name)).inc();
         match action {
             Action::Restart(after) => {
                 let millis = after.as_millis() as u64;

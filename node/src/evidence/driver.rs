@@ -22,6 +22,7 @@ use super::accusation::SignedAccusation;
 use super::bundle::{CLAIMS, PLACE, RECEIPT, STATEMENT, TENSORS};
 use super::findings::{Finding, FindingsInlet, ProductEvidence, product_sentence};
 use super::folder::{Arrived, EvidenceFolder, Facts, Kept};
+use super::metrics::{Metrics, Outcome};
 use super::recheck::{Found, Means, recheck};
 use super::streams::{self, Given};
 use crate::clock;
@@ -29,6 +30,7 @@ use crate::devices::Devices;
 use crate::devices::threads::Purpose;
 use crate::membership::Membership;
 use crate::net::{Follower, NetEvent, Network};
+use crate::observe::Observer;
 use crate::peers::Peers;
 use crate::pool::{Pool, View};
 use crate::streams::places::Places;
@@ -66,6 +68,8 @@ pub struct EvidenceSettings {
     pub folder: EvidenceFolder,
     /// Evidence of earlier runs; its peers are convicted already.
     pub kept: Vec<Kept>,
+    /// Registry of metrics.
+    pub observer: Observer,
 }
 
 /// What happened on another thread.
@@ -109,6 +113,7 @@ pub struct EvidenceDriver {
     checked: BTreeMap<Digest, (Option<Arrived>, Found)>,
     /// Compute threads of the checks, made for the first one.
     compute: Arc<OnceLock<ComputePool>>,
+    metrics: Metrics,
     notices: mpsc::Sender<Notice>,
     noticed: mpsc::Receiver<Notice>,
 }
@@ -140,6 +145,7 @@ impl EvidenceDriver {
             fetched: None,
             checked: BTreeMap::new(),
             compute: Arc::default(),
+            metrics: Metrics::new(&settings.observer),
             notices,
             noticed,
         };
@@ -192,7 +198,12 @@ impl EvidenceDriver {
 
     fn on_notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Kept(kept) => self.kept(kept),
+            Notice::Kept(kept) => {
+                if kept.evidence.is_some() {
+                    self.metrics.count(Outcome::Found);
+                }
+                self.kept(kept);
+            }
             Notice::Told { from, accusations } => self.told(from, &accusations),
             Notice::Fetched { evidence, file: Ok(file) } => {
                 self.fetched = Some((evidence, file));
@@ -208,6 +219,12 @@ impl EvidenceDriver {
             Notice::Checked { evidence, arrived, found } => {
                 let (outcome, arrived) =
                     (found.outcome, arrived.filter(|arrived| found.outcome != Recheck::Unable || arrived.is_small()));
+                match outcome {
+                    Recheck::Refuted => self.metrics.count(Outcome::Refuted),
+                    Recheck::Unable => self.metrics.count(Outcome::Unchecked),
+                    // Counted with its conviction.
+                    Recheck::Proven => {}
+                }
                 self.checked.insert(evidence, (arrived, found));
                 self.handle(Event::Checked(evidence, outcome));
                 if outcome != Recheck::Unable {
@@ -245,6 +262,7 @@ impl EvidenceDriver {
             verified += 1;
             let Some(signed) = unverified.verify() else {
                 tracing::info!(event = "forged_accusation", peer = %from, "peer {from} passed on an accusation that its accuser did not sign");
+                self.metrics.count(Outcome::Forged);
                 self.peers.suspect(from, SuspicionReason::AccusedWrongly);
                 return;
             };
@@ -287,7 +305,17 @@ impl EvidenceDriver {
             }
             Action::Check(accusation) => self.check(accusation),
             Action::Convict(accusation, ground) => self.convict(&accusation, &ground),
-            Action::Accuse(accusation) => self.sign(accusation),
+            Action::Accuse(accusation) => {
+                self.metrics.count(Outcome::Joined);
+                self.sign(accusation);
+            }
+            Action::Accused(Accusation { accuser, evidence, .. }) => {
+                self.metrics.count(Outcome::Heard);
+                tracing::warn!(
+                    event = "accused", peer = %accuser, %evidence,
+                    "peer {accuser} accuses this node of a wrong result; test this machine's memory"
+                );
+            }
             Action::Suspect(peer) => {
                 tracing::warn!(event = "accusation_refuted", %peer, "an accusation by peer {peer} proves nothing");
                 self.peers.suspect(peer, SuspicionReason::AccusedWrongly);
@@ -335,6 +363,7 @@ impl EvidenceDriver {
     fn convict(&mut self, accusation: &Accusation, ground: &Ground) {
         let Some((arrived, found)) = self.checked.remove(&accusation.evidence) else { return };
         let accuser = accusation.accuser;
+        self.metrics.count(if *ground == Ground::Checked { Outcome::Proven } else { Outcome::Believed });
         let (why, confirmed_by) = match ground {
             Ground::Checked => (format!("{} (found by {accuser} and checked here)", found.why), Vec::new()),
             Ground::Confirmed(by) => {

@@ -12,7 +12,8 @@
 //! * [`accusation`]: what a member signs about evidence that it checked. [`message`]: the protocol.
 //! * `bundle`: evidence as bytes, named by their hash. `folder`: evidence on disk, which also keeps its peer quarantined
 //!   when the node restarts; removing its folder ends the quarantine.
-//! * `recheck`: whether evidence proves the lie. `streams`: accusations and evidence on their way. `driver`: all of it.
+//! * `recheck`: whether evidence proves the lie. `streams`: accusations and evidence on their way. `metrics`: what is counted.
+//! * `driver`: all of it.
 
 pub mod accusation;
 mod bundle;
@@ -22,6 +23,7 @@ mod folder;
 #[cfg(test)]
 mod goldens;
 pub mod message;
+mod metrics;
 mod recheck;
 mod streams;
 

@@ -29,6 +29,7 @@ use self::probes::Probes;
 use super::checker::{Checked, Checker};
 use super::handle::{Command, Fabric};
 use super::job::{JobId, JobReply, JobRequest};
+use super::metrics::Metrics;
 use super::open_links::OpenLinks;
 use super::running::RunningJob;
 use super::unconnected;
@@ -141,6 +142,7 @@ pub struct FabricDriver {
     listening: watch::Sender<Vec<String>>,
     rpc: String,
     counters: Counters,
+    metrics: Metrics,
     draining: Option<(Instant, oneshot::Sender<()>)>,
     events: VecDeque<Event>,
     notices: mpsc::Sender<Notice>,
@@ -187,7 +189,8 @@ impl FabricDriver {
         let limit = settings.devices.limit();
         let local = WorkerEstimate::local(rates(&settings.speeds), limit);
         let keypair = settings.keypair.clone();
-        let served = TaskService::new(settings.devices.clone(), executor.clone(), settings.peers.clone(), keypair);
+        let (devices, peers) = (settings.devices.clone(), settings.peers.clone());
+        let served = TaskService::new(devices, executor.clone(), peers, keypair, &settings.observer);
         let (listening, addresses) = watch::channel(Vec::new());
         let jobs = settings.jobs.clone();
         let fabric = Fabric::new(command_sender, jobs, settings.devices.clone(), addresses, settings.peers.clone());
@@ -217,6 +220,7 @@ impl FabricDriver {
             listening,
             rpc,
             counters: Counters::default(),
+            metrics: Metrics::new(&settings.observer),
             draining: None,
             events: VecDeque::new(),
             notices: notice_sender,
@@ -345,7 +349,8 @@ impl FabricDriver {
     fn perform(&mut self, action: Action) {
         match action {
             Action::Plan { job, grid } => self.planned(job.0, grid),
-            Action::Start { attempt, job, tile, worker, hedge } => {
+            Action::Start { attempt, job, tile, worker, reason } => {
+                self.metrics.started(reason, worker);
                 tracing::debug!(
                     event = "start",
                     attempt = attempt.0,
@@ -353,7 +358,7 @@ impl FabricDriver {
                     band = tile.band,
                     panel = tile.panel,
                     worker = worker.0,
-                    hedge
+                    reason = reason.name()
                 );
                 if let Err(error) = self.start(attempt, job.0, tile, worker) {
                     tracing::debug!(event = "start_failed", attempt = attempt.0, %error);

@@ -14,6 +14,7 @@
 //! * `running`: one job's tensors, tiles and counts.
 //! * `feeder`: per peer, prepares operands and sends them in the scheduler's order.
 //! * `checker`: the thread that checks results.
+//! * `metrics`: what is counted of products.
 //! * `open_links`: the open link to each peer that accepts tasks. `unconnected`: why other nodes are not connected.
 //!
 //! The fabric never computes products and never parses bytes from peers.
@@ -23,6 +24,7 @@ pub mod driver;
 mod feeder;
 pub mod handle;
 pub mod job;
+mod metrics;
 mod open_links;
 mod running;
 pub mod status;

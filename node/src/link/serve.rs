@@ -2,10 +2,12 @@
 //! starts and ends; this file receives operands, leases memory, hands work to the executor and sends replies.
 
 mod replies;
+mod served_task;
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite};
 use libp2p::PeerId;
@@ -18,10 +20,12 @@ use pangea_control::tasks::{
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use self::replies::{Reply, reply, write_all};
+use self::served_task::{ServedTask, TaskMetrics, TaskOutcome};
 use super::limits::{HELLO_TIMEOUT, REPLY_QUEUE, STREAMS, STREAMS_PER_PEER, TASKS_PER_PEER};
 use super::result_shares::{ResultShare, ResultShares};
 use crate::clock;
 use crate::devices::{Devices, Kind, Lease};
+use crate::observe::Observer;
 use crate::peers::Peers;
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::streams::places::{Place, Places};
@@ -42,6 +46,8 @@ pub struct TaskService {
     pub devices: Devices,
     /// Tasks completed since the start.
     pub tasks_done: u64,
+    /// What is counted of tasks.
+    metrics: TaskMetrics,
     /// Tensor bytes received as operands.
     pub bytes_received: u64,
     /// Tensor bytes sent as results.
@@ -59,8 +65,14 @@ pub struct TaskService {
 }
 
 impl TaskService {
-    /// State without any peer.
-    pub fn new(devices: Devices, executor: Executor, peers: Peers, keypair: Keypair) -> TaskService {
+    /// State without any peer; `observer` counts the tasks.
+    pub fn new(
+        devices: Devices,
+        executor: Executor,
+        peers: Peers,
+        keypair: Keypair,
+        observer: &Observer,
+    ) -> TaskService {
         TaskService {
             store: OperandStore::new(devices.limit()),
             quotas: TaskQuotas::default(),
@@ -68,6 +80,7 @@ impl TaskService {
             executor,
             devices,
             tasks_done: 0,
+            metrics: TaskMetrics::new(observer),
             bytes_received: 0,
             bytes_sent: 0,
             places: Places::new(STREAMS_PER_PEER, STREAMS),
@@ -166,6 +179,7 @@ struct Accepted {
     memory: Option<ResultMemory>,
     /// Whether the task takes a place in the quota of its peer.
     counts: bool,
+    counted: Arc<ServedTask>,
 }
 
 /// Memory for a result, until the result is sent.
@@ -207,6 +221,7 @@ async fn read<R: AsyncRead + Unpin>(
             }
             Message::Task(task) => ServedStream::accept(state, task, &replies).await?,
             Message::UnknownTask(task) => {
+                state.borrow().served.borrow().metrics.arrived().end(TaskOutcome::Refused);
                 let why = "this node does not know the operation of the task; a later version may";
                 let error = Error::new(ErrorKind::InvalidInput, why);
                 reply(&replies, Reply::Failure { task, error, retry_after: None }).await?;
@@ -362,18 +377,19 @@ impl ServedStream {
             let mut session = state.borrow_mut();
             let operands = task.operands;
             let is_new = !session.accepted.contains_key(&task.id);
-            let (held, whole, refusal) = {
+            let (held, whole, refusal, metrics) = {
                 let mut served = session.served.borrow_mut();
                 let held = operands.map(|digest| served.store.knows(session.peer, &digest));
                 let whole = operands.map(|digest| served.store.get(session.peer, &digest).is_some());
                 let refusal = served.refusal(&session.peer);
                 // A task sent twice ends the stream.
                 let over = || is_new.then(|| served.quotas.begin(session.peer, clock::now()).err()).flatten();
-                (held, whole, refusal.or_else(over))
+                (held, whole, refusal.or_else(over), served.metrics.clone())
             };
             if is_new {
-                let counts = refusal.is_none();
-                let accepted = Accepted { task, cancel: Cancel::new(), place: Some(place), memory: None, counts };
+                let (counts, counted) = (refusal.is_none(), metrics.arrived());
+                let (cancel, place) = (Cancel::new(), Some(place));
+                let accepted = Accepted { task, cancel, place, memory: None, counts, counted };
                 session.accepted.insert(task.id, accepted);
             }
             if task.deadline.is_some() {
@@ -500,18 +516,24 @@ impl ServedStream {
         let place = accepted.place.take()?;
         let memory = accepted.memory.take();
         let (ended, end) = oneshot::channel();
+        let counted = Arc::clone(&accepted.counted);
         let started = {
-            let replies = replies.clone();
+            let (replies, counted) = (replies.clone(), Arc::clone(&counted));
             Box::new(move || {
+                counted.started();
                 // A lost notice only makes the coordinator's predictions less accurate.
                 let _ = replies.try_send(Reply::Message(Message::Started(id)));
             })
         };
+        let of_result = Arc::clone(&counted);
         let done = Box::new(move |outcome: Outcome| {
-            let (compute, fault) = (outcome.compute, outcome.fault);
+            let (compute, fault, counted) = (outcome.compute, outcome.fault, of_result);
             place.send(match outcome.result {
-                Ok(tensor) => Reply::Result { task, tensor, compute, fault, memory },
-                Err(error) => Reply::Failure { task: id, error, retry_after: None },
+                Ok(tensor) => Reply::Result { task, tensor, compute, fault, memory, counted },
+                Err(error) => {
+                    counted.end(TaskOutcome::of_error(&error));
+                    Reply::Failure { task: id, error, retry_after: None }
+                }
             });
             let _ = ended.send(());
         });
@@ -527,6 +549,7 @@ impl ServedStream {
             done,
         };
         if let Err(error) = executor.submit(work) {
+            counted.end(TaskOutcome::Refused);
             // The reserved place went with the work, so this reply takes an ordinary one.
             let _ = replies.try_send(Reply::Failure { task: id, error, retry_after: None });
             return Some(Event::Done(id));
@@ -545,6 +568,7 @@ impl ServedStream {
     fn fail(&mut self, id: TaskId, error: Error, retry_after: Option<std::time::Duration>) {
         if let Some(accepted) = self.forget(id) {
             accepted.cancel.cancel();
+            accepted.counted.end(TaskOutcome::Refused);
             if let Some(place) = accepted.place {
                 place.send(Reply::Failure { task: id, error, retry_after });
             }

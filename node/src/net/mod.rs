@@ -16,6 +16,7 @@
 //! | `peer_connections` | open connections: their bytes, and how each is cut off |
 //! | `pings` | how often each end of a connection pings |
 //! | [`way_back`] | `/pangea/wayback/1`: whether a peer can open a connection to this node |
+//! | `metrics` | what is counted of connections, for `/metrics` |
 //! | `gossip` | the gossip topic: limits and configuration of libp2p's gossipsub |
 //! | `identity`, `peers_file`, `addresses` | `node.key`, `peers.json`, the address to show a person |
 //! | `peer_address` | addresses of nodes as people write them |
@@ -30,6 +31,7 @@ pub mod identity;
 mod inbound;
 pub mod joining;
 mod mdns;
+mod metrics;
 mod network;
 pub mod peer_address;
 mod peer_connections;

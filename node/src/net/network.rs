@@ -14,12 +14,14 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use super::inbound::{AcceptedTwice, Inbound, IncomingStreams};
+use super::metrics::{self, RefusedByPeers};
 use super::peer_connections::PeerConnections;
 use super::peers_file::PeersFileError;
 use super::swarm;
 use super::{FoundBy, Report, Traffic, Transport, Unconnected};
 use crate::membership::Membership;
 use crate::observe::Observer;
+use crate::peers::Peers;
 
 /// Queued events: a burst of every peer of a large pool connecting at once.
 const EVENTS: usize = 1024;
@@ -286,6 +288,7 @@ pub struct Network {
     pub(super) streams: libp2p_stream::Control,
     pub(super) inbound: Inbound,
     pub(super) connections: PeerConnections,
+    pub(super) refused_by: RefusedByPeers,
 }
 
 /// Binds the listen addresses and starts the swarm on the current tokio runtime (a current-thread one serves it best).
@@ -312,10 +315,11 @@ pub fn start(config: NetConfig) -> Result<(Network, mpsc::Receiver<NetEvent>), N
     let (event_sender, events) = mpsc::channel(EVENTS);
     let (commands, command_receiver) = mpsc::channel(COMMANDS);
     let connections = PeerConnections::new(local);
-    let driver = swarm::SwarmDriver::new(config, connections.clone(), event_sender)?;
+    let refused_by = RefusedByPeers::default();
+    let driver = swarm::SwarmDriver::new(config, connections.clone(), refused_by.clone(), event_sender)?;
     let (streams, inbound) = (driver.streams(), driver.inbound());
     tokio::spawn(driver.run(command_receiver));
-    Ok((Network { local, commands, streams, inbound, connections }, events))
+    Ok((Network { local, commands, streams, inbound, connections, refused_by }, events))
 }
 
 /// These addresses, with free ports instead if the port of one of them is in use.
@@ -394,15 +398,9 @@ impl Network {
         self.connections.traffic(peer)
     }
 
-    /// Counts the bytes of all connections for `observer`.
-    pub fn observe(&self, observer: &Observer) {
-        let (received, sent) = (self.connections.clone(), self.connections.clone());
-        observer.count("network_received_bytes", "Bytes received from peers, over all connections", move || {
-            received.total_traffic().received_bytes
-        });
-        observer.count("network_sent_bytes", "Bytes sent to peers, over all connections", move || {
-            sent.total_traffic().sent_bytes
-        });
+    /// Registers what is counted of connections with `observer`; `peers` knows the round trips.
+    pub fn observe(&self, peers: &Peers, observer: &Observer) {
+        metrics::observe(&self.connections, &self.refused_by, peers, observer);
     }
 
     /// Connects to the node at `address` once, independently of the dialling plan. Returns at once if it is connected.

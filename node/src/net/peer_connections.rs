@@ -2,7 +2,7 @@
 //! `pangea_control::net::connection_table` decides which of two connections to one peer lives, and who is blocked. This
 //! file never reads or writes a socket.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,10 @@ use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
 use pangea_control::net::admission::Refusal;
 use pangea_control::net::connection_table::{ConnectionNumber, ConnectionTable};
 use pangea_control::net::{Traffic, Transport};
+
+/// Peers whose bytes are counted separately: more than most pools have, and few enough that a large pool does not fill a database of
+/// metrics. The bytes of further peers are counted together.
+pub(super) const PEERS_COUNTED: usize = 64;
 
 /// Byte counters of one connection, and the switch that cuts it off.
 #[derive(Debug, Default)]
@@ -60,6 +64,19 @@ struct ConnectionsState {
     meters: HashMap<ConnectionNumber, Arc<ConnectionMeter>>,
     /// Bytes of the connections that ended.
     ended: Traffic,
+    /// Connected peers whose bytes are counted separately, up to [`PEERS_COUNTED`]: those that connected first.
+    counted: BTreeSet<PeerId>,
+    /// Bytes of the admitted connections to other peers that ended.
+    others_ended: Traffic,
+}
+
+/// Bytes exchanged with the peers that are connected now.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct TrafficByPeer {
+    /// Bytes exchanged with each peer that is counted separately, over its current connection.
+    pub(super) counted: Vec<(PeerId, Traffic)>,
+    /// Bytes exchanged with all other peers together, those that are gone included, so that the sum never falls.
+    pub(super) others: Traffic,
 }
 
 /// All connections of a node. Clones share them.
@@ -82,6 +99,8 @@ impl PeerConnections {
             decisions: ConnectionTable::new(local),
             meters: HashMap::new(),
             ended: Traffic::default(),
+            counted: BTreeSet::new(),
+            others_ended: Traffic::default(),
         };
         Self { table: Arc::new(Mutex::new(table)) }
     }
@@ -128,6 +147,28 @@ impl PeerConnections {
         traffic
     }
 
+    /// Bytes exchanged over admitted connections, by peer.
+    pub(super) fn traffic_by_peer(&self) -> TrafficByPeer {
+        let table = lock(&self.table);
+        let mut traffic = TrafficByPeer { counted: Vec::new(), others: table.others_ended };
+        for (peer, number) in table.decisions.all_admitted() {
+            let Some(meter) = table.meters.get(&number) else { continue };
+            if table.counted.contains(peer) {
+                let mut of_peer = Traffic::default();
+                meter.add_to(&mut of_peer);
+                traffic.counted.push((*peer, of_peer));
+            } else {
+                meter.add_to(&mut traffic.others);
+            }
+        }
+        traffic
+    }
+
+    /// The peers that are connected now and counted separately.
+    pub(super) fn counted_peers(&self) -> BTreeSet<PeerId> {
+        lock(&self.table).counted.clone()
+    }
+
     /// Ends every connection to `peer` at once, without notifying it.
     pub(super) fn cut_off(&self, peer: &PeerId, why: &str) {
         let table = lock(&self.table);
@@ -161,16 +202,28 @@ impl PeerConnection {
     /// # Errors
     /// Those of [`ConnectionTable::admit`].
     pub(super) fn admit(&self) -> Result<(), Refusal> {
-        lock(&self.connections.table).decisions.admit(self.peer, self.number)
+        let mut table = lock(&self.connections.table);
+        table.decisions.admit(self.peer, self.number)?;
+        if table.counted.len() < PEERS_COUNTED {
+            table.counted.insert(self.peer);
+        }
+        Ok(())
     }
 }
 
 impl Drop for PeerConnection {
     fn drop(&mut self) {
         let mut table = lock(&self.connections.table);
+        let table = &mut *table;
+        // A peer has one admitted connection at most.
+        let was_admitted = table.decisions.admitted(&self.peer).any(|number| number == self.number);
+        let was_counted = was_admitted && table.counted.remove(&self.peer);
         table.decisions.ended(self.peer, self.number);
         if let Some(meter) = table.meters.remove(&self.number) {
             meter.add_to(&mut table.ended);
+            if was_admitted && !was_counted {
+                meter.add_to(&mut table.others_ended);
+            }
         }
     }
 }
@@ -239,6 +292,50 @@ mod tests {
         drop(connection);
         assert_eq!(connections.traffic(&peer), Traffic::default());
         assert!(lock(&connections.table).meters.is_empty());
+    }
+
+    /// An admitted connection to a new peer, over which this many bytes were received.
+    fn connected(connections: &PeerConnections, received: usize) -> (PeerId, PeerConnection) {
+        let (peer, meter): (_, Arc<ConnectionMeter>) = (PeerId::random(), Arc::default());
+        meter.received(received);
+        let connection = connections.accepted(peer, Transport::Tcp, meter);
+        connection.admit().unwrap();
+        (peer, connection)
+    }
+
+    #[test]
+    fn peers_beyond_the_limit_are_counted_together_and_their_sum_never_falls() {
+        let connections = PeerConnections::new(PeerId::random());
+        let received = |received_bytes| Traffic { received_bytes, sent_bytes: 0 };
+        let mut counted: Vec<_> = (0..PEERS_COUNTED).map(|_| connected(&connections, 1)).collect();
+        let (_, first_other) = connected(&connections, 10);
+        let (_, _second_other) = connected(&connections, 100);
+        let traffic = connections.traffic_by_peer();
+        assert_eq!((traffic.counted.len(), traffic.others), (PEERS_COUNTED, received(110)));
+        assert!(traffic.counted.iter().all(|(_, of_peer)| *of_peer == received(1)));
+        drop(first_other);
+        assert_eq!(connections.traffic_by_peer().others, received(110));
+        // The place of a peer that is gone goes to the next one that connects; its bytes are nobody else's.
+        let (gone, connection) = counted.remove(0);
+        drop(connection);
+        let (next, _connection) = connected(&connections, 7);
+        let traffic = connections.traffic_by_peer();
+        assert_eq!((traffic.counted.len(), traffic.others), (PEERS_COUNTED, received(110)));
+        assert!(traffic.counted.contains(&(next, received(7))));
+        assert!(traffic.counted.iter().all(|(peer, _)| *peer != gone));
+    }
+
+    #[test]
+    fn a_connection_that_is_not_admitted_is_no_peers() {
+        let connections = PeerConnections::new(PeerId::random());
+        let (peer, _connection) = connected(&connections, 5);
+        let stranger = connections.accepted(PeerId::random(), Transport::Tcp, Arc::default());
+        let duplicate = connections.accepted(peer, Transport::Tcp, Arc::default());
+        assert!(duplicate.admit().is_err());
+        drop((stranger, duplicate));
+        let traffic = connections.traffic_by_peer();
+        assert_eq!(traffic.counted, [(peer, Traffic { received_bytes: 5, sent_bytes: 0 })]);
+        assert_eq!(traffic.others, Traffic::default());
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::failures::{closed_text, connect_error, dial_error_text, failure_of, listen_error, refused_here};
 use super::gossip;
 use super::inbound::Inbound;
+use super::metrics::RefusedByPeers;
 use super::network::{Command, Direction, Gossip, GossipJudgement, GossipTicket, NetConfig, NetError, NetEvent};
 use super::peer_connections::PeerConnections;
 use super::peers_file::{self, Change};
@@ -83,6 +84,7 @@ pub(super) struct SwarmDriver {
     waiting_events: VecDeque<NetEvent>,
     refused: mpsc::Receiver<RefusedConnection>,
     refusals: RefusalLog,
+    refused_by: RefusedByPeers,
     plan: DialPlan,
     dials: bool,
     dialling: HashMap<ConnectionId, Dialler>,
@@ -102,6 +104,7 @@ impl SwarmDriver {
     pub(super) fn new(
         config: NetConfig,
         connections: PeerConnections,
+        refused_by: RefusedByPeers,
         events: mpsc::Sender<NetEvent>,
     ) -> Result<Self, NetError> {
         let local = config.identity.public().to_peer_id();
@@ -133,6 +136,7 @@ impl SwarmDriver {
             waiting_events: VecDeque::new(),
             refused,
             refusals: RefusalLog::new(clock::now()),
+            refused_by,
             plan,
             dials: config.dials,
             dialling: HashMap::new(),
@@ -394,6 +398,9 @@ impl SwarmDriver {
 
     fn on_refused(&mut self, refused: &RefusedConnection) {
         let RefusedConnection { peer, refusal, by_peer, timed_out, host } = *refused;
+        if by_peer {
+            self.refused_by.count(refusal);
+        }
         // A lagging reader hears of it the next time.
         if refusal == Refusal::WrongKey && self.waiting_events.len() < MAX_WAITING_EVENTS / 2 {
             self.emit(NetEvent::Stranger { peer, host });

@@ -3,12 +3,14 @@
 //! and executes its actions; nothing is decided here.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use libp2p::PeerId;
 use tokio::sync::watch;
 
 use crate::clock;
+use crate::observe::Observer;
 use pangea_control::peers::{Action, Directory, Event, SuspicionReason};
 
 /// The directory of peers; clones share it.
@@ -19,6 +21,8 @@ pub struct Peers(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     excluded: watch::Sender<Arc<BTreeSet<PeerId>>>,
+    /// Convictions since the start of the node.
+    quarantines: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +34,8 @@ struct State {
 
 impl Default for Peers {
     fn default() -> Peers {
-        Peers(Arc::new(Inner { state: Mutex::default(), excluded: watch::Sender::default() }))
+        let (excluded, quarantines) = (watch::Sender::default(), AtomicU64::new(0));
+        Peers(Arc::new(Inner { state: Mutex::default(), excluded, quarantines }))
     }
 }
 
@@ -40,8 +45,31 @@ impl Peers {
         self.state().directory.handle(event, clock::now())
     }
 
+    /// Registers what is counted of quarantined peers with `observer`.
+    pub fn observe(&self, observer: &Observer) {
+        let peers = self.clone();
+        observer.count("quarantines", "Peers that were quarantined since the start of the node", move || {
+            peers.0.quarantines.load(Ordering::Relaxed)
+        });
+        let peers = self.clone();
+        observer
+            .gauge("peers_quarantined", "Peers that are quarantined", move || peers.0.excluded.borrow().len() as f64);
+    }
+
     /// Convicts a peer of a lie; the caller stores the proof. Once this returns, the peer may not compute.
     pub fn convict(&self, peer: PeerId, why: &str) {
+        if self.exclude(peer, why) {
+            self.0.quarantines.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// A peer that was convicted in an earlier run of the node may not compute either.
+    pub fn remember_convicted(&self, peer: PeerId, why: &str) {
+        self.exclude(peer, why);
+    }
+
+    /// Quarantines a peer; returns whether it was not quarantined before.
+    fn exclude(&self, peer: PeerId, why: &str) -> bool {
         let excluded = {
             let mut state = self.state();
             let actions = state.directory.handle(Event::Convicted { peer, why: why.to_owned() }, clock::now());
@@ -54,7 +82,7 @@ impl Peers {
                 *known = Arc::new(excluded);
             }
             changed
-        });
+        })
     }
 
     /// Lowers the trust of a peer for a while: it did something that a liar does and that proves nothing.
@@ -101,10 +129,13 @@ impl Peers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::Format;
 
     #[test]
     fn a_conviction_counts_at_once_and_is_published_once() {
         let (peers, liar) = (Peers::default(), PeerId::random());
+        let observer = Observer::default();
+        peers.observe(&observer);
         let mut excluded = peers.excluded();
         assert!(peers.may_compute(&liar) && excluded.borrow_and_update().is_empty());
         peers.convict(liar, "a wrong product");
@@ -113,5 +144,10 @@ mod tests {
         assert_eq!(peers.take_pending().len(), 1);
         peers.convict(liar, "again");
         assert!(!excluded.has_changed().unwrap() && peers.take_pending().is_empty());
+        peers.remember_convicted(PeerId::random(), "a wrong sum, before the node was restarted");
+        let text = observer.text(Format::Prometheus).unwrap();
+        for sample in ["pangea_quarantines_total 1", "pangea_peers_quarantined 2.0"] {
+            assert!(text.lines().any(|line| line == sample), "{sample} in {text}");
+        }
     }
 }

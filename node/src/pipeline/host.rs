@@ -6,6 +6,7 @@ mod stage_table;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -70,7 +71,7 @@ pub struct StageSetup {
     pub draft: Option<DraftModel>,
     /// On the last stage, the text side of the model.
     pub text: Option<Arc<ModelText>>,
-    /// Name of the model, for the log.
+    /// Name of the model, for the log and for metrics.
     pub name: String,
     /// Metrics of the model's engine.
     pub metrics: Arc<EngineMetrics>,
@@ -137,6 +138,8 @@ pub struct StageLayers {
 }
 
 struct StageHandle {
+    /// Name of the model.
+    name: String,
     events: SyncSender<StageEvent>,
     /// `None` where they are of no use any more.
     layers: Option<StageLayers>,
@@ -269,6 +272,7 @@ impl Pipeline {
             opening: MESSAGE_BYTES + (config.context * size_of::<u32>()) as u64,
         };
         let gate = Gate::new(&setup.stages, setup.index, largest);
+        let model_name = setup.name.clone();
         let (events, inbox) = sync_channel(gate.places());
         let running = (setup.index == 0).then(RunningPass::default);
         let stage = Stage::new(setup, self.clone(), running.clone());
@@ -278,6 +282,7 @@ impl Pipeline {
             Error::new(ErrorKind::Internal, format!("cannot start a thread for a model's layers: {error}"))
         })?;
         let handle = StageHandle {
+            name: model_name,
             events,
             layers: Some(layers),
             gate,
@@ -374,11 +379,32 @@ impl Pipeline {
         self.stage_sessions() > 0
     }
 
-    /// Shows the sessions of the stages here among the metrics.
+    /// Shows the sessions of the stages here, and their memory, among the metrics.
     pub fn observe(&self, observer: &Observer) {
         let pipeline = self.clone();
         let help = "Sessions that stages of this node take part in";
         observer.gauge("stage_sessions", help, move || pipeline.stage_sessions() as f64);
+        let pipeline = self.clone();
+        let help = "Bytes of pages of keys and values in use, those kept for later prompts included";
+        observer.gauges("session_pages_used_bytes", help, move || pipeline.pages(PageBudget::used_bytes));
+        let pipeline = self.clone();
+        let help = "Bytes of pages of keys and values that may be in use";
+        observer.gauges("session_pages_limit_bytes", help, move || pipeline.pages(PageBudget::max_bytes));
+    }
+
+    /// A number of the budgets of pages of each model here.
+    fn pages(&self, number: impl Fn(&PageBudget) -> u64) -> Vec<([(&'static str, String); 1], f64)> {
+        let mut by_model: BTreeMap<String, f64> = BTreeMap::new();
+        let mut counted: Vec<Arc<[Lease]>> = Vec::new();
+        for stage in self.stages().values() {
+            let Some(layers) = &stage.layers else { continue };
+            // Stages with the same layers share the leases, and the budget with them.
+            if !counted.iter().any(|memory| Arc::ptr_eq(memory, &layers.memory)) {
+                counted.push(Arc::clone(&layers.memory));
+                *by_model.entry(stage.name.clone()).or_default() += number(&layers.budget) as f64;
+            }
+        }
+        by_model.into_iter().map(|(name, bytes)| ([("model", name)], bytes)).collect()
     }
 
     fn stage_sessions(&self) -> usize {

@@ -1,8 +1,9 @@
 //! The task that feeds a placer with events of the pool, the loader and the clock, and executes its actions. The loader
 //! owns loaded stages; the placer decides.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use libp2p::PeerId;
@@ -15,10 +16,11 @@ use crate::clock;
 use crate::compute_error;
 use crate::devices::threads::Purpose;
 use crate::devices::{Devices, NodeGpu};
+use crate::observe::Observer;
 use crate::peers::Peers;
 use crate::pool::{LayerSpeed, ModelAdvert, Pool, StagePace, View};
 use crate::supervise::Supervisor;
-use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageReport, pool_facts};
+use pangea_control::placement::{Action, Event, Note, Placer, StageOrder, StageReport, TokenTime, pool_facts};
 use pangea_units::LayerRange;
 
 /// Interval of the clock's ticks, and so of attempts that a placer makes again without an event: few, because each tick is decided on
@@ -87,21 +89,27 @@ pub struct PlacementDriver {
     events: mpsc::Receiver<Event>,
     reports: mpsc::Receiver<StageReport>,
     report: mpsc::Sender<StageReport>,
+    /// What tokens of this master's placements take, for `/metrics`.
+    token_times: Arc<Mutex<Vec<TokenTime>>>,
 }
 
 impl PlacementDriver {
-    /// A part in `pool` that loads with `loader`. `pinned`: the value of `--layers` on a node without `--model`.
+    /// A part in `pool` that loads with `loader`. `pinned`: the value of `--layers` on a node without `--model`. `observer` shows how
+    /// long tokens take.
     pub fn new(
         pool: Pool,
         peers: Peers,
         loader: Arc<dyn StageLoader>,
         pinned: Option<Range<u32>>,
+        observer: &Observer,
     ) -> (PlacementDriver, Sessions) {
         let view = Arc::clone(&pool.view().borrow());
         let (report, reports) = mpsc::channel(REPORTS);
         let (sender, events) = mpsc::channel(REPORTS);
         let (placer, suspects) = (Placer::new(view), Vec::new());
-        let driver = PlacementDriver { placer, peers, suspects, pool, loader, pinned, events, reports, report };
+        let token_times = observe_token_times(observer);
+        let driver =
+            PlacementDriver { placer, peers, suspects, pool, loader, pinned, events, reports, report, token_times };
         (driver, Sessions { events: sender })
     }
 
@@ -179,6 +187,9 @@ impl PlacementDriver {
                 self.loader.fetch_and_load(order, self.report.clone());
             }
             Action::Cancel { model, layers } | Action::Unload { model, layers } => self.loader.unload(model, layers),
+            Action::ShowTokenTimes(times) => {
+                *self.token_times.lock().unwrap_or_else(PoisonError::into_inner) = times;
+            }
             Action::Note(note) => self.log(note),
         }
     }
@@ -262,6 +273,25 @@ impl PlacementDriver {
             }
         });
     }
+}
+
+/// Registers what tokens of placements take, predicted and measured, with `observer`. Models without a placement have no series.
+fn observe_token_times(observer: &Observer) -> Arc<Mutex<Vec<TokenTime>>> {
+    let times: Arc<Mutex<Vec<TokenTime>>> = Arc::default();
+    let read = |value: fn(&TokenTime) -> f64| {
+        let times = Arc::clone(&times);
+        move || {
+            let times = times.lock().unwrap_or_else(PoisonError::into_inner);
+            // Every name once, whatever the pool says.
+            let by_model: BTreeMap<String, f64> = times.iter().map(|time| (time.name.clone(), value(time))).collect();
+            by_model.into_iter().map(|(name, seconds)| ([("model", name)], seconds)).collect()
+        }
+    };
+    let help = "Time of a token of a split model, as measured speeds predict it; only at the master";
+    observer.gauges("chain_token_predicted_seconds", help, read(|time| time.predicted_s));
+    let help = "Time of a token of a split model, as its stages measured it; only at the master";
+    observer.gauges("chain_token_measured_seconds", help, read(|time| time.measured_s));
+    times
 }
 
 /// How fast layers are computed now: by the GPU, as long as it is used, else by the threads of the processor.

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::codec;
 use super::handle::Pool;
 use super::memory::Memory;
+use super::metrics::{AdvertOutcome, Metrics};
 use super::{Advert, LinkAdvert, Term, View};
 use crate::clock;
 use crate::membership::Membership;
@@ -81,6 +82,7 @@ pub struct PoolDriver {
     published: Option<Advert>,
     /// Whether the view must be updated.
     view_changed: bool,
+    metrics: Metrics,
     started: Instant,
 }
 
@@ -97,10 +99,7 @@ impl PoolDriver {
             connected: Default::default(),
         };
         let (view, viewed) = watch::channel(Arc::new(view));
-        let connected = viewed.clone();
-        settings.observer.gauge("peers_connected", "Peers that this node is connected to", move || {
-            connected.borrow().connected.len() as f64
-        });
+        let metrics = Metrics::new(&settings.observer, &viewed);
         let works = settings.own.works;
         let (own, said) = (Arc::new(Mutex::new(settings.own)), Arc::new(Notify::new()));
         let pool = Pool { local, own: Arc::clone(&own), said: Arc::clone(&said), view: viewed };
@@ -124,6 +123,7 @@ impl PoolDriver {
             pace: AdvertPace::default(),
             published: None,
             view_changed: true,
+            metrics,
             started: Instant::now(),
         };
         (driver, pool)
@@ -201,11 +201,13 @@ impl PoolDriver {
         let Gossip { source, bytes, ticket } = gossip;
         let forwarder = ticket.forwarder();
         if !self.roster.may_forward(&forwarder, self.now()) {
+            self.metrics.received(AdvertOutcome::Limited);
             return self.network.judge(ticket, GossipJudgement::Ignore).await;
         }
         let (advert, proven) = match self.decode(source, &bytes) {
             Ok(decoded) => decoded,
             Err(why) => {
+                self.metrics.received(AdvertOutcome::Refused);
                 tracing::debug!(event = "gossip_refused", peer = %source, %forwarder, %why);
                 return self.network.judge(ticket, GossipJudgement::Reject).await;
             }
@@ -213,6 +215,7 @@ impl PoolDriver {
         let (candidate, addresses) = (Candidate::of(&advert), advert.addresses.clone());
         let is_known_to_all = self.roster.is_connected_to_all(&advert);
         let heard = self.roster.heard(advert, Delivery { forwarder, proven }, self.now());
+        self.metrics.received(heard.into());
         let judgement = match heard {
             Heard::Newer if is_known_to_all => GossipJudgement::Ignore,
             Heard::Joined | Heard::Newer | Heard::Noted => GossipJudgement::Accept,
@@ -310,6 +313,7 @@ impl PoolDriver {
             tracing::debug!(event = "no_master", "no master is known");
             return;
         };
+        self.metrics.elections.inc();
         if self.logged_master.replace(term.master) != Some(term.master) {
             if term.master == self.network.local_peer_id() {
                 tracing::info!(event = "elected", term = term.counter, "Node elected master");
@@ -376,7 +380,10 @@ impl PoolDriver {
             return;
         }
         match codec::encode_with(&advert, &self.membership.certificate()) {
-            Ok(bytes) => self.network.publish(bytes).await,
+            Ok(bytes) => {
+                self.metrics.adverts_sent.inc();
+                self.network.publish(bytes).await;
+            }
             Err(error) => {
                 tracing::warn!(event = "advert_too_long", %error, "cannot publish this node's advert: {error}")
             }

@@ -8,7 +8,7 @@
 //! * [`codec`]: encoding of adverts. [`pangea_control::pool`] decides which nodes are present and which is the master.
 //! * [`members`]: what the owner of the node does about belonging; [`revocations`]: the task that spreads revocations;
 //!   [`strangers`]: the task that meets nodes of other pools; [`enrolment`]: how a node that does not run joins a pool.
-//! * [`memory`]: state that survives the process.
+//! * [`memory`]: state that survives the process; `metrics`: what is counted.
 //! * [`handle`]: the interface to the rest of the node; [`topology`]: the pool as a graph for people; [`said`]: what
 //!   adverts add to the statuses that people read.
 //! * [`driver`]: the task that feeds these.
@@ -23,6 +23,7 @@ mod goldens;
 pub mod handle;
 pub mod members;
 pub mod memory;
+mod metrics;
 pub mod overview;
 pub mod revocations;
 pub mod said;

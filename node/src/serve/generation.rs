@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::answer::{AnswerText, with_text};
 use super::engine::{RequestRefused, Shared};
-use super::metrics::count_answered;
+use super::metrics::{TokenTimes, count_answered};
 use super::request::{Event, Summary, TokenLogprob};
 use super::request_log::RequestLog;
 use super::signed_answer::{RequestFacts, Rules, SignedAnswer};
@@ -76,6 +76,8 @@ pub struct Generation {
     sender: mpsc::Sender<SessionEvent>,
     routes: watch::Receiver<u64>,
     answers: Vec<AnswerText>,
+    /// When the tokens of each answer came.
+    times: Vec<TokenTimes>,
     signed: Vec<SignedAnswer>,
     /// The chain that each answer uses, kept alive while it is used.
     chains: Vec<Option<Arc<dyn Any + Send + Sync>>>,
@@ -134,6 +136,7 @@ impl Generation {
             state: GenerationState::new(setup),
             routes: engine.routes.changed(),
             answers: Vec::new(),
+            times: Vec::new(),
             signed: Vec::new(),
             chains: vec![None; asked.choices],
             found: None,
@@ -346,6 +349,7 @@ impl Generation {
         let logprobs = asked.sampling.logprobs.is_some();
         let answer = |choice| AnswerText::new(choice, asked.stops.clone(), asked.call_marks.clone(), logprobs);
         self.answers = (0..asked.choices).map(answer).collect();
+        self.times = vec![TokenTimes::default(); asked.choices];
         self.signed = (0..asked.choices).map(|_| SignedAnswer::default()).collect();
         self.receipts.fill(None);
         self.chains.fill(None);
@@ -413,6 +417,7 @@ impl Generation {
         if choice == 0 && !self.prompt.is_empty() && self.prompt.len() == self.asked.prompt.len() {
             self.ready.push_back(Ok(Event::Prompt(std::mem::take(&mut self.prompt))));
         }
+        self.times[choice].came(&self.engine.metrics, new.tokens.len(), clock::now());
         self.signed[choice].emit(&new.tokens);
         let counts = self.state.tokens();
         if counts.answer == new.tokens.len() {

@@ -1,6 +1,9 @@
 //! Metrics of the models of this node: what a request adds to its engine's, and those of all models for `/metrics`.
 //! `observe` owns their presentation.
 
+use std::time::Duration;
+
+use pangea_control::Time;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
@@ -16,12 +19,35 @@ pub(super) fn count_answered(metrics: &EngineMetrics, summary: &Summary) {
     let count = |counter: &Counter, tokens: usize| counter.inc_by(tokens as u64);
     count(&metrics.prompt_tokens, summary.prompt_tokens);
     count(&metrics.cached_tokens, summary.cached_tokens);
-    count(&metrics.answer_tokens, summary.answer_tokens);
     count(&metrics.drafted_tokens, summary.drafted_tokens);
     count(&metrics.accepted_tokens, summary.accepted_tokens);
     metrics.queued.observe(summary.queued.as_secs_f64());
     metrics.first_token.observe((summary.queued + summary.prompt).as_secs_f64());
     metrics.total.observe((summary.queued + summary.prompt + summary.answer).as_secs_f64());
+}
+
+/// When the tokens of one answer come.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct TokenTimes {
+    /// Time of the last token; `None` before the first one.
+    last: Option<Time>,
+}
+
+impl TokenTimes {
+    /// Counts `tokens` new ones, which come together at `now`: each of them took its share of the time since the last one. The first
+    /// one has no time between it and another.
+    pub(super) fn came(&mut self, metrics: &EngineMetrics, tokens: usize, now: Time) {
+        if tokens == 0 {
+            return;
+        }
+        metrics.answer_tokens.inc_by(tokens as u64);
+        let (intervals, since) = match self.last.replace(now) {
+            Some(last) => (tokens, now.since(last)),
+            None => (tokens - 1, Duration::ZERO),
+        };
+        let each = since.as_secs_f64() / tokens as f64;
+        (0..intervals).for_each(|_| metrics.between_tokens.observe(each));
+    }
 }
 
 /// Registers the metrics of all engines of `served` with `observer`. Models come and go, so they are read each time.
@@ -84,6 +110,32 @@ mod tests {
         let own = Arc::new(advert_of(PeerId::random()));
         let nodes = BTreeMap::from([(other.peer, Arc::new(other))]);
         Arc::new(View { local: own.peer, own, term: None, nodes, connected: BTreeSet::new() })
+    }
+
+    #[test]
+    fn tokens_are_counted_as_they_come_with_the_time_between_them() {
+        let metrics = EngineMetrics::default();
+        let (mut one, mut other) = (TokenTimes::default(), TokenTimes::default());
+        let at = |millis| Time::since_epoch(Duration::from_millis(millis));
+        one.came(&metrics, 1, at(1000));
+        other.came(&metrics, 0, at(1000));
+        // Two tokens that were drafted come together.
+        one.came(&metrics, 2, at(1400));
+        other.came(&metrics, 1, at(9000));
+        one.came(&metrics, 1, at(1430));
+        assert_eq!(metrics.answer_tokens.get(), 5);
+        let mut registry = prometheus_client::registry::Registry::default();
+        registry.register("between", "", metrics.between_tokens.clone());
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for sample in [
+            "between_count 3",
+            "between_bucket{le=\"0.025\"} 0",
+            "between_bucket{le=\"0.05\"} 1",
+            "between_bucket{le=\"0.25\"} 3",
+        ] {
+            assert!(text.lines().any(|line| line == sample), "{sample} in {text}");
+        }
     }
 
     #[tokio::test]

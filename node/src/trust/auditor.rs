@@ -36,6 +36,9 @@ const RECEIPTS_WAITING: usize = 256;
 /// Interval at which the thread looks for answers whose deadline has passed while it has nothing to audit.
 const IDLE_TICK: Duration = Duration::from_secs(60);
 
+/// How audits end.
+const RESULTS: [&str; 6] = ["passed", "refuted", "suspicious", "failed", "crowded", "late"];
+
 /// What an audit needs from the node that it runs on.
 pub trait AuditHost: Send + Sync {
     /// Peer id of this node.
@@ -149,7 +152,7 @@ impl Auditor {
     pub fn start(parts: AuditorParts) -> Result<Auditor> {
         let (receipts, kept) = sync_channel(RECEIPTS_WAITING);
         let audits =
-            parts.observer.counters("audits", "Audits by result: passed, refuted, suspicious, failed, crowded, late");
+            parts.observer.counters("audits", "Audits by result", RESULTS.map(|result| ResultLabels { result }));
         let auditor = Auditor(Arc::new(Inner {
             policy: parts.policy,
             receipts,

@@ -118,6 +118,21 @@ pub enum Ending {
     Cancelled,
 }
 
+impl Ending {
+    /// The names of all outcomes.
+    pub const NAMES: [&'static str; 3] = ["done", "failed", "cancelled"];
+
+    /// Name in every API; one of [`Ending::NAMES`].
+    pub fn name(&self) -> &'static str {
+        let [done, failed, cancelled] = Ending::NAMES;
+        match self {
+            Ending::Done { .. } => done,
+            Ending::Failed { .. } => failed,
+            Ending::Cancelled => cancelled,
+        }
+    }
+}
+
 /// State of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobState {
@@ -135,9 +150,7 @@ impl JobState {
         match self {
             JobState::Waiting => "waiting",
             JobState::Running => "running",
-            JobState::Ended(Ending::Done { .. }) => "done",
-            JobState::Ended(Ending::Failed { .. }) => "failed",
-            JobState::Ended(Ending::Cancelled) => "cancelled",
+            JobState::Ended(ending) => ending.name(),
         }
     }
 }

@@ -187,7 +187,8 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    const ALL: [Self; 10] = [
+    /// Every refusal.
+    pub const ALL: [Self; 10] = [
         Self::KeyRequired,
         Self::KeylessHere,
         Self::WrongKey,
@@ -199,6 +200,22 @@ impl Refusal {
         Self::Revoked,
         Self::Expired,
     ];
+
+    /// Name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::KeyRequired => "key_required",
+            Self::KeylessHere => "keyless_here",
+            Self::WrongKey => "wrong_key",
+            Self::Duplicate => "duplicate",
+            Self::Blocked => "quarantined",
+            Self::Version => "version",
+            Self::Malformed => "malformed",
+            Self::Full => "full",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+        }
+    }
 
     const fn code(self) -> u8 {
         match self {

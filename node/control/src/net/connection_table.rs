@@ -120,6 +120,14 @@ impl ConnectionTable {
         self.by_peer.get(peer).into_iter().flatten().filter(|entry| entry.admitted).map(|entry| entry.number)
     }
 
+    /// Every admitted connection, with its peer.
+    pub fn all_admitted(&self) -> impl Iterator<Item = (&PeerId, ConnectionNumber)> {
+        let admitted = |entry: &&Entry| entry.admitted;
+        self.by_peer
+            .iter()
+            .flat_map(move |(peer, of_peer)| of_peer.iter().filter(admitted).map(move |entry| (peer, entry.number)))
+    }
+
     /// All connections to `peer`, including those being admitted.
     pub fn connections(&self, peer: &PeerId) -> impl Iterator<Item = ConnectionNumber> {
         self.by_peer.get(peer).into_iter().flatten().map(|entry| entry.number)

@@ -52,7 +52,7 @@ pub use cost::Prediction;
 pub use missing_layers::missing_layers;
 pub use no_plan::NoPlan;
 pub use offer::{LinkSpeed, ModelNeeds, NodeOffer, SESSION_POSITIONS};
-pub use placement_master::Note;
+pub use placement_master::{Note, TokenTime};
 pub use placer::{Action, Event, Placer};
 pub use plan::{Alternative, Plan, plan, predict};
 pub use preview::{ChainPreview, Preview, preview};

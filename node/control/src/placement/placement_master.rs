@@ -26,6 +26,7 @@ use super::{left_out, pool_facts};
 use crate::pool::models_said::ModelsSaid;
 use crate::pool::served::is_unloaded;
 use crate::pool::{NameChoices, Term, View};
+use crate::session::ChainId;
 
 /// Time for which a model is still placed after the last node that serves it left: answers continue, and nodes restart.
 const ORPHANED: Duration = Duration::from_secs(120);
@@ -84,12 +85,25 @@ pub enum Note {
     },
 }
 
+/// How long a token of a working placement of the master takes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenTime {
+    /// Name of the model.
+    pub name: String,
+    /// Seconds per token that the measured speeds of its nodes and links predict.
+    pub predicted_s: f64,
+    /// Measured seconds per token.
+    pub measured_s: f64,
+}
+
 /// Changes of the master's advert, and log lines.
 pub(super) struct Decided {
     /// The current placements, if changed.
     pub(super) placements: Option<Vec<Placement>>,
     /// The models that cannot be placed, if changed.
     pub(super) refusals: Option<Vec<PlacementRefusal>>,
+    /// What tokens of the working placements take, if changed; empty unless this node is the master.
+    pub(super) token_times: Option<Vec<TokenTime>>,
     /// What to log.
     pub(super) notes: Vec<Note>,
 }
@@ -112,6 +126,9 @@ pub(super) struct PlacementMaster {
     names: NameChoices,
     published: Vec<Placement>,
     refused: Vec<PlacementRefusal>,
+    /// What a token of each model's chain took last.
+    token_times: BTreeMap<Digest, (ChainId, TokenTime)>,
+    told_token_times: Vec<TokenTime>,
 }
 
 impl PlacementMaster {
@@ -153,7 +170,22 @@ impl PlacementMaster {
         if let Some(refusals) = &refusals {
             self.refused.clone_from(refusals);
         }
-        Decided { placements, refusals, notes }
+        Decided { placements, refusals, token_times: self.token_times(), notes }
+    }
+
+    /// What tokens of the working placements take, if that changed and this node is the master.
+    fn token_times(&mut self) -> Option<Vec<TokenTime>> {
+        let models = &self.models;
+        self.token_times.retain(|digest, (chain, _)| {
+            let serving = models.get(digest).and_then(|model| model.serving.as_ref());
+            serving.is_some_and(|serving| serving.placement.chain() == *chain)
+        });
+        let times = self.token_times.values().filter(|_| self.term.is_some()).map(|(_, time)| time);
+        if times.clone().eq(&self.told_token_times) {
+            return None;
+        }
+        self.told_token_times = times.cloned().collect();
+        Some(self.told_token_times.clone())
     }
 
     /// The current placements if this node is the master.
@@ -231,6 +263,13 @@ impl PlacementMaster {
             MeasuredSpeeds::of(view, &model.needs).correct(&mut offers);
             let links = |from: &PeerId, to: &PeerId| pool_facts::link(view, from, to);
             let Some(predicted) = predict(&model.needs, &offers, links, &serving.placement.stages) else { continue };
+            if let Some(measured_s) =
+                slowness::token_s(view, &serving.placement).filter(|_| predicted.step_s.is_finite())
+            {
+                let (name, predicted_s) = (serving.placement.name.clone(), predicted.step_s);
+                let time = TokenTime { name, predicted_s, measured_s };
+                self.token_times.insert(model.needs.digest, (serving.placement.chain(), time));
+            }
             match self.slowness.observe(view, &serving.placement, predicted.step_s, now) {
                 Observed::Slow(SlowChain { suspects, predicted_s, took_s }) => {
                     model.planned_at = None;

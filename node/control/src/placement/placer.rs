@@ -7,7 +7,7 @@ use std::sync::Arc;
 use libp2p_identity::PeerId;
 use pangea_units::Digest;
 
-use super::placement_master::{Note, PlacementMaster};
+use super::placement_master::{Note, PlacementMaster, TokenTime};
 use super::pool_facts;
 use super::stage_manager::{Effect, StageManager, StageOrder, StageReport};
 use super::{Placement, PlacementRefusal};
@@ -78,6 +78,8 @@ pub enum Action {
         /// Layers of the stage.
         layers: Range<u32>,
     },
+    /// Show what tokens of this master's working placements take, in place of what was shown before.
+    ShowTokenTimes(Vec<TokenTime>),
     /// Log a decision.
     Note(Note),
 }
@@ -111,6 +113,7 @@ impl Placer {
         let mut actions: Vec<Action> = decided.notes.into_iter().map(Action::Note).collect();
         actions.extend(decided.placements.map(Action::PublishPlacements));
         actions.extend(decided.refusals.map(Action::PublishRefusals));
+        actions.extend(decided.token_times.map(Action::ShowTokenTimes));
         // A master follows its own placements at once, before its advert shows them.
         let placements = self.placement_master.in_force().or_else(|| pool_facts::in_force(&self.view));
         actions.extend(self.stage_manager.effects(&self.view, placements.as_deref(), now).into_iter().map(|effect| {

@@ -52,6 +52,7 @@ struct Pool {
     placer: Placer,
     placements: Vec<Placement>,
     notes: Vec<Note>,
+    token_times: Vec<TokenTime>,
     /// The chains that have answered requests.
     used: BTreeSet<u64>,
     now: Time,
@@ -81,6 +82,7 @@ impl Pool {
             placer: Placer::new(Arc::new(empty_view())),
             placements: Vec::new(),
             notes: Vec::new(),
+            token_times: Vec::new(),
             used: BTreeSet::new(),
             now: Time::from_secs(1),
         };
@@ -176,6 +178,7 @@ impl Pool {
             for action in self.placer.handle(Event::View(Arc::new(self.view())), self.now) {
                 match action {
                     Action::PublishPlacements(placements) => self.placements = placements,
+                    Action::ShowTokenTimes(times) => self.token_times = times,
                     Action::Note(note) => self.notes.push(note),
                     _ => {}
                 }
@@ -224,6 +227,21 @@ fn predictions_are_within_a_quarter_of_what_came_however_wrong_the_first_measure
         let ratio = predicted_s / came_s;
         assert!((0.75..1.25).contains(&ratio), "{claims:?}: {predicted_s} predicted, {came_s} came");
     }
+}
+
+#[test]
+fn the_master_shows_what_a_token_of_a_working_chain_takes_and_nothing_of_one_that_is_gone() {
+    let mut pool = Pool::new(&[node(30.0, 30.0); 2], true);
+    assert_eq!(pool.token_times, [], "nothing is measured yet");
+    pool.wait_s = 10e-3;
+    pool.answer(10);
+    let [TokenTime { name, predicted_s, measured_s }] = &pool.token_times[..] else { panic!("{:?}", pool.token_times) };
+    assert_eq!(name, "model");
+    assert!((measured_s - pool.token_s(pool.newest())).abs() < 1e-6, "{measured_s}");
+    assert!(predicted_s < measured_s, "the prediction knows nothing of threads that wait: {predicted_s}");
+    pool.dropped = true;
+    pool.run(2);
+    assert_eq!(pool.token_times, []);
 }
 
 #[test]

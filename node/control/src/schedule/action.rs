@@ -24,8 +24,8 @@ pub enum Action {
         tile: Tile,
         /// The worker.
         worker: WorkerId,
-        /// Whether this is a second copy of a task that runs elsewhere: the first good answer wins.
-        hedge: bool,
+        /// Why the attempt is started.
+        reason: StartReason,
     },
     /// Stop an attempt that has not finished or failed, and discard its results. No event about it is
     /// expected afterwards.
@@ -114,6 +114,34 @@ pub enum Action {
     },
     /// Send [`super::Event::Tick`] at this time. Replaces the previous wake-up.
     WakeAt(Time),
+}
+
+/// Why an attempt is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartReason {
+    /// Nobody has computed the task yet.
+    First,
+    /// An earlier attempt failed, or its answer does not count any more.
+    Retry,
+    /// The task runs elsewhere and is late, or can be done sooner here: the first good answer wins.
+    Hedge,
+    /// Another worker computes the task as well, so that their answers are compared.
+    Check,
+}
+
+impl StartReason {
+    /// Every reason.
+    pub const ALL: [StartReason; 4] = [StartReason::First, StartReason::Retry, StartReason::Hedge, StartReason::Check];
+
+    /// Name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            StartReason::First => "first",
+            StartReason::Retry => "retry",
+            StartReason::Hedge => "hedge",
+            StartReason::Check => "check",
+        }
+    }
 }
 
 /// Report of a job.

@@ -24,7 +24,7 @@ mod tile_set;
 mod worker;
 
 pub use crate::Time;
-pub use action::{Action, JobReport, TaskCounts, WorkerShare};
+pub use action::{Action, JobReport, StartReason, TaskCounts, WorkerShare};
 pub use cost::{Accuracy, Arithmetic, CostModel, Transfer, WorkerEstimate};
 pub use pangea_units::ErrorKind as FailureKind;
 

@@ -28,6 +28,9 @@ const CASES_MAX: usize = 8192;
 /// Accusers remembered per case: [`ACCUSERS_MIN`] suffice, and some of them may turn out to be no members.
 const ACCUSERS_PER_CASE: usize = 8;
 
+/// Accusations of this node that are remembered, so that each is reported once. Further ones tell its owner nothing new.
+const AGAINST_SELF_MAX: usize = 64;
+
 /// Interval at which every connected peer is told again: what got lost on the way arrives with the next one.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -121,6 +124,8 @@ pub enum Action {
     Accuse(Accusation),
     /// An accusation was refuted: its accuser is suspected.
     Suspect(PeerId),
+    /// A member accuses this node. Once for each evidence; nothing follows but that its owner is told.
+    Accused(Accusation),
     /// Remove fetched evidence: it is of no use.
     Forget(Digest),
 }
@@ -183,6 +188,8 @@ pub struct Accusations {
     refuted: BTreeMap<u64, Digest>,
     shares: BTreeMap<PeerId, Share>,
     convicted: BTreeSet<PeerId>,
+    /// Evidence by which members accuse this node.
+    against_self: BTreeSet<Digest>,
     connected: BTreeSet<PeerId>,
     next_number: u64,
     told: Time,
@@ -199,6 +206,7 @@ impl Accusations {
             refuted: BTreeMap::new(),
             shares: BTreeMap::new(),
             convicted: BTreeSet::new(),
+            against_self: BTreeSet::new(),
             connected: BTreeSet::new(),
             next_number: 0,
             told: Time::ZERO,
@@ -277,7 +285,13 @@ impl Accusations {
         actions: &mut Vec<Action>,
     ) {
         let Accusation { accuser, accused, evidence, evidence_bytes, .. } = accusation;
-        if accused == self.local || accuser == accused || accuser == self.local || !is_member(&accuser) {
+        if accuser == accused || accuser == self.local || !is_member(&accuser) {
+            return;
+        }
+        if accused == self.local {
+            if self.against_self.len() < AGAINST_SELF_MAX && self.against_self.insert(evidence) {
+                actions.push(Action::Accused(accusation));
+            }
             return;
         }
         if let Some(case) = self.cases.get_mut(&evidence) {

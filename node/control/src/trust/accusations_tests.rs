@@ -97,6 +97,21 @@ fn a_refuted_accusation_convicts_nobody_and_makes_its_accuser_a_suspect() {
 }
 
 #[test]
+fn an_accusation_of_this_node_by_a_member_is_reported_once() {
+    let (mut node, member, stranger) = (Node::new(), fresh_peer(), fresh_peer());
+    node.strangers.insert(stranger);
+    let local = node.accusations.local;
+    assert_eq!(node.hear(member, accusation(stranger, local, 1)), []);
+    let accused = accusation(member, local, 1);
+    assert_eq!(node.hear(member, accused), [Action::Accused(accused)], "and nothing is fetched");
+    assert_eq!(node.hear(member, accused), [], "told again");
+    for number in 2..2 * AGAINST_SELF_MAX as u64 {
+        node.hear(member, accusation(member, local, number));
+    }
+    assert_eq!(node.accusations.against_self.len(), AGAINST_SELF_MAX);
+}
+
+#[test]
 fn where_a_node_cannot_check_two_members_that_did_are_needed() {
     let (mut node, accused) = (Node::new(), fresh_peer());
     let [first, second, stranger] = [fresh_peer(), fresh_peer(), fresh_peer()];
@@ -176,9 +191,6 @@ fn own_findings_and_those_of_earlier_runs_are_told() {
     let own = accusation(node.accusations.local, accused, 1);
     assert_eq!(node.handle(Event::Found(own)), []);
     assert_eq!(node.handle(Event::Up(peer)), [Action::Tell { peer, accusations: vec![own] }]);
-    // A node does not act on accusations of itself.
-    let of_self = accusation(peer, node.accusations.local, 2);
-    assert_eq!(node.hear(peer, of_self), []);
 }
 
 #[test]

@@ -67,8 +67,8 @@ impl World {
                     let reason = SuspicionReason::AccusedWrongly;
                     self.tell_peers(at, peers::Event::Suspected { peer, reason })?;
                 }
-                // Signatures are the driver's, and what is fetched takes no room here.
-                Action::Accuse(_) | Action::Forget(_) => {}
+                // Signatures are the driver's, what is fetched takes no room here, and nobody reads the log.
+                Action::Accuse(_) | Action::Accused(_) | Action::Forget(_) => {}
             }
         }
         Ok(())

@@ -132,7 +132,7 @@ impl World {
             }
             Action::Load(order) => return self.load(at, order),
             Action::Cancel { model, layers } | Action::Unload { model, layers } => self.unload(at, model, &layers)?,
-            Action::Note(_) => {}
+            Action::ShowTokenTimes(_) | Action::Note(_) => {}
         }
         self.soon_look(at);
         Ok(())

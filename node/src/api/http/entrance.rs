@@ -71,8 +71,16 @@ impl EntranceMetrics {
     /// Registers the metrics with `observer`.
     pub(super) fn new(observer: &Observer) -> EntranceMetrics {
         EntranceMetrics {
-            requests: observer.counters("tunnelled_requests", "Requests that other nodes answered whole, by outcome"),
-            attempts: observer.counters("tunnel_attempts", "Nodes that such requests were sent to, by reason"),
+            requests: observer.counters(
+                "tunnelled_requests",
+                "Requests that other nodes answered whole, by outcome",
+                ["done", "failed", "cancelled"].map(|outcome| Outcome { outcome }),
+            ),
+            attempts: observer.counters(
+                "tunnel_attempts",
+                "Nodes that such requests were sent to, by reason",
+                ["first", "retry", "hedge"].map(|reason| Reason { reason }),
+            ),
         }
     }
 

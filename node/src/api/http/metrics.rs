@@ -45,7 +45,7 @@ impl Metrics {
     /// Registers the metrics with `observer`.
     pub(super) fn new(observer: &Observer) -> Metrics {
         Metrics {
-            requests: observer.counters("http_requests", "Answered requests"),
+            requests: observer.counters("http_requests", "Answered requests", []),
             head_seconds: observer.durations("http_head", "Time from a request to the head of its response"),
         }
     }

@@ -177,6 +177,9 @@ impl FabricDriver {
         let Some(under_way) = self.attempts.get(&attempt) else { return };
         let worker = under_way.worker;
         let peer = self.peer_of(worker);
+        if let CheckVerdict::Bad(_) = checked.verdict {
+            self.metrics.rejected.inc();
+        }
         if let Some(running) = self.jobs.get_mut(&under_way.job) {
             running.check_seconds += checked.took.as_secs_f64();
             match &checked.verdict {

@@ -8,6 +8,7 @@ use crate::fabric::checker::{Check, CheckVerdict, Checked, PanelProbe};
 use crate::fabric::job::{
     JobId, JobOutcome, JobReport, JobRequest, TaskCounts, Verification, VerifyPolicy, WorkerShare,
 };
+use crate::fabric::metrics::mode;
 use crate::fabric::running::RunningJob;
 use crate::worker::executor::Side;
 use pangea_control::schedule::FailureKind;
@@ -60,12 +61,11 @@ impl FabricDriver {
                 running.method = method;
                 self.deliver(job, &report, whole);
             }
-            CheckVerdict::Bad(why) => self.failed(
-                job,
-                FailureKind::VerificationFailed,
-                format!("the whole {name} failed its check: {why}"),
-                &report,
-            ),
+            CheckVerdict::Bad(why) => {
+                self.metrics.rejected.inc();
+                let why = format!("the whole {name} failed its check: {why}");
+                self.failed(job, FailureKind::VerificationFailed, why, &report);
+            }
             CheckVerdict::Failed(why) => {
                 self.failed(job, FailureKind::Internal, format!("cannot check the result: {why}"), &report)
             }
@@ -77,6 +77,7 @@ impl FabricDriver {
         self.executor.forget(job);
         let seconds = running.submitted.elapsed().as_secs_f64();
         self.counters.jobs_done += 1;
+        self.metrics.done(report);
         if report.tasks.remote > 0 {
             // Peers have these parts: the next job with one of the operands is cut the same way.
             let grid = &running.data.grid;
@@ -133,11 +134,7 @@ impl FabricDriver {
             retried: report.tasks.retried,
             hedged: report.tasks.hedged,
         };
-        let mode = match (tasks.remote, tasks.local) {
-            (0, _) => "local",
-            (_, 0) => "remote",
-            _ => "mixed",
-        };
+        let mode = mode(report);
         let verdict = match (tasks.remote, running.data.is_exact()) {
             (0, _) => "local",
             (_, true) => "verified",

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::AsyncWrite;
@@ -12,6 +13,7 @@ use pangea_client::Error;
 use pangea_compute::{Digest, Tensor, TensorHasher};
 use tokio::sync::mpsc;
 
+use super::served_task::{ServedTask, TaskOutcome};
 use super::{ResultMemory, TaskService};
 use crate::clock;
 use crate::fault::Fault;
@@ -32,6 +34,7 @@ pub(super) enum Reply {
         compute: Duration,
         fault: Option<Fault>,
         memory: Option<ResultMemory>,
+        counted: Arc<ServedTask>,
     },
     /// With the time after which the coordinator may try again, where that is known.
     Failure {
@@ -87,7 +90,7 @@ async fn write<W: AsyncWrite + Unpin>(
                 frames.send(&message, &[]).await?;
             }
             Reply::Result { fault: Some(Fault::Hang), .. } => {}
-            Reply::Result { task, tensor, compute, fault, memory } => {
+            Reply::Result { task, tensor, compute, fault, memory, counted } => {
                 // Held until the result is sent.
                 let _memory = memory;
                 let keypair = served.borrow().keypair.clone();
@@ -95,6 +98,7 @@ async fn write<W: AsyncWrite + Unpin>(
                 let mut served = served.borrow_mut();
                 served.bytes_sent += tensor.size_bytes() as u64;
                 served.tasks_done += 1;
+                counted.end(TaskOutcome::Done);
             }
         }
         if outbox.is_empty() {

@@ -6,7 +6,7 @@ use super::{Attempt, Candidate, Scheduler};
 use crate::schedule::job::Job;
 use crate::schedule::limits::{CHECK_SHARE_MAX, HEDGE_MARGIN, HEDGES_MAX, JOBS_CONSIDERED, REFUSALS_MAX};
 use crate::schedule::worker::{Flight, Worker};
-use crate::schedule::{Action, AttemptId, Operand, Place, Tile, WorkerId};
+use crate::schedule::{Action, AttemptId, Operand, Place, StartReason, Tile, WorkerId};
 
 impl Scheduler {
     /// Hands out tiles until no worker gains one.
@@ -286,14 +286,20 @@ impl Scheduler {
         record.active.push((attempt, id));
         job.active += 1;
         job.expected = job.expected.max(done);
-        job.tasks.hedged += u32::from(hedge);
-        job.tasks.retried += u32::from(!hedge && record.failures + record.overloads > 0);
+        let reason = match (hedge, record.failures + record.overloads > 0) {
+            (true, _) => StartReason::Hedge,
+            (false, true) => StartReason::Retry,
+            (false, false) if record.active.len() + record.answers.len() > 1 => StartReason::Check,
+            (false, false) => StartReason::First,
+        };
+        job.tasks.hedged += u32::from(reason == StartReason::Hedge);
+        job.tasks.retried += u32::from(reason == StartReason::Retry);
         let best = record.best().map_or(0, |(_, agreeing)| agreeing);
         if best + record.active.len() as u32 >= job.spec.redundancy {
             job.pending.remove(tile);
         }
         self.attempts.insert(attempt, Attempt { job: job.id, tile, worker: id, checking: None });
-        actions.push(Action::Start { attempt, job: job.id, tile, worker: id, hedge });
+        actions.push(Action::Start { attempt, job: job.id, tile, worker: id, reason });
     }
 
     /// Lets an idle worker copy the task with the latest predicted end, if the copy is done sooner.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::schedule::limits::{CONNECT_WAIT, DELIVERED_KEPT, FAILURE_PAUSE_MAX};
 use crate::schedule::{
     Action, Arithmetic, AttemptId, CheckOutcome, Event, FailureKind, JobId, JobSpec, LeaveReason, Measured, Operand,
-    Place, ProductShape, Progress, Scheduler, Time, WorkerEstimate, WorkerId,
+    Place, ProductShape, Progress, Scheduler, StartReason, Time, WorkerEstimate, WorkerId,
 };
 
 const UNCLEAR: CheckOutcome = CheckOutcome::Inconclusive;
@@ -165,6 +165,30 @@ fn no_more_workers_are_asked_at_a_time_than_must_agree() {
     assert_eq!(starts(&first), [], "the other one's answer may be enough");
     let second = pool.check(asked[1].0, CheckOutcome::Good { answer: 8 });
     assert_ne!(the_start(&second).1, asked[0].1, "a third one decides");
+}
+
+#[test]
+fn every_start_says_why() {
+    let reasons = |actions: &[Action]| -> Vec<StartReason> {
+        let reason = |action: &Action| match action {
+            Action::Start { reason, .. } => Some(*reason),
+            _ => None,
+        };
+        actions.iter().filter_map(reason).collect()
+    };
+    let mut pool = Pool::new(&[1e11, 1e10, 1e9]);
+    let asked = pool.submit(128, 2);
+    assert_eq!(reasons(&asked), [StartReason::First, StartReason::Check]);
+    let asked = starts(&asked);
+    pool.check(asked[0].0, CheckOutcome::Good { answer: 7 });
+    let decides = pool.check(asked[1].0, CheckOutcome::Good { answer: 8 });
+    assert_eq!(reasons(&decides), [StartReason::Check]);
+    let mut pool = Pool::new(&[1.1e9, 1e9, 1e9]);
+    let (attempt, _) = pool.submit_one();
+    assert_eq!(reasons(&pool.check(attempt, UNCLEAR)), [StartReason::Retry]);
+    let mut pool = Pool::new(&[1e9, 1e9]);
+    pool.submit_one();
+    assert_eq!(reasons(&pool.after(Duration::from_secs(1))), [StartReason::Hedge]);
 }
 
 #[test]
