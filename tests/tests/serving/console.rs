@@ -6,7 +6,7 @@ use pangea_tests::http::send;
 use super::*;
 
 /// Every route that changes something, with a body that it takes.
-fn changes() -> [(&'static str, Value); 9] {
+fn changes() -> [(&'static str, Value); 10] {
     [
         ("/api/pangea/models/load", json!({"model": "x"})),
         ("/api/pangea/models/drop", json!({"model": "x"})),
@@ -237,4 +237,21 @@ fn a_stream_tells_the_length_of_its_prompt_before_it_is_read_if_asked_to() {
     assert!(events[1..].iter().all(|event| event.get("prefill").is_none()));
     body["stream_options"] = json!({"include_usage": true});
     assert!(serving.stream(CHAT, body).iter().all(|event| event.get("prefill").is_none()));
+}
+
+#[test]
+fn a_stream_tells_how_much_of_a_long_prompt_is_computed() {
+    let Some(serving) = Serving::start("a_stream_tells_how_much_of_a_long_prompt_is_computed") else { return };
+    let mut body = question(&"The sea is wide and blue. ".repeat(150), 3);
+    body["stream_options"] = json!({"include_usage": true, "include_prefill": true});
+    let events = serving.stream(CHAT, body);
+    let tokens = events.last().unwrap()["usage"]["prompt_tokens"].as_u64().unwrap();
+    let told: Vec<u64> = events.iter().filter_map(|event| event["prefill"]["computed"].as_u64()).collect();
+    assert!(told.len() >= 3 && told[0] == 0, "{told:?}");
+    assert!(told.is_sorted_by(|one, next| one < next) && *told.last().unwrap() < tokens, "{told:?} of {tokens}");
+    assert!(events.iter().filter_map(|event| event.get("prefill")).all(|told| told["tokens"] == tokens));
+    // The job of the answer keeps the last of it.
+    let job = &get(serving.api(), "/api/pangea/jobs").json()[0];
+    assert_eq!(job["prompt"], json!({"done": told.last().unwrap(), "total": tokens}), "{job}");
+    assert_eq!(job["stages"][0]["layers"], json!([0, 30]), "{job}");
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use pangea_units::{Error, ErrorKind, Result};
 
-use super::job::{Ending, Job, JobId, JobProgress, JobSpec, JobState};
+use super::job::{Ending, Failover, Job, JobId, JobKind, JobProgress, JobSpec, JobState};
 use crate::Time;
+use crate::session::StageAt;
 use crate::trust::Verdict;
 
-/// Ended jobs that are kept: some minutes of a busy node, in less than 100 kB.
+/// Ended jobs that are kept: some minutes of a busy node, in less than 300 kB.
 pub const HISTORY: usize = 256;
 
 /// Minimum interval between two progress events of one job: people and consoles need no more.
@@ -23,6 +24,12 @@ pub enum Event {
     Started(JobId),
     /// A job has made progress.
     Progress(JobId, JobProgress),
+    /// Stages have computed a part of what precedes the next token of a generation.
+    Prompt(JobId, JobProgress),
+    /// These stages compute a generation from now on.
+    Routed(JobId, Vec<StageAt>),
+    /// A generation has lost these stages, for a reason.
+    Lost(JobId, Vec<StageAt>, String),
     /// A job has ended.
     Ended(JobId, Ending),
     /// A part of a job that is done came from a peer that was convicted of a lie afterwards.
@@ -56,6 +63,12 @@ pub enum JobEvent {
     Started(Job),
     /// A job has made progress.
     Progress(Job),
+    /// Stages were found for a generation.
+    Routed(Job),
+    /// A generation has lost its stages.
+    Lost(Job),
+    /// Other stages go on with a generation that had lost its own.
+    FailedOver(Job),
     /// A job has ended.
     Ended(Job),
     /// A job that is done counts as unchecked from now on: a peer that it used was convicted later.
@@ -69,6 +82,9 @@ impl JobEvent {
             JobEvent::Submitted(_) => "job.submitted",
             JobEvent::Started(_) => "job.started",
             JobEvent::Progress(_) => "job.progress",
+            JobEvent::Routed(_) => "job.routed",
+            JobEvent::Lost(_) => "job.lost",
+            JobEvent::FailedOver(_) => "job.failover",
             JobEvent::Ended(_) => "job.ended",
             JobEvent::Suspect(_) => "job.suspect",
         }
@@ -80,6 +96,9 @@ impl JobEvent {
             JobEvent::Submitted(job)
             | JobEvent::Started(job)
             | JobEvent::Progress(job)
+            | JobEvent::Routed(job)
+            | JobEvent::Lost(job)
+            | JobEvent::FailedOver(job)
             | JobEvent::Ended(job)
             | JobEvent::Suspect(job) => job,
         }
@@ -122,6 +141,10 @@ impl Jobs {
             spec,
             state: JobState::Waiting,
             progress: JobProgress::default(),
+            prompt: JobProgress::default(),
+            stages: Vec::new(),
+            failovers: 0,
+            failover: None,
             submitted: now,
             started: None,
             ended: None,
@@ -134,7 +157,10 @@ impl Jobs {
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         match event {
             Event::Started(id) => self.started(id, now),
-            Event::Progress(id, progress) => self.progress(id, progress, now),
+            Event::Progress(id, progress) => self.progress(id, now, |job| job.progress = progress),
+            Event::Prompt(id, prompt) => self.progress(id, now, |job| job.prompt = prompt),
+            Event::Routed(id, stages) => self.routed(id, stages),
+            Event::Lost(id, from, why) => self.lost(id, from, why),
             Event::Ended(id, ending) => self.end(id, ending, now),
             Event::Suspect(id) => self.suspect(id),
             Event::Cancel(id) => self.live.contains_key(&id).then_some(Action::Cancel(id)).into_iter().collect(),
@@ -158,14 +184,35 @@ impl Jobs {
         vec![Action::Publish(JobEvent::Started(live.job.clone()))]
     }
 
-    fn progress(&mut self, id: JobId, progress: JobProgress, now: Time) -> Vec<Action> {
+    fn progress(&mut self, id: JobId, now: Time, note: impl FnOnce(&mut Job)) -> Vec<Action> {
         let Some(live) = self.live.get_mut(&id) else { return Vec::new() };
-        live.job.progress = progress;
+        note(&mut live.job);
         if now.since(live.published) < PROGRESS_INTERVAL {
             return Vec::new();
         }
         live.published = now;
         vec![Action::Publish(JobEvent::Progress(live.job.clone()))]
+    }
+
+    fn routed(&mut self, id: JobId, stages: Vec<StageAt>) -> Vec<Action> {
+        let Some(Live { job, .. }) = self.live.get_mut(&id) else { return Vec::new() };
+        job.stages.clone_from(&stages);
+        let event = match job.failover.as_mut().filter(|failover| failover.to.is_empty()) {
+            Some(failover) => {
+                failover.to = stages;
+                JobEvent::FailedOver(job.clone())
+            }
+            None => JobEvent::Routed(job.clone()),
+        };
+        vec![Action::Publish(event)]
+    }
+
+    fn lost(&mut self, id: JobId, from: Vec<StageAt>, why: String) -> Vec<Action> {
+        let Some(Live { job, .. }) = self.live.get_mut(&id) else { return Vec::new() };
+        job.stages.clear();
+        job.failovers += 1;
+        job.failover = Some(Failover { from, to: Vec::new(), why });
+        vec![Action::Publish(JobEvent::Lost(job.clone()))]
     }
 
     fn end(&mut self, id: JobId, ending: Ending, now: Time) -> Vec<Action> {
