@@ -234,6 +234,8 @@ impl WallClock {
     /// The status of a job for programs and people.
     fn status(&self, job: &Job) -> JobStatus {
         let (verdict, error) = match &job.state {
+            // The file was checked, as far as its host says what it is; nothing was computed.
+            JobState::Ended(Ending::Done { .. }) if job.spec.kind == JobKind::Download => (None, None),
             JobState::Ended(Ending::Done { verdict }) => (Some(verdict.name().to_owned()), None),
             JobState::Ended(Ending::Failed { kind, message }) => {
                 (None, Some(JobError { kind: kind.name().to_owned(), message: message.clone() }))

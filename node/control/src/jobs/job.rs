@@ -25,6 +25,8 @@ pub enum JobKind {
     Operation(&'static str),
     /// Answers of a model to one prompt.
     Generation,
+    /// The file of a model, fetched from outside of the pool.
+    Download,
 }
 
 impl JobKind {
@@ -33,6 +35,7 @@ impl JobKind {
         match self {
             JobKind::Operation(result) => result,
             JobKind::Generation => "generation",
+            JobKind::Download => "download",
         }
     }
 }
@@ -94,7 +97,7 @@ pub struct JobSpec {
 /// Progress of a job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JobProgress {
-    /// Completed tasks of an operation, or tokens of answers.
+    /// Completed tasks of an operation, tokens of answers, or bytes of a download.
     pub done: u64,
     /// Maximum of `done`; 0 while unknown.
     pub total: u64,

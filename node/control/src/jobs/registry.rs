@@ -36,7 +36,7 @@ pub enum Event {
     Suspect(JobId),
     /// A job is to be cancelled.
     Cancel(JobId),
-    /// The node ends once no job is left. The APIs accept no more requests; a request accepted before may still submit
+    /// The node ends once no job is left; downloads are cancelled, because the next request goes on with them. The APIs accept no more requests; a request accepted before may still submit
     /// another job, such as the second of two chained products.
     Drain,
     /// The grace period is over: remaining jobs are cancelled, and no job is accepted any more.
@@ -166,7 +166,10 @@ impl Jobs {
             Event::Cancel(id) => self.live.contains_key(&id).then_some(Action::Cancel(id)).into_iter().collect(),
             Event::Drain => {
                 self.draining = true;
-                self.live.is_empty().then_some(Action::Drained).into_iter().collect()
+                let is_download = |live: &Live| live.job.spec.kind == JobKind::Download;
+                let downloads =
+                    self.live.iter().filter(|(_, live)| is_download(live)).map(|(id, _)| Action::Cancel(*id));
+                downloads.chain(self.live.is_empty().then_some(Action::Drained)).collect()
             }
             Event::CutOff => {
                 (self.draining, self.closed) = (true, true);
@@ -290,6 +293,39 @@ mod tests {
         assert_eq!(job.progress, JobProgress { done: 1, total: 2 });
         let times = (job.submitted, job.started, job.ended);
         assert_eq!(times, (Time::from_secs(1), Some(Time::from_secs(2)), Some(Time::from_secs(5))));
+    }
+
+    #[test]
+    fn a_generation_is_followed_from_the_stages_that_it_loses_to_those_that_go_on_with_it() {
+        let mut jobs = Jobs::default();
+        let id = submit(&mut jobs, Time::ZERO);
+        let [first, other] = [1, 2].map(|number| StageAt { peer: crate::test_peers::peer(number), layers: 0..4 });
+        let mut publish = |event| match &jobs.handle(event, Time::ZERO)[..] {
+            [Action::Publish(event)] => (event.name(), event.job().clone()),
+            other => panic!("{other:?}"),
+        };
+        let (name, job) = publish(Event::Routed(id, vec![first.clone()]));
+        assert_eq!((name, job.stages, job.failover), ("job.routed", vec![first.clone()], None));
+        let (name, job) = publish(Event::Lost(id, vec![first.clone()], "it is gone".to_owned()));
+        let lost = Failover { from: vec![first.clone()], to: Vec::new(), why: "it is gone".to_owned() };
+        assert_eq!((name, job.stages, job.failovers), ("job.lost", Vec::new(), 1));
+        assert_eq!(job.failover.as_ref(), Some(&lost));
+        let (name, job) = publish(Event::Routed(id, vec![other.clone()]));
+        assert_eq!((name, &job.stages), ("job.failover", &vec![other.clone()]));
+        assert_eq!(job.failover, Some(Failover { to: vec![other.clone()], ..lost }));
+        // The loss is over: another chain, such as that of a second answer, is none.
+        assert_eq!(publish(Event::Routed(id, vec![first])).0, "job.routed");
+    }
+
+    #[test]
+    fn a_draining_node_waits_for_answers_and_cancels_downloads() {
+        let mut jobs = Jobs::default();
+        let answer = submit(&mut jobs, Time::ZERO);
+        let (download, _) = jobs.submit(spec(JobKind::Download), Time::ZERO).unwrap();
+        assert_eq!(jobs.handle(Event::Drain, Time::ZERO), [Action::Cancel(download)]);
+        let ended = jobs.handle(Event::Ended(download, Ending::Cancelled), Time::ZERO);
+        assert!(matches!(ended[..], [Action::Publish(_)]), "{ended:?}");
+        assert_eq!(jobs.handle(Event::Ended(answer, done()), Time::ZERO).last(), Some(&Action::Drained));
     }
 
     #[test]
