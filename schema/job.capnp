@@ -157,4 +157,31 @@ struct JobStatus {
   # Of a job that failed: the kind of the error, such as `Overloaded`.
   error @14 :Text;
   # Of a job that failed: a sentence for people.
+  promptDone @15 :UInt64;
+  # Of a generation: tokens that precede the next one of its answer and are computed.
+  promptTotal @16 :UInt64;
+  # How many those will be; 0 while that is not known.
+  stages @17 :List(JobStage);
+  # Of a generation: the nodes that compute it, in order; empty while there are none.
+  failovers @18 :UInt32;
+  # Chains of nodes that it has lost.
+  failover @19 :Failover;
+  # The last of these losses; null where there was none.
+}
+
+struct JobStage {
+  # A node's part in a generation.
+  peer @0 :Text;
+  first @1 :UInt32;
+  end @2 :UInt32;
+  # Layers of the stage, from 0; `end` is exclusive.
+}
+
+struct Failover {
+  # What became of a generation that lost the nodes that computed it.
+  from @0 :List(JobStage);
+  to @1 :List(JobStage);
+  # Empty until other nodes are found.
+  why @2 :Text;
+  # A clause for people.
 }

@@ -168,6 +168,7 @@ struct Tokens {
   drafted @6 :UInt32;
   accepted @7 :UInt32;
   cached @8 :UInt32;           # leading positions that an earlier session had computed
+  computed @9 :UInt32;         # leading positions that are computed, while no token follows them; else 0
 }
 
 struct Failed {

@@ -24,7 +24,7 @@ usage() {
 Usage: scripts/setup.sh [SUBCOMMAND]
 
   demo            build the binary, download a small language model, then multiply two matrices across three
-                  nodes on this machine and ask the model a question
+                  nodes on this machine and ask the model a question; on a terminal, the nodes stay for a chat in the browser
   test            format, lints, documentation, licences, every test: what CI runs
   build           build the binary, target/release/pangea
   bench           measure matrix products; options are passed to 'pangea bench matmul'. Without options, a language
@@ -60,6 +60,10 @@ demo() {
   use_pangea
   "$PANGEA_BIN" models pull "$DEMO_MODEL" >/dev/null \
     || warn "SKIPPED: the model $DEMO_MODEL could not be downloaded; the demo runs without it, and 'pangea models pull $DEMO_MODEL' tries again"
+  # At a terminal the nodes stay, and the demo says where a browser finds them.
+  if [ -z "${CI:-}" ] && [ -t 0 ] && [ -t 1 ]; then
+    case " $* " in *' --json '* | *' --stay '*) ;; *) set -- --stay "$@" ;; esac
+  fi
   exec "$PANGEA_BIN" demo "$@"
 }
 

@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use pangea_client::jobs::{JobError, JobOwner, JobStatus, JobStatusProgress};
-use pangea_client::{Error, ErrorKind, Result};
+use pangea_client::jobs::{JobError, JobFailover, JobOwner, JobStatus, JobStatusProgress};
+use pangea_client::{AnswerStage, Error, ErrorKind, Result};
 use pangea_compute::Operation;
 use pangea_control::Time;
 use pangea_control::jobs::{Action, Ending, Event, Job, JobEvent, JobId, JobKind, JobProgress, JobSpec, JobState};
+use pangea_control::session::StageAt;
 use pangea_control::trust::Verdict;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -68,16 +69,17 @@ impl VerdictLabels {
         VerdictLabels { kind: kind.name(), verdict: verdict.name() }
     }
 
-    /// Every kind of job with every verdict.
+    /// Every kind of job whose results are checked, with every verdict.
     fn all() -> Vec<VerdictLabels> {
-        kinds().flat_map(|kind| Verdict::ALL.map(|verdict| VerdictLabels::of(kind, verdict))).collect()
+        let checked = kinds().filter(|kind| *kind != JobKind::Download);
+        checked.flat_map(|kind| Verdict::ALL.map(|verdict| VerdictLabels::of(kind, verdict))).collect()
     }
 }
 
 /// Every kind of job.
 fn kinds() -> impl Iterator<Item = JobKind> {
     let operations = Operation::ALL.map(|operation| JobKind::Operation(operation.result_name()));
-    operations.into_iter().chain([JobKind::Generation])
+    operations.into_iter().chain([JobKind::Generation, JobKind::Download])
 }
 
 #[derive(Default)]
@@ -91,7 +93,9 @@ impl Inner {
     /// Counts a job that ended.
     fn count(&self, job: &Job) {
         self.ended.get_or_create(&EndedLabels::of(job)).inc();
-        if let JobState::Ended(Ending::Done { verdict }) = job.state {
+        if let JobState::Ended(Ending::Done { verdict }) = job.state
+            && job.spec.kind != JobKind::Download
+        {
             self.verdicts.get_or_create(&VerdictLabels::of(job.spec.kind, verdict)).inc();
         }
     }
@@ -220,6 +224,21 @@ impl Ticket {
         self.jobs.handle(Event::Progress(self.id, JobProgress { done, total }));
     }
 
+    /// Stages have computed these many tokens of those that precede the next one.
+    pub fn prompt(&self, done: u64, total: u64) {
+        self.jobs.handle(Event::Prompt(self.id, JobProgress { done, total }));
+    }
+
+    /// These stages compute the job from now on.
+    pub fn routed(&self, stages: &[StageAt]) {
+        self.jobs.handle(Event::Routed(self.id, stages.to_vec()));
+    }
+
+    /// The job has lost these stages, for a reason.
+    pub fn lost(&self, stages: &[StageAt], why: &str) {
+        self.jobs.handle(Event::Lost(self.id, stages.to_vec(), why.to_owned()));
+    }
+
     /// Ends the job; only the first call counts.
     pub fn end(&self, ending: Ending) {
         self.jobs.handle(Event::Ended(self.id, ending));
@@ -263,6 +282,8 @@ impl WallClock {
     /// The status of a job for programs and people.
     fn status(&self, job: &Job) -> JobStatus {
         let (verdict, error) = match &job.state {
+            // The file was checked, as far as its host says what it is; nothing was computed.
+            JobState::Ended(Ending::Done { .. }) if job.spec.kind == JobKind::Download => (None, None),
             JobState::Ended(Ending::Done { verdict }) => (Some(verdict.name().to_owned()), None),
             JobState::Ended(Ending::Failed { kind, message }) => {
                 (None, Some(JobError { kind: kind.name().to_owned(), message: message.clone() }))
@@ -275,7 +296,15 @@ impl WallClock {
             subject: job.spec.subject.clone(),
             owner: JobOwner { api: job.spec.owner.api.name().to_owned(), client: job.spec.owner.client.clone() },
             state: job.state.name().to_owned(),
-            progress: JobStatusProgress { done: job.progress.done, total: job.progress.total },
+            progress: progress(job.progress),
+            prompt: progress(job.prompt),
+            stages: stages(&job.stages),
+            failovers: job.failovers,
+            failover: job.failover.as_ref().map(|failover| JobFailover {
+                from: stages(&failover.from),
+                to: stages(&failover.to),
+                why: failover.why.clone(),
+            }),
             submitted_unix_ms: self.unix_ms(job.submitted),
             started_unix_ms: job.started.map(|time| self.unix_ms(time)),
             ended_unix_ms: job.ended.map(|time| self.unix_ms(time)),
@@ -284,6 +313,16 @@ impl WallClock {
             error,
         }
     }
+}
+
+fn progress(progress: JobProgress) -> JobStatusProgress {
+    JobStatusProgress { done: progress.done, total: progress.total }
+}
+
+/// Stages in the client's type.
+pub fn stages(stages: &[StageAt]) -> Vec<AnswerStage> {
+    let stage = |at: &StageAt| AnswerStage { peer: at.peer.to_string(), layers: [at.layers.start, at.layers.end] };
+    stages.iter().map(stage).collect()
 }
 
 /// The current status of a job for programs and people.

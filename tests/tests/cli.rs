@@ -4,13 +4,14 @@
 #![allow(clippy::unwrap_used)] // The functions beside the tests are tests too.
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use pangea_tests::cluster::binary;
 use pangea_tests::command::{command, json, names_in, pangea, stderr, stdout};
+use pangea_tests::http::get;
 use pangea_tests::process::Process;
 use pangea_tests::skip::skip;
 
@@ -505,6 +506,31 @@ fn the_demo_multiplies_survives_a_kill_and_cleans_up() {
         let alive = Command::new("kill").args(["-0", &pid.to_string()]).stderr(Stdio::null()).status().unwrap();
         assert!(!alive.success(), "{node} is still running");
     }
+}
+
+#[test]
+fn a_demo_that_stays_shows_where_its_console_is_and_ends_when_it_is_told_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = command(folder.path(), &["demo", "--size", "512", "--stay"]);
+    command.env("TMPDIR", folder.path()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut demo = command.spawn().unwrap();
+    let mut text = String::new();
+    let mut out = BufReader::new(demo.stdout.take().unwrap());
+    while !text.contains("Ctrl-C ends") {
+        assert!(out.read_line(&mut text).unwrap() > 0, "it ended: {text}");
+    }
+    let address = text.split("http://").nth(1).and_then(|rest| rest.split('/').next()).unwrap().to_owned();
+    let page = get(&address, "/").text();
+    assert!(page.contains("/console/app.js"), "{page}");
+    let pool = get(&address, "/api/pangea/pool").json();
+    assert_eq!(pool["nodes"].as_array().unwrap().len(), 2, "{pool}");
+    let told = Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap();
+    assert!(told.success());
+    out.read_to_string(&mut text).unwrap();
+    assert_eq!(demo.wait().unwrap().code(), Some(0), "{text}");
+    assert!(text.contains("nothing is left behind"), "{text}");
+    assert!(names_in(folder.path()).is_empty(), "{:?}", names_in(folder.path()));
+    assert!(std::net::TcpStream::connect(&address).is_err(), "a node is still running");
 }
 
 /// A folder with a program `systemctl` that writes its arguments into `calls` and succeeds.

@@ -433,6 +433,11 @@ fn the_demo_asks_a_model_on_this_machine() {
     let answer = &json(&pangea(path, &["demo", "--size", "512", "--json"]))["answer"];
     assert_eq!(answer["model"], "tiny");
     assert!(answer["tokens"].as_u64().is_some_and(|tokens| tokens > 0) && answer["text"].is_string(), "{answer}");
+    // A layer each on the two nodes that are left, and computed again by the demo.
+    let mut stages: Vec<&str> =
+        answer["stages"].as_array().unwrap().iter().map(|stage| stage["name"].as_str().unwrap()).collect();
+    stages.sort_unstable();
+    assert_eq!((stages, answer["verdict"].as_str()), (vec!["alpha", "beta"], Some("audited")), "{answer}");
 }
 
 /// A node that serves `model`, and a client connected to it. `host` is where models are downloaded from.

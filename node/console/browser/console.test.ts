@@ -51,6 +51,7 @@ test('a chat is answered by both nodes, with its verdict, its receipt and its to
   await expect(answer).toContainText(/one \(layers 0–\d+\) → two|two \(layers 0–\d+\) → one/)
   await expect(answer).toContainText(/\b8 tokens(?!\/)/)
   await expect(answer).toContainText('confidence')
+  await expect(answer).toContainText('Cut off after 8 tokens')
   await answer.getByRole('button', { name: 'Tokens' }).click()
   await expect(answer.locator('.tokens .token')).toHaveCount(8)
   await expect(answer.locator('.tokens .token').nth(3)).toHaveAttribute('title', /%, after/)

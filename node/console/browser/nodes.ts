@@ -9,12 +9,13 @@ import { join } from 'node:path'
 import { AxeBuilder } from '@axe-core/playwright'
 import { test as base, expect, type Page } from '@playwright/test'
 
-const BINARY = process.env.PANGEA_BIN ?? join(import.meta.dirname, '../../../target/release/pangea')
+export const BINARY = process.env.PANGEA_BIN ?? join(import.meta.dirname, '../../../target/release/pangea')
 
 /** Name of the model that the tests ask, and its file. */
 export const MODEL = 'smollm2'
 const FILE = 'SmolLM2-135M-Instruct.Q4_1.gguf'
-const MODEL_FILE = join(process.env.PANGEA_TEST_MODELS ?? join(process.env.HOME ?? '', '.cache/pangea/test-models'), FILE)
+/** The file of the model that the tests ask. */
+export const MODEL_FILE = join(process.env.PANGEA_TEST_MODELS ?? join(process.env.HOME ?? '', '.cache/pangea/test-models'), FILE)
 
 /** Where screenshots go; nowhere unless they are asked for. */
 const PICTURES = process.env.CONSOLE_PICTURES

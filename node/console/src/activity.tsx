@@ -7,7 +7,7 @@ import { filtered, filteredJobs, type Job } from './jobs'
 import { Badge, Bar, Empty, Fact, Failure, Mark, Scroll } from './parts'
 import { labelOf } from './pool'
 import type { Receipt, ReceiptCheck } from './receipt'
-import { clock, count, dateTime, layers, seconds } from './units'
+import { bytes, clock, count, dateTime, layers, seconds } from './units'
 import { useState } from './use'
 
 const TABS = ['jobs', 'events', 'receipts'] as const
@@ -39,6 +39,9 @@ function Filter({ value, onChange, what }: { value: string; onChange: (value: st
   )
 }
 
+/** Columns that a narrow table does without. */
+const MINOR = new Set(['For', 'Time', 'Submitted', 'Tokens', 'Stages', 'Failovers'])
+
 /** Rows of a table that are drawn: what a person looks at. */
 const ROWS = 200
 
@@ -60,7 +63,7 @@ function JobList() {
             <thead>
               <tr>
                 {['Job', 'What', 'For', 'State', 'Progress', 'Time', 'Submitted'].map((title) => (
-                  <th key={title} scope="col">
+                  <th key={title} scope="col" class={MINOR.has(title) ? 'minor' : undefined}>
                     {title}
                   </th>
                 ))}
@@ -80,29 +83,36 @@ function JobList() {
 }
 
 function JobRow({ job }: { job: Job }) {
+  const pool = useState((state) => state.pool.pool)
   const end = job.ended_unix_ms ?? Date.now()
   return (
     <tr>
       <td class="number">{job.id}</td>
       <td>
         {job.kind} <b>{job.subject}</b>
+        {job.stages.length > 1 && <p class="fine">{job.stages.map(({ peer }) => labelOf(pool, peer)).join(' → ')}</p>}
         {job.error && <p class="failure">{job.error.message}</p>}
       </td>
-      <td>{job.owner.client ?? job.owner.api}</td>
+      <td class="minor">{job.owner.client ?? job.owner.api}</td>
       <td>
-        <Badge text={job.state} /> {job.verdict && <Badge text={job.verdict} />}
+        <Badge text={job.state} /> {job.verdict && <Badge text={job.verdict} />} {job.failovers > 0 && <Badge text={count(job.failovers, 'failover')} tone="fair" />}
       </td>
       <td>
         {job.progress.total > 0 && <Bar label={`Progress of job ${job.id}`} value={job.progress.done} max={job.progress.total} />}{' '}
         <span class="fine">
-          {job.progress.done}
-          {job.progress.total > 0 && ` of ${job.progress.total}`}
+          {amount(job)}
         </span>
       </td>
-      <td class="number">{seconds(Math.max(0, end - job.submitted_unix_ms) / 1000)}</td>
-      <td class="number">{clock(job.submitted_unix_ms)}</td>
+      <td class="number minor">{seconds(Math.max(0, end - job.submitted_unix_ms) / 1000)}</td>
+      <td class="number minor">{clock(job.submitted_unix_ms)}</td>
     </tr>
   )
+}
+
+/** What is done of a job, in its own measure. */
+function amount({ kind, progress: { done, total } }: Job): string {
+  const show = kind === 'download' ? bytes : (value: number) => value.toLocaleString('en')
+  return total > 0 ? `${show(done)} of ${show(total)}` : show(done)
 }
 
 const KINDS = ['job', 'node', 'link', 'master', 'model', 'trust', 'console']
@@ -165,7 +175,7 @@ function ReceiptList() {
             <thead>
               <tr>
                 {['Receipt', 'When', 'Model', 'Tokens', 'Stages', 'Failovers', 'Verdict'].map((title) => (
-                  <th key={title} scope="col">
+                  <th key={title} scope="col" class={MINOR.has(title) ? 'minor' : undefined}>
                     {title}
                   </th>
                 ))}
@@ -179,9 +189,9 @@ function ReceiptList() {
                   </td>
                   <td>{dateTime(receipt.unix_ms)}</td>
                   <td>{receipt.model}</td>
-                  <td class="number">{receipt.answer_tokens}</td>
-                  <td class="number">{receipt.stages}</td>
-                  <td class="number">{receipt.failovers}</td>
+                  <td class="number minor">{receipt.answer_tokens}</td>
+                  <td class="number minor">{receipt.stages}</td>
+                  <td class="number minor">{receipt.failovers}</td>
                   <td>
                     <Badge text={receipt.verdict} />
                   </td>
@@ -214,7 +224,7 @@ function ReceiptPage({ id }: { id: string }) {
             <Fact name="When">{dateTime(shown.unix_ms)}</Fact>
             <Fact name="Model">{shown.model.name}</Fact>
             <Fact name="Digest">
-              <code>{shown.model.digest.slice(0, 16)}…</code>
+              <code>{shown.model.digest.slice(0, 12)}…</code>
             </Fact>
             <Fact name="Asked by">{labelOf(pool, shown.coordinator)}</Fact>
             <Fact name="Tokens">

@@ -2,10 +2,12 @@
 
 import { useEffect, useRef, useState as useLocal } from 'preact/hooks'
 
-import { confidence, type Conversation, pace, type Prefill, type Token, type Turn } from './chat'
+import { confidence, type Conversation, left, LONGEST, pace, type Prefill, type Token, type Turn } from './chat'
 import { regenerate, say, stop, store } from './effects'
+import { isLive } from './jobs'
 import { Markdown } from './markdown'
-import { Badge, Bar, Empty } from './parts'
+import { askable, modelToAsk } from './models'
+import { Badge, Bar, Empty, Failover } from './parts'
 import { labelOf, labels, path, poolModels } from './pool'
 import { count, digits, layers, percent, seconds } from './units'
 import { useState } from './use'
@@ -17,10 +19,8 @@ export function Chat() {
   const pool = useState((state) => state.pool.pool)
   // The address says which conversation is shown.
   const conversation = chat.conversations.find(({ id }) => id === route[1]) ?? null
-  const names = [...new Set([...served.map(({ name }) => name), ...poolModels(pool)])].sort()
-  const ready = served.find(({ state }) => state === 'ready')?.name
-  const chosen = conversation?.model || chat.model
-  const model = names.includes(chosen) ? chosen : (ready ?? names[0] ?? '')
+  const names = askable(served, poolModels(pool))
+  const model = modelToAsk(conversation?.model || chat.model, served, names)
   const isWriting = chat.writing !== null
   return (
     <div class="chat">
@@ -39,7 +39,7 @@ export function Chat() {
           <Servers model={model} />
           <Settings />
         </div>
-        <Turns conversation={conversation} writing={chat.writing} prefill={chat.prefill} />
+        <Turns conversation={conversation} writing={chat.writing} prefill={chat.prefill} model={model} />
         <Composer id={conversation?.id ?? null} model={model} writing={isWriting} />
       </section>
     </div>
@@ -115,13 +115,20 @@ function Settings() {
       </label>
       <label>
         Longest answer in tokens
-        <input type="number" min="1" step="1" placeholder="no limit" value={max_tokens ?? ''} onInput={(event) => store.dispatch({ type: 'chat/settings', max_tokens: number(event.currentTarget.value) })} />
+        <input type="number" min="1" step="1" placeholder={LONGEST.toLocaleString('en')} value={max_tokens ?? ''} onInput={(event) => store.dispatch({ type: 'chat/settings', max_tokens: number(event.currentTarget.value) })} />
       </label>
     </details>
   )
 }
 
-function Turns({ conversation, writing, prefill }: { conversation: Conversation | null; writing: string | null; prefill: Prefill | null }) {
+interface TurnsProps {
+  conversation: Conversation | null
+  writing: string | null
+  prefill: Prefill | null
+  model: string
+}
+
+function Turns({ conversation, writing, prefill, model }: TurnsProps) {
   const list = useRef<HTMLDivElement>(null)
   const isWriting = conversation !== null && conversation.id === writing
   const last = conversation?.turns.at(-1)
@@ -134,7 +141,7 @@ function Turns({ conversation, writing, prefill }: { conversation: Conversation 
   }, [last?.text, conversation?.turns.length])
   return (
     <div class="turns" ref={list} role="log" aria-label="Messages" aria-busy={isWriting} tabIndex={0}>
-      {!conversation && <Empty>Ask something. What you write and the answers stay in this browser.</Empty>}
+      {!conversation && <Beginning model={model} writing={writing !== null} />}
       {conversation?.turns.map((turn, index) => {
         const isLast = index === conversation.turns.length - 1
         return turn.role === 'user' ? (
@@ -145,6 +152,31 @@ function Turns({ conversation, writing, prefill }: { conversation: Conversation 
           <Answer key={index} turn={turn} isWriting={isWriting && isLast} prefill={isLast ? prefill : null} again={isLast && !writing ? conversation.id : null} />
         )
       })}
+    </div>
+  )
+}
+
+/** Questions that even a small model answers, for those who only want to see it answer. */
+const QUESTIONS = ['What is the capital of France?', 'Why is the sky blue?', 'Name three things to see in Rome.']
+
+function Beginning({ model, writing }: { model: string; writing: boolean }) {
+  if (!model) {
+    return (
+      <Empty>
+        No model is served yet. <a href="#/models">Load or download one</a>, then ask it here.
+      </Empty>
+    )
+  }
+  return (
+    <div class="beginning">
+      <Empty>Ask something. What you write and the answers stay in this browser.</Empty>
+      <p class="buttons">
+        {QUESTIONS.map((question) => (
+          <button key={question} disabled={writing} onClick={() => void say(null, question, model)}>
+            {question}
+          </button>
+        ))}
+      </p>
     </div>
   )
 }
@@ -171,10 +203,13 @@ function Answer({ turn, isWriting, prefill, again }: AnswerProps) {
         </details>
       )}
       {isWriting && !turn.text && <Reading prefill={prefill} />}
+      {isWriting && <Moved model={turn.model ?? ''} />}
       {detailed && turn.tokens ? <TokenList tokens={turn.tokens} /> : <Markdown text={turn.text} />}
       {turn.stopped && <p class="failure">{turn.stopped === 'stopped' ? `Stopped after ${count(turn.tokens?.length ?? 0, 'token')}.` : turn.stopped}</p>}
+      {turn.cut && <p class="fine">{`Cut off after ${count(turn.usage?.completion_tokens ?? turn.tokens?.length ?? 0, 'token')}: no answer is longer, as the settings above say, or the model can hold no more.`}</p>}
       <footer class="about">
         {outcome && <Badge text={outcome.verdict} />}
+        {outcome && VERDICTS[outcome.verdict] && <span>{VERDICTS[outcome.verdict]}</span>}
         {outcome?.stages.length ? (
           <span>{outcome.stages.map(({ peer, layers: of }) => `${labelOf(pool, peer)} (${layers(of)})`).join(' → ')}</span>
         ) : null}
@@ -185,7 +220,7 @@ function Answer({ turn, isWriting, prefill, again }: AnswerProps) {
         {speed?.confidence != null && <span>confidence {percent(speed.confidence)}</span>}
         {outcome?.receipts.map((id) => (
           <a key={id} href={`#/activity/receipts/${id}`}>
-            receipt {id}
+            check receipt {id}
           </a>
         ))}
         {speed && (
@@ -203,25 +238,37 @@ function Answer({ turn, isWriting, prefill, again }: AnswerProps) {
   )
 }
 
-/** Until the first token: the prompt is read, about as long as the node expects. */
+/** What a verdict means, where it leaves something to do. */
+const VERDICTS: Record<string, string> = {
+  unchecked: 'signed by its nodes, not computed again so far',
+  'tolerance-checked': 'computed again, and equal within a tolerance',
+}
+
+/** Until the first token: how far the node says that the reading of the prompt is. */
 function Reading({ prefill }: { prefill: Prefill | null }) {
-  const [, tick] = useLocal(0)
-  useEffect(() => {
-    const timer = setInterval(() => tick((count) => count + 1), 200)
-    return () => clearInterval(timer)
-  }, [])
   if (!prefill) return <p class="fine">Waiting for a place…</p>
-  const spent = (performance.now() - prefill.since) / 1000
-  const text = `Reading ${count(prefill.tokens, 'token')} of the prompt`
+  const { tokens, computed } = prefill
+  const text = computed > 0 ? `Read ${computed.toLocaleString('en')} of ${count(tokens, 'token')} of the prompt` : `Reading ${count(tokens, 'token')} of the prompt`
+  const rest = left(prefill)
   return (
     <div class="reading">
       <p class="fine">
         {text}
-        {prefill.expected_s > 0.3 && `, about ${seconds(prefill.expected_s)}`}
+        {rest !== null && rest > 0.3 && `, about ${seconds(rest)} left`}
       </p>
-      {prefill.expected_s > 0 ? <Bar label={text} value={Math.min(spent, 0.97 * prefill.expected_s)} max={prefill.expected_s} /> : <progress aria-label={text} />}
+      {computed > 0 ? <Bar label={text} value={computed} max={tokens} /> : <progress aria-label={text} />}
     </div>
   )
+}
+
+/** That the answer has lost the nodes that computed it, while it is written. The node's list of jobs says so. */
+function Moved({ model }: { model: string }) {
+  const jobs = useState((state) => state.jobs.jobs)
+  const pool = useState((state) => state.pool.pool)
+  const asked = jobs.filter((job) => job.kind === 'generation' && job.subject === model && isLive(job))
+  // With several answers at once it is not known which of them this is.
+  const failover = asked.length === 1 ? asked[0]?.failover : null
+  return failover ? <Failover failover={failover} pool={pool} /> : null
 }
 
 /** Every token with when it came and how sure the model was. */

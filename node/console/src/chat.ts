@@ -36,6 +36,8 @@ export interface Turn {
   usage?: { prompt_tokens: number; completion_tokens: number }
   /** Why the answer is not whole. */
   stopped?: string
+  /** Whether it had as many tokens as it may have. */
+  cut?: boolean
 }
 
 export interface Conversation {
@@ -46,13 +48,16 @@ export interface Conversation {
   changed_ms: number
 }
 
-/** What is known of the reading of a prompt. */
+/** How far the reading of a prompt is. */
 export interface Prefill {
-  /** Milliseconds of the page's clock when the request was sent. */
-  since: number
+  /** Tokens that are computed before the next one of the answer. */
   tokens: number
-  /** Seconds that the node expects; 0 if it cannot tell. */
-  expected_s: number
+  /** How many of them are computed. */
+  computed: number
+  /** Milliseconds of the page's clock when the node said that. */
+  ms: number
+  /** What it said first. */
+  first: { computed: number; ms: number }
 }
 
 export interface ChatState {
@@ -67,6 +72,12 @@ export interface ChatState {
   temperature: number | null
   max_tokens: number | null
 }
+
+/**
+ * Tokens of an answer, at most, unless the settings say otherwise: some pages of text. A small model may never end an answer by
+ * itself.
+ */
+export const LONGEST = 1024
 
 /** Conversations that the browser keeps; the oldest goes. */
 export const CONVERSATIONS = 50
@@ -97,9 +108,9 @@ export type ChatAction =
   | { type: 'chat/settings'; system?: string; temperature?: number | null; max_tokens?: number | null }
   | { type: 'chat/ask'; id: string; text: string; model: string; now: number }
   | { type: 'chat/regenerate'; id: string; now: number }
-  | { type: 'chat/prefill'; prefill: Prefill }
+  | { type: 'chat/prefill'; tokens: number; computed: number; ms: number }
   | { type: 'chat/piece'; id: string; piece: Piece }
-  | { type: 'chat/done'; id: string; outcome?: Outcome; timings?: Timings; usage?: Turn['usage']; stopped?: string }
+  | { type: 'chat/done'; id: string; outcome?: Outcome; timings?: Timings; usage?: Turn['usage']; stopped?: string; cut?: boolean }
   | { type: 'chat/delete'; id: string }
 
 export function reduceChat(state: ChatState, action: ChatAction): ChatState {
@@ -139,8 +150,10 @@ export function reduceChat(state: ChatState, action: ChatAction): ChatState {
       })
       return { ...cut, writing: action.id, prefill: null }
     }
-    case 'chat/prefill':
-      return { ...state, prefill: action.prefill }
+    case 'chat/prefill': {
+      const { tokens, computed, ms } = action
+      return { ...state, prefill: { tokens, computed, ms, first: state.prefill?.first ?? { computed, ms } } }
+    }
     case 'chat/piece': {
       const { text, reasoning, tokens } = action.piece
       const added = answered(state, action.id, (turn) => ({
@@ -152,13 +165,14 @@ export function reduceChat(state: ChatState, action: ChatAction): ChatState {
       return { ...added, prefill: null }
     }
     case 'chat/done': {
-      const { outcome, timings, usage, stopped } = action
+      const { outcome, timings, usage, stopped, cut } = action
       const ended = answered(state, action.id, (turn) => ({
         ...turn,
         ...(outcome && { outcome }),
         ...(timings && { timings }),
         ...(usage && { usage }),
         ...(stopped && { stopped }),
+        ...(cut && { cut }),
       }))
       return { ...ended, writing: null, prefill: null }
     }
@@ -233,16 +247,15 @@ export interface Chunk {
   }[]
   usage?: { prompt_tokens: number; completion_tokens: number } | null
   pangea?: Outcome
-  prefill?: { tokens: number }
+  prefill?: { tokens: number; computed: number }
   timings?: Timings
   error?: { message: string }
 }
 
-/** Seconds that the reading of a prompt takes, by how fast the model read the last one; 0 where that is not known. */
-export function expected(conversations: Conversation[], model: string, tokens: number): number {
-  const isKnown = (turn: Turn) => turn.model === model && (turn.timings?.prompt_tokens_per_s ?? 0) > 0
-  const last = conversations.find(({ turns }) => turns.some(isKnown))?.turns.findLast(isKnown)
-  return last?.timings ? tokens / last.timings.prompt_tokens_per_s : 0
+/** Seconds until a prompt is read, at the pace so far; null before there is one. */
+export function left({ tokens, computed, ms, first }: Prefill): number | null {
+  const [done, spent] = [computed - first.computed, ms - first.ms]
+  return done > 0 && spent > 0 ? ((tokens - computed) * spent) / done / 1000 : null
 }
 
 /** How sure the model was, in words and as one of five steps from 0. */

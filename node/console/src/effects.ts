@@ -1,9 +1,9 @@
 // Everything that asks the node: polls, streams and commands. Results become actions; nothing is decided here.
 
 import { ApiError, ask, events, json, key, messageOf, onRefused } from './api'
-import { type Chunk, expected, type Kept, kept, messages, pieceOf } from './chat'
+import { type Chunk, type Kept, LONGEST, kept, messages, pieceOf } from './chat'
 import { verify } from './ed25519'
-import type { Job } from './jobs'
+import { isLive, type Job } from './jobs'
 import { reading } from './metrics'
 import type { DiskModel, Download, KnownModel, Plan, ServedModel } from './models'
 import type { Pool } from './pool'
@@ -40,6 +40,7 @@ export function begin(): void {
   route()
   restore()
   store.subscribe(keep)
+  store.subscribe(watchDownloads)
   poll(POLL, status, true)
   poll(POLL, async () => {
     const pool = shared(store.state.pool.pool, await json<Pool>('/api/pangea/pool'))
@@ -212,22 +213,20 @@ async function answer(id: string): Promise<void> {
       stream_options: { include_usage: true, include_prefill: true },
       logprobs: true,
       ...(temperature !== null && { temperature }),
-      ...(max_tokens !== null && { max_completion_tokens: max_tokens }),
+      max_completion_tokens: max_tokens ?? LONGEST,
     }
     let usage: Chunk['usage'] = null
     let last: Chunk = {}
+    let cut = false
     for await (const { data } of events('/v1/chat/completions', { body, signal })) {
       if (data === '[DONE]') break
       const chunk: Chunk = JSON.parse(data)
       if (chunk.error) throw new Error(chunk.error.message)
       const ms = performance.now() - since
-      if (chunk.prefill) {
-        const { tokens } = chunk.prefill
-        const expected_s = expected(conversations, conversation.model, tokens)
-        dispatch({ type: 'chat/prefill', prefill: { since: performance.now(), tokens, expected_s } })
-      }
+      if (chunk.prefill) dispatch({ type: 'chat/prefill', ...chunk.prefill, ms })
       const piece = pieceOf(chunk, ms)
       if (piece.text || piece.reasoning || piece.tokens.length > 0) dispatch({ type: 'chat/piece', id, piece })
+      cut ||= chunk.choices?.[0]?.finish_reason === 'length'
       usage = chunk.usage ?? usage
       if (chunk.pangea?.verdict) last = chunk
     }
@@ -237,6 +236,7 @@ async function answer(id: string): Promise<void> {
       ...(last.pangea && { outcome: last.pangea }),
       ...(last.timings && { timings: last.timings }),
       ...(usage && { usage }),
+      cut,
     })
     if (last.timings) await compared(conversation.model, last.timings.answer_tokens_per_s)
   } catch (error) {
@@ -323,13 +323,29 @@ export async function change(what: 'load' | 'drop', model: string): Promise<void
   await Promise.allSettled([served(), readDisk()])
 }
 
-const downloads = new Map<string, AbortController>()
+/** Models whose downloads this page watches, and the jobs that it has watched. */
+const watched = new Set<string>()
+const seen = new Set<number>()
+let looked = store.state.jobs.jobs
 
-/** Downloads a model; called again, goes on where an earlier download ended. */
-export async function pull(model: string): Promise<void> {
-  if (downloads.has(model)) return
-  const abort = new AbortController()
-  downloads.set(model, abort)
+/** Watches the downloads that the node runs, whoever asked for them. */
+function watchDownloads(): void {
+  if (store.state.jobs.jobs === looked) return
+  looked = store.state.jobs.jobs
+  for (const job of looked) {
+    if (job.kind !== 'download' || !isLive(job) || seen.has(job.id)) continue
+    seen.add(job.id)
+    void pull(job.subject, false)
+  }
+}
+
+/**
+ * Downloads a model, or watches its download where it runs; the node goes on without this page. Called again, goes on where an
+ * earlier download ended. `start`: whether to start it.
+ */
+export async function pull(model: string, start = true): Promise<void> {
+  if (watched.has(model)) return
+  watched.add(model)
   let download: Download = { model, phase: 'asking', done_bytes: 0, total_bytes: 0, state: 'running' }
   const tell = (change: Partial<Download>) => {
     download = { ...download, ...change }
@@ -337,22 +353,25 @@ export async function pull(model: string): Promise<void> {
   }
   tell({})
   try {
-    for await (const { event, data } of events('/api/pangea/models/pull', { body: { model }, signal: abort.signal })) {
+    for await (const { event, data } of events('/api/pangea/models/pull', { body: { model, start } })) {
       const said = JSON.parse(data)
       if (event === 'progress') tell(said)
-      else if (event === 'error') tell({ state: said.error.message })
+      else if (event === 'error') tell({ state: said.error.kind === 'Cancelled' ? 'paused' : said.error.message })
       else tell({ state: 'done' })
     }
     if (download.state === 'running') tell({ state: 'the connection ended' })
   } catch (error) {
-    tell({ state: abort.signal.aborted ? 'paused' : messageOf(error) })
+    // A download that is only to be watched may have ended just now, or belong to the owner only.
+    if (error instanceof ApiError && error.status > 0 && !start) forget(model)
+    else tell({ state: messageOf(error) })
   }
-  downloads.delete(model)
+  watched.delete(model)
   await readDisk().catch(() => {})
 }
 
-export function pause(model: string): void {
-  downloads.get(model)?.abort()
+/** Stops a download; its end is told to all who watch it. */
+export async function pause(model: string): Promise<void> {
+  await json('/api/pangea/models/pull/cancel', { body: { model } }).catch(() => {})
 }
 
 export function forget(model: string): void {

@@ -1,6 +1,7 @@
 // Jobs and the log of what happened. Pure.
 
-import type { Happened } from './pool'
+import type { Happened, LayerRange } from './pool'
+import { layers } from './units'
 
 export interface Job {
   id: number
@@ -8,13 +9,26 @@ export interface Job {
   subject: string
   owner: { api: string; client: string | null }
   state: string
+  /** Tasks, tokens of answers, or bytes of a download. */
   progress: { done: number; total: number }
+  /** Tokens before the next one of an answer: how many are computed. */
+  prompt: { done: number; total: number }
+  /** The nodes that compute an answer; none while they are looked for. */
+  stages: JobStage[]
+  failovers: number
+  /** The last loss of nodes; `to` is empty until others go on. */
+  failover: { from: JobStage[]; to: JobStage[]; why: string } | null
   submitted_unix_ms: number
   started_unix_ms: number | null
   ended_unix_ms: number | null
   deadline_unix_ms: number | null
   verdict: string | null
   error: { kind: string; message: string } | null
+}
+
+export interface JobStage {
+  peer: string
+  layers: LayerRange
 }
 
 export interface LogLine {
@@ -54,7 +68,8 @@ export function isLive(job: Job): boolean {
   return running.has(job.state)
 }
 
-export function reduceJobs(state: JobsState, action: JobsAction): JobsState {
+/** `nameOf`: the name of a peer. */
+export function reduceJobs(state: JobsState, action: JobsAction, nameOf: (peer: string) => string = (peer) => peer): JobsState {
   switch (action.type) {
     case 'jobs':
       return { ...state, jobs: action.jobs.slice(0, JOBS) }
@@ -62,6 +77,8 @@ export function reduceJobs(state: JobsState, action: JobsAction): JobsState {
       const jobs = replaced(state.jobs, action.job)
       // Progress is told by the job's bar; the log has beginnings and ends.
       const before = state.jobs.find((job) => job.id === action.job.id)
+      const moved = movement(action.event, action.job, nameOf)
+      if (moved) return logged({ ...state, jobs }, [{ kind: 'job', text: moved }], action.unix_ms)
       if (before?.state === action.job.state) return { ...state, jobs }
       return logged({ ...state, jobs }, [{ kind: 'job', text: sentence(action.job) }], action.unix_ms)
     }
@@ -82,6 +99,18 @@ function logged(state: JobsState, lines: Pick<LogLine, 'kind' | 'text'>[], unix_
   const number = state.log[0]?.number ?? 0
   const added = lines.map((line, index) => ({ ...line, number: number + index + 1, unix_ms }))
   return { ...state, log: [...added.reverse(), ...state.log].slice(0, LOG_LINES) }
+}
+
+/** Nodes with their layers, in the order in which activations travel. */
+export function chain(stages: JobStage[], nameOf: (peer: string) => string): string {
+  return stages.map(({ peer, layers: of }) => `${nameOf(peer)} (${layers(of)})`).join(' → ')
+}
+
+/** That a job has lost its nodes, or that others go on with it. */
+function movement(event: string, { id, failover }: Job, nameOf: (peer: string) => string): string | null {
+  if (!failover) return null
+  if (event === 'job.lost') return `Job ${id} has lost ${chain(failover.from, nameOf)}: ${failover.why}`
+  return event === 'job.failover' ? `Job ${id} goes on at ${chain(failover.to, nameOf)}` : null
 }
 
 function sentence(job: Job): string {

@@ -114,6 +114,18 @@ export function reduceModels(state: ModelsState, action: ModelsAction): ModelsSt
   }
 }
 
+/** The model that a question goes to: the chosen one if it is served, one that is ready otherwise; empty if there is none. */
+export function modelToAsk(chosen: string, served: ServedModel[], names: string[]): string {
+  if (names.includes(chosen)) return chosen
+  return served.find(({ state }) => state === 'ready')?.name ?? names[0] ?? ''
+}
+
+/** The names of the models that somebody serves, this node's included. */
+export function askable(served: ServedModel[], pool: string[]): string[] {
+  const here = served.filter(({ state }) => state !== 'dropped').map(({ name }) => name)
+  return [...new Set([...here, ...pool])].sort()
+}
+
 /** The models that can be loaded: on disk or known by a short name, and not served. */
 export function loadable(state: ModelsState): DiskModel[] {
   const served = new Set(state.served.filter(({ state }) => state !== 'dropped').map(({ name }) => name))

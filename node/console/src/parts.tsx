@@ -2,6 +2,9 @@
 
 import type { ComponentChildren } from 'preact'
 
+import { chain, type Job } from './jobs'
+import { labelOf, type Pool } from './pool'
+
 export function Card({ title, more, children, id }: { title: string; more?: ComponentChildren; children: ComponentChildren; id?: string }) {
   const heading = `${id ?? title.toLowerCase().replace(/\W+/g, '-')}-heading`
   return (
@@ -44,6 +47,17 @@ const TONES: Record<string, string> = {
 /** A state or a verdict, in a colour and in words. */
 export function Badge({ text, tone }: { text: string; tone?: string }) {
   return <span class={`badge ${tone ?? TONES[text] ?? 'plain'}`}>{text}</span>
+}
+
+/** Which nodes an answer has lost, why, and which go on with it. */
+export function Failover({ failover, pool }: { failover: NonNullable<Job['failover']>; pool: Pool | null }) {
+  const nameOf = (peer: string) => labelOf(pool, peer)
+  return (
+    <p class="failover" role="status">
+      <Badge text="failover" tone="fair" /> <s>{chain(failover.from, nameOf)}</s>{' '}
+      {failover.to.length > 0 ? `→ ${chain(failover.to, nameOf)}` : 'looking for other nodes'} <span class="fine">({failover.why})</span>
+    </p>
+  )
 }
 
 export function Empty({ children }: { children: ComponentChildren }) {

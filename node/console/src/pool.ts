@@ -235,6 +235,12 @@ export function places(peers: string[], width: number, height: number): Map<stri
     return found
   }
   found.set(first, centre)
+  // Three are a triangle: every link is seen.
+  if (others.length === 2) {
+    found.set(first, { x: centre.x, y: height * 0.2 })
+    others.forEach((peer, index) => found.set(peer, { x: width * (index === 0 ? 0.15 : 0.85), y: height * 0.74 }))
+    return found
+  }
   const [wide, high] = [width / 2 - 84, height / 2 - 44]
   others.forEach((peer, index) => {
     const angle = (index / others.length) * 2 * Math.PI - Math.PI / 2

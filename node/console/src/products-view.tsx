@@ -148,7 +148,7 @@ function Result({ product }: { product: ProductState }) {
         <svg class="tiles" viewBox={`0 0 ${grid.panels} ${grid.bands}`} preserveAspectRatio="none" role="img" aria-label={`${tiles.length} of ${count(total, 'tile')} have landed`}>
           <path class="empty-tiles" d={`M0 0h${grid.panels}v${grid.bands}h-${grid.panels}z`} />
           {tiles.map(({ band, panel, peer }) => (
-            <rect key={`${band} ${panel}`} class={`colour-${colour(peer)}`} x={panel + 0.03} y={band + 0.03} width="0.94" height="0.94" />
+            <rect key={`${band} ${panel}`} class={`colour-${colour(peer)}`} x={panel + gap(grid.panels)} y={band + gap(grid.bands)} width={1 - 2 * gap(grid.panels)} height={1 - 2 * gap(grid.bands)} />
           ))}
         </svg>
       )}
@@ -191,6 +191,11 @@ function Result({ product }: { product: ProductState }) {
       )}
     </>
   )
+}
+
+/** The part of a tile's side that stays free on each side: about a pixel, whatever the number of tiles. */
+function gap(tiles: number): number {
+  return Math.min(0.0025 * tiles, 0.1)
 }
 
 /** Colours of the style sheet, by which workers are told apart. */

@@ -2,9 +2,10 @@
 
 import { useMemo, useState as useLocal } from 'preact/hooks'
 
-import { accept, compare, hideInvitation, invite, revoke } from './effects'
-import { isLive } from './jobs'
-import { Badge, Bar, Card, Empty, Fact, Failure, Scroll } from './parts'
+import { accept, compare, hideInvitation, invite, revoke, say } from './effects'
+import { chain, isLive, type Job } from './jobs'
+import { askable, modelToAsk } from './models'
+import { Badge, Bar, Card, Empty, Fact, Failover, Failure, Scroll } from './parts'
 import { type Link, labels, path, places, type Pool, type PoolNode, poolModels } from './pool'
 import type { Member, State, Status } from './state'
 import { bytes, count, digits, layers, percent, rate, seconds, shortPeer } from './units'
@@ -16,6 +17,7 @@ export function Topology() {
   if (!pool) return <Empty>Asking the node for its pool…</Empty>
   return (
     <div class="overview">
+      <Ask pool={pool} names={names} />
       <Picture pool={pool} names={names} />
       <div class="side">
         <Waiting />
@@ -41,17 +43,72 @@ interface PoolProps {
   names: Map<string, string>
 }
 
-/** The models that are asked for now, as one text, so that a view renders again only when it changes. */
+/** The way to the chat: a question is asked here, and answered there. */
+const Ask = memo(function Ask({ pool, names }: PoolProps) {
+  const served = useState((state) => state.models.served)
+  const chosen = useState((state) => state.chat.model)
+  const writing = useState((state) => state.chat.writing)
+  const [text, setText] = useLocal('')
+  const models = askable(served, poolModels(pool))
+  const model = modelToAsk(chosen, served, models)
+  if (!model) {
+    return (
+      <section class="card wide ask" aria-labelledby="ask-heading">
+        <h2 id="ask-heading">Chat</h2>
+        <p>
+          No model is served yet: <a href="#/models">load or download one</a> to chat with it.
+        </p>
+      </section>
+    )
+  }
+  const nodes = path(pool, model)
+  const by = nodes.map(({ peer }) => names.get(peer) ?? shortPeer(peer))
+  return (
+    <section class="card wide ask" aria-labelledby="ask-heading">
+      <h2 id="ask-heading">Chat with {model}</h2>
+      <p class="fine">
+        {by.length > 1 ? `Its layers are on ${count(by.length, 'node')}, which answer together: ${by.join(' → ')}.` : by.length === 1 ? `${by[0]} answers.` : 'It is being placed on nodes.'}
+      </p>
+      <form
+        class="composer"
+        onSubmit={(event) => {
+          event.preventDefault()
+          if (text.trim() && writing === null) void say(null, text.trim(), model)
+        }}
+      >
+        <label class="unseen" for="question">
+          Question
+        </label>
+        <input id="question" autocomplete="off" placeholder={`Ask ${model} something`} value={text} onInput={(event) => setText(event.currentTarget.value)} />
+        <button class="primary" type="submit" disabled={!text.trim() || writing !== null}>
+          Ask
+        </button>
+      </form>
+    </section>
+  )
+})
+
+/**
+ * The nodes of the answers that are computed now, one answer a line, as one text, so that a view renders again only when it
+ * changes: the model, and the peers where they are known.
+ */
 function asked(state: State): string {
   const generations = state.jobs.jobs.filter((job) => job.kind === 'generation' && isLive(job))
-  return [...new Set(generations.map(({ subject }) => subject))].sort().join('\n')
+  const lines = generations.map(({ subject, stages }) => [subject, ...stages.map(({ peer }) => peer)].join('\t'))
+  return [...new Set(lines)].sort().join('\n')
+}
+
+/** The peers of a line of [`asked`]; those of the model's placement where the answer has none of its own. */
+function peersOf(pool: Pool, line: string): string[] {
+  const [model = '', ...peers] = line.split('\t')
+  return peers.length > 0 ? peers : path(pool, model).map(({ peer }) => peer)
 }
 
 const Picture = memo(function Picture({ pool, names }: PoolProps) {
   const [model, setModel] = useLocal('')
   const runs = useState(asked)
   // Without a choice, the paths of what runs light up.
-  const paths = useMemo(() => (model || runs).split('\n').map((name) => path(pool, name)), [model, runs, pool])
+  const paths = useMemo(() => (model || runs).split('\n').map((line) => peersOf(pool, line)), [model, runs, pool])
   return (
     <Card
       title="Pool"
@@ -95,13 +152,14 @@ const NodeList = memo(function NodeList({ pool, names }: PoolProps) {
   )
 })
 
-const Graph = memo(function Graph({ pool, names, paths }: PoolProps & { paths: ReturnType<typeof path>[] }) {
+const Graph = memo(function Graph({ pool, names, paths }: PoolProps & { paths: string[][] }) {
   const traffic = useState((state) => state.pool.traffic)
   const peers = pool.nodes.map(({ peer }) => peer)
-  const [width, height] = useMedia('(max-width: 46rem)') ? [380, 340] : [760, 400]
+  const isFew = peers.length <= 2
+  const [width, height] = useMedia('(max-width: 46rem)') ? [380, isFew ? 190 : 340] : [760, isFew ? 230 : 400]
   const at = useMemo(() => places(peers, width, height), [peers.join(), width])
-  const lit = new Set(paths.flat().map(({ peer }) => peer))
-  const hops = new Set(paths.flatMap((one) => one.slice(1).map((stage, index) => hop(one[index]?.peer ?? '', stage.peer))))
+  const lit = new Set(paths.flat())
+  const hops = new Set(paths.flatMap((one) => one.slice(1).map((peer, index) => hop(one[index] ?? '', peer))))
   // One line for both directions: every connection is listed in both.
   const lines = pool.links.filter(({ from, to }) => from < to)
   return (
@@ -177,14 +235,8 @@ const Running = memo(function Running({ pool, names }: PoolProps) {
             <p>
               <Badge text={job.state} /> {job.kind} <b>{job.subject}</b> <span class="fine">for {job.owner.client ?? job.owner.api}</span>
             </p>
-            {job.kind === 'generation' && (
-              <p class="fine">
-                {path(pool, job.subject)
-                  .map((stage) => `${names.get(stage.peer) ?? shortPeer(stage.peer)} (${layers(stage.layers)})`)
-                  .join(' → ') || 'its path is not known yet'}
-              </p>
-            )}
-            <Bar label={`Progress of job ${job.id}`} value={job.progress.done} max={job.progress.total} />
+            {job.kind === 'generation' && <Path job={job} pool={pool} names={names} />}
+            <Progress job={job} />
           </li>
         ))}
       </ul>
@@ -192,6 +244,26 @@ const Running = memo(function Running({ pool, names }: PoolProps) {
     </Card>
   )
 })
+
+/** The nodes that compute an answer, or the nodes that it lost and those that go on. */
+function Path({ job, pool, names }: PoolProps & { job: Job }) {
+  if (job.failover) return <Failover failover={job.failover} pool={pool} />
+  const stages = job.stages.length > 0 ? job.stages : path(pool, job.subject)
+  return <p class="fine">{chain(stages, (peer) => names.get(peer) ?? shortPeer(peer)) || 'its path is not known yet'}</p>
+}
+
+/** How far a job is; an answer without tokens, how far its prompt is. */
+function Progress({ job: { id, kind, progress, prompt } }: { job: Job }) {
+  const isReading = progress.done === 0 && prompt.total > 0
+  const { done, total } = isReading ? prompt : progress
+  return (
+    <>
+      <Bar label={isReading ? `Prompt of job ${id} that is read` : `Progress of job ${id}`} value={done} max={total} />
+      {isReading && <p class="fine">{`${done.toLocaleString('en')} of ${count(total, 'token')} of the prompt are read`}</p>}
+      {kind === 'download' && total > 0 && <p class="fine">{`${bytes(done)} of ${bytes(total)}`}</p>}
+    </>
+  )
+}
 
 interface NodeProps {
   node: PoolNode

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest'
 
-import { type ChatAction, confidence, CONVERSATIONS, expected, kept, messages, noChat, pace, pieceOf, reduceChat } from '../src/chat'
+import { type ChatAction, confidence, CONVERSATIONS, kept, left, messages, noChat, pace, pieceOf, reduceChat } from '../src/chat'
 
 const run = (...actions: ChatAction[]) => actions.reduce(reduceChat, noChat)
 const ask = (id: string, text: string, now = 1): ChatAction => ({ type: 'chat/ask', id, text, model: 'tiny', now })
@@ -12,7 +12,7 @@ const piece = (id: string, text: string): ChatAction => ({
 
 test('an answer is written piece by piece and ends with what is known of it', () => {
   const outcome = { verdict: 'audited', stages: [], failovers: 1, receipts: ['ab'] }
-  const writing = run(ask('1', 'Hi'), { type: 'chat/prefill', prefill: { since: 0, tokens: 5, expected_s: 1 } }, piece('1', 'Hel'), piece('1', 'lo'))
+  const writing = run(ask('1', 'Hi'), { type: 'chat/prefill', tokens: 5, computed: 0, ms: 1 }, piece('1', 'Hel'), piece('1', 'lo'))
   expect([writing.writing, writing.prefill]).toEqual(['1', null])
   const state = reduceChat(writing, { type: 'chat/done', id: '1', outcome })
   const [question, answer] = state.conversations[0]?.turns ?? []
@@ -22,6 +22,12 @@ test('an answer is written piece by piece and ends with what is known of it', ()
 test('a stopped answer keeps what was written', () => {
   const state = run(ask('1', 'Hi'), piece('1', 'Hel'), { type: 'chat/done', id: '1', stopped: 'stopped' })
   expect(state.conversations[0]?.turns[1]).toMatchObject({ text: 'Hel', stopped: 'stopped' })
+})
+
+test('an answer that has as many tokens as it may have says so', () => {
+  const cut = run(ask('1', 'Hi'), piece('1', 'Hel'), { type: 'chat/done', id: '1', cut: true })
+  const whole = run(ask('1', 'Hi'), piece('1', 'Hel'), { type: 'chat/done', id: '1', cut: false })
+  expect([cut, whole].map(({ conversations }) => conversations[0]?.turns[1]?.cut)).toEqual([true, undefined])
 })
 
 test('an answer that is written while another conversation is shown goes into its own', () => {
@@ -68,10 +74,15 @@ test('a chunk gives text, tokens with their probabilities, and reasoning', () =>
   expect(pieceOf({ choices: [] }, 12)).toEqual({ text: '', reasoning: '', tokens: [] })
 })
 
-test('the time to read a prompt is told from how fast the model read the last one', () => {
-  const timings = { queued_s: 0, prompt_s: 1, prompt_tokens_per_s: 50, answer_s: 1, answer_tokens_per_s: 1 }
-  const { conversations } = run(ask('1', 'Hi'), { type: 'chat/done', id: '1', timings }, ask('2', 'Again'))
-  expect([expected(conversations, 'tiny', 100), expected(conversations, 'other', 100)]).toEqual([2, 0])
+test('how far a prompt is read is what the node says, and the rest follows from the pace so far', () => {
+  const read = (computed: number, ms: number): ChatAction => ({ type: 'chat/prefill', tokens: 1000, computed, ms })
+  const begun = run(ask('1', 'Hi'), read(0, 100))
+  expect([begun.prefill?.computed, begun.prefill && left(begun.prefill)]).toEqual([0, null])
+  const on = [read(200, 600), read(400, 1100)].reduce(reduceChat, begun)
+  expect([on.prefill?.computed, on.prefill && left(on.prefill)]).toEqual([400, 1.5])
+  // What an earlier request had computed does not count as pace.
+  const cached = run(ask('2', 'Hi'), read(600, 100), read(800, 300))
+  expect(cached.prefill && left(cached.prefill)).toBeCloseTo(0.2)
 })
 
 test('pace and confidence come from the tokens', () => {

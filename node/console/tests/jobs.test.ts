@@ -10,6 +10,10 @@ function job(id: number, state: string, more: Partial<Job> = {}): Job {
     owner: { api: 'http', client: null },
     state,
     progress: { done: 0, total: 4 },
+    prompt: { done: 0, total: 0 },
+    stages: [],
+    failovers: 0,
+    failover: null,
     submitted_unix_ms: 1,
     started_unix_ms: null,
     ended_unix_ms: null,
@@ -35,6 +39,22 @@ test('an event changes its job, and only a new state is a line of the log', () =
     [2, 'Job 2, product of 2x2x2 f32: waiting'],
     [1, 'Job 1, product of 2x2x2 f32: waiting'],
   ])
+})
+
+test('lost nodes and those that go on are lines of the log, with their names', () => {
+  const [from, to] = [[{ peer: 'a', layers: [0, 15] as [number, number] }], [{ peer: 'b', layers: [0, 30] as [number, number] }]]
+  const lost = job(1, 'running', { failover: { from, to: [], why: 'a is gone' } })
+  const moved = job(1, 'running', { failover: { from, to, why: 'a is gone' }, stages: to })
+  const say = (event: string, job: Job) => ({ type: 'job', event, job, unix_ms: 7 }) as const
+  const nameOf = (peer: string) => ({ a: 'alpha', b: 'beta' })[peer] ?? peer
+  const events = [say('job.started', job(1, 'running')), say('job.lost', lost), say('job.failover', moved), say('job.progress', moved)]
+  const state = events.reduce((state, action) => reduceJobs(state, action, nameOf), noJobs)
+  expect(state.log.map(({ text }) => text)).toEqual([
+    'Job 1 goes on at beta (layers 0–29)',
+    'Job 1 has lost alpha (layers 0–14): a is gone',
+    'Job 1, product of 2x2x2 f32: running',
+  ])
+  expect(state.jobs[0]?.stages).toEqual(to)
 })
 
 test('an end is told with its verdict or its reason', () => {

@@ -113,3 +113,10 @@ test('every node has a place of its own inside the picture', () => {
     for (const { x, y } of found) expect(x >= 26 && x <= 734 && y >= 26 && y <= 374).toBe(true)
   }
 })
+
+test('the link between two nodes does not run through a third one', () => {
+  const [first, second, third] = [...places(['a', 'b', 'c'], 760, 400).values()]
+  if (!first || !second || !third) throw new Error('a node has no place')
+  const area = (second.x - first.x) * (third.y - first.y) - (third.x - first.x) * (second.y - first.y)
+  expect(Math.abs(area)).toBeGreaterThan(10_000)
+})

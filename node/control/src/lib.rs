@@ -23,11 +23,11 @@
 //! | 3 | [`peers`] | what is known of each peer, and whether it may compute |
 //! | 3 | [`federation`] | which nodes vote on answers; which samples of an answer are asked of whom, when they decide, and which of them is the answer |
 //! | 3 | [`session`] | the protocol of a chain's stages: who may say what, which rows of which sequence are computed next, what is signed; which streams make the link to a peer |
-//! | 3 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
+//! | 4 | [`jobs`] | what was asked of the node, by whom, how far it is and what it came to; whether a new job is accepted |
 //! | 4 | [`placement`] | which node computes which layers of which model |
 //! | 4 | [`generation`] | which chain answers a request, when an answer fails over, when the request is concluded and with which verdict |
 //! | 4 | [`routing`] | which server of a model takes a request |
-//! | 4 | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
+//! | 5 | [`schedule`] | how a product is cut into tasks, and which worker gets which task when |
 
 mod backoff;
 pub mod blob;

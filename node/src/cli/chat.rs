@@ -378,7 +378,7 @@ async fn answer_locally(
     let mut first = Duration::ZERO;
     while let Some(event) = generation.next().await {
         match event? {
-            Event::Prompt(_) => {}
+            Event::Prefill(_) | Event::Prompt(_) => {}
             Event::Delta(delta) => {
                 if first.is_zero() {
                     first = asked.elapsed();

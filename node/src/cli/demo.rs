@@ -1,27 +1,26 @@
 //! `pangea demo`: the main job without set-up, narrated in short sentences. It starts real nodes, computes real products and
-//! kills a node; this process recomputes both products and compares. If a model is on the disk, one of the nodes
-//! answers a question.
+//! kills a node; this process recomputes both products and compares. If a model is on the disk, the nodes that are left
+//! answer a question together. With `--stay` they go on running, and the console is there to chat with them.
 
+use std::cell::Cell;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use pangea_client::{
-    Client, ErrorKind, GenerationRequest, JobReport, MatmulOptions, Piece, Place, Prompt, Sampling, TensorInfo,
-};
+use pangea_client::{Client, JobReport, MatmulOptions, Place, TensorInfo};
 use pangea_compute::{Buffer, Cancel, DType, Pool, Tensor};
 use serde::Serialize;
 
-use super::args::{JsonArgs, OutputArgs, StoreArgs};
-use super::demo_node::DemoNode;
+use super::args::{JsonArgs, OutputArgs};
+use super::demo_model::{AnswerLine, DemoModel, QUESTION};
+use super::demo_node::{DemoNode, Offer};
 use super::failure::{Exit, Failure};
 use super::matrix::Operand;
 use super::table::{Align, Table, seconds, short_peer, shortened};
 use super::{print, print_json};
 use crate::host;
-use crate::models;
 
 /// Run three nodes, multiply across them, and kill one meanwhile
 #[derive(Args, Clone, Copy, Debug)]
@@ -29,6 +28,10 @@ pub(super) struct DemoArgs {
     /// Side length of the square matrices
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(512..=16384))]
     size: u64,
+
+    /// Keep the nodes that are left running afterwards, with the console to chat with them in a browser, until Ctrl-C
+    #[arg(long, conflicts_with = "json")]
+    stay: bool,
 
     /// Form of the result.
     #[command(flatten)]
@@ -41,14 +44,8 @@ const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
 /// Time for the nodes to connect to each other.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Question to the model; even a small one knows the answer.
-const QUESTION: &str = "What is the capital of France?";
-
-/// System message of the question.
-const SYSTEM: &str = "You are a helpful assistant.";
-
-/// Maximum tokens of the answer.
-const MAX_ANSWER_TOKENS: u64 = 48;
+/// Interval at which the nodes that go on running are looked at.
+const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Attempts to kill a node during a product, each with a larger product than the one before.
 const ATTEMPTS: usize = 3;
@@ -87,18 +84,6 @@ struct ProductLine {
     tolerance: f64,
 }
 
-/// The question and the answer.
-#[derive(Serialize)]
-struct AnswerLine {
-    model: String,
-    /// Name of the node that answered.
-    node: String,
-    prompt: &'static str,
-    text: String,
-    tokens: u64,
-    seconds: f64,
-}
-
 /// Narrates the demo for a person.
 struct Story {
     told: bool,
@@ -114,7 +99,14 @@ impl Story {
     }
 }
 
-pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failure> {
+/// The last words, once the nodes have ended.
+pub(super) const GONE: &str = "\
+\x20 The demo's nodes have ended; nothing is left behind.
+\x20 Next: `pangea node` on two machines, `pangea invite` on one; it says the rest.
+";
+
+/// `stays` becomes true once the demo is over and its nodes only wait for Ctrl-C.
+pub(super) async fn run(args: DemoArgs, output: OutputArgs, stays: &Cell<bool>) -> Result<(), Failure> {
     let story = Story { told: !args.json.json && !output.quiet, since: Instant::now() };
     // Declared before the nodes, so that it is removed after they have ended.
     let folder = tempfile::Builder::new()
@@ -124,8 +116,8 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
     let threads = (host::cores() / NAMES.len()).max(1);
     let pool_key = make_pool_key(folder.path())?;
     story.tell(format!("Starting {} nodes on this machine: {}.", NAMES.len(), NAMES.join(", ")))?;
-    let model = model_at_hand();
-    let mut nodes = start_nodes(folder.path(), &pool_key, threads, model.as_deref()).await?;
+    let model = DemoModel::at_hand();
+    let mut nodes = start_nodes(folder.path(), &pool_key, threads, model.as_ref(), args.stay).await?;
     let client = Client::connect(&nodes[0].rpc, TIMEOUT).await?;
     for node in &nodes[1..] {
         client.connect_peer(&node.address, Some(TIMEOUT)).await?;
@@ -153,7 +145,12 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
     story.tell(after(&second))?;
 
     let answer = match &model {
-        Some(_) => Some(ask(&client, &story).await?),
+        Some(model) => {
+            let answer = model.ask(&client, &nodes).await?;
+            let (name, by) = (&answer.model, answer.by());
+            story.tell(format!("Asked {name}, computed by {by}: {QUESTION} It says: {}", answer.text))?;
+            Some(answer)
+        }
         None => {
             story.tell(
                 "There is no language model on this machine to ask: `pangea models pull smollm2` downloads one.",
@@ -163,16 +160,48 @@ pub(super) async fn run(args: DemoArgs, output: OutputArgs) -> Result<(), Failur
     };
 
     drop(client);
-    drop(nodes);
     let total_seconds = story.since.elapsed().as_secs_f64();
     let outcome = Outcome { nodes: lines, products: vec![first, second], answer, seconds: total_seconds };
     if args.json.json {
         return print_json(&outcome);
     }
-    if output.quiet {
-        return Ok(());
+    if !output.quiet {
+        print(&show(&outcome))?;
     }
-    print(&show(&outcome))
+    if !args.stay {
+        drop(nodes);
+        return if output.quiet { Ok(()) } else { print(GONE) };
+    }
+    let running: Vec<DemoNode> = nodes.into_iter().filter(|node| !node.was_killed()).collect();
+    print(&invitation(&running, outcome.answer.as_ref()))?;
+    stays.set(true);
+    watch(running).await
+}
+
+/// What to do with the nodes that go on running.
+fn invitation(running: &[DemoNode], answer: Option<&AnswerLine>) -> String {
+    let names: Vec<&str> = running.iter().map(|node| node.name.as_str()).collect();
+    let what = match answer {
+        Some(answer) => format!("to chat with {}, which they compute together", answer.model),
+        None => "to watch them; its page Models downloads a model to chat with".to_owned(),
+    };
+    let address = running.iter().find_map(|node| node.api.as_deref()).unwrap_or_default();
+    format!(
+        "\n  {} go on running. Open this address in a browser {what}:\n\
+         \n      http://{address}/\n\
+         \n  Ctrl-C ends them and leaves nothing behind.\n",
+        names.join(" and ")
+    )
+}
+
+/// Returns only if a node ends by itself.
+async fn watch(mut running: Vec<DemoNode>) -> Result<(), Failure> {
+    loop {
+        if let Some(node) = running.iter_mut().find_map(DemoNode::ended) {
+            return Err(Failure::failed(format!("the node {node}")));
+        }
+        tokio::time::sleep(WATCH_INTERVAL).await;
+    }
 }
 
 fn make_pool_key(folder: &Path) -> Result<PathBuf, Failure> {
@@ -185,63 +214,21 @@ fn make_pool_key(folder: &Path) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// The smallest supported model on this machine's disk.
-fn model_at_hand() -> Option<PathBuf> {
-    let folder =
-        super::models::folder(&StoreArgs { data_dir: std::env::var_os("PANGEA_HOME").map(PathBuf::from) }).ok()?;
-    let mut entries = models::list(&folder).unwrap_or_default();
-    entries.sort_by_key(|entry| entry.size_bytes);
-    entries.into_iter().find(|entry| entry.describe().is_ok()).map(|entry| entry.path)
-}
-
-/// Starts all nodes at once: each measures itself when it starts. The first one serves the model.
+/// Starts all nodes at once: each measures itself when it starts. The first one has the model's file and lets all compute its
+/// layers. `console`: whether the first one has the HTTP API.
 async fn start_nodes(
     folder: &Path,
     pool_key: &Path,
     threads: usize,
-    model: Option<&Path>,
+    model: Option<&DemoModel>,
+    console: bool,
 ) -> Result<Vec<DemoNode>, Failure> {
     let start = |name: &'static str| {
-        let model = model.filter(|_| name == NAMES[0]);
-        DemoNode::start(name, folder, pool_key, threads, model)
+        let is_first = name == NAMES[0];
+        let offer = Offer { model: model.filter(|_| is_first), console: console && is_first };
+        DemoNode::start(name, folder, pool_key, threads, offer)
     };
     futures::future::try_join_all(NAMES.into_iter().map(start)).await
-}
-
-/// Asks the first node's model the question.
-async fn ask(client: &Client, story: &Story) -> Result<AnswerLine, Failure> {
-    let began = Instant::now();
-    let model = client.model("", None).await?;
-    let name = model.status().await?.name;
-    let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
-    let mut messages = vec![("system".to_owned(), SYSTEM.to_owned()), ("user".to_owned(), QUESTION.to_owned())];
-    let mut text = String::new();
-    let took = loop {
-        let request = GenerationRequest {
-            sampling: sampling.clone(),
-            max_tokens: Some(MAX_ANSWER_TOKENS),
-            ..GenerationRequest::new(Prompt::Messages(messages.clone()))
-        };
-        let mut say = |piece: Piece| {
-            text.push_str(&piece.text);
-            Ok(())
-        };
-        match model.generate(&request, &mut say).await {
-            // Some templates accept no system message.
-            Err(error) if error.kind() == ErrorKind::InvalidInput && messages.len() > 1 => drop(messages.remove(0)),
-            took => break took?,
-        }
-    };
-    let text = text.trim().to_owned();
-    story.tell(format!("Asked {name} on {}: {QUESTION} It says: {text}", NAMES[0]))?;
-    Ok(AnswerLine {
-        model: name,
-        node: NAMES[0].to_owned(),
-        prompt: QUESTION,
-        text,
-        tokens: took.answer_tokens,
-        seconds: began.elapsed().as_secs_f64(),
-    })
 }
 
 /// Computes a product and kills a node once the first part is done. If the product completes before that, a larger
@@ -372,12 +359,14 @@ fn show(outcome: &Outcome) -> String {
         ]);
     }
     if let Some(answer) = &outcome.answer {
+        let parts: Vec<String> =
+            answer.stages.iter().map(|stage| format!("{} {}", stage.name, stage.count())).collect();
         table.row([
             format!("question to {}", shortened(&answer.model, 20)),
             seconds(answer.seconds),
-            format!("{} {} tokens", answer.node, answer.tokens),
-            "0".to_owned(),
-            "answered".to_owned(),
+            format!("{} layers", parts.join(", ")),
+            answer.failovers.to_string(),
+            answer.verdict.clone(),
         ]);
     }
     let mut text = format!("\n{}\n", table.render());
@@ -386,10 +375,8 @@ fn show(outcome: &Outcome) -> String {
             text.push_str(&format!("  A wrong result of {} was caught and redone.\n", short_peer(&rejection.peer)));
         }
     }
-    text.push_str(&format!(
-        "  Both products are right; the demo took {}. Nothing is left behind.\n\
-         \x20 Next: `pangea node` on two machines, `pangea invite` on one; it says the rest.\n",
-        seconds(outcome.seconds)
-    ));
+    let answer = if outcome.answer.is_some() { ", the answer too" } else { "" };
+    let took = seconds(outcome.seconds);
+    text.push_str(&format!("  Both products are right{answer}; the demo took {took}.\n"));
     text
 }

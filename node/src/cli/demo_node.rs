@@ -2,18 +2,19 @@
 //! when this value is dropped.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::demo_model::DemoModel;
 use super::failure::Failure;
 use crate::data_dir::NodeFile;
+use crate::storage::whole_file;
 
 /// Time for a node to start on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -30,6 +31,20 @@ pub(super) struct DemoNode {
     pub(super) address: String,
     /// Address of its Cap'n Proto service.
     pub(super) rpc: String,
+    /// Address of its HTTP API, if it has one.
+    pub(super) api: Option<String>,
+    pub(super) data_dir: PathBuf,
+    was_killed: bool,
+    log: Lines,
+}
+
+/// What a node has besides its place in the pool.
+#[derive(Clone, Copy)]
+pub(super) struct Offer<'a> {
+    /// The model whose layers it splits over the nodes.
+    pub(super) model: Option<&'a DemoModel>,
+    /// Whether it has the HTTP API, at the usual port if that is free.
+    pub(super) console: bool,
 }
 
 type Lines = Arc<Mutex<VecDeque<String>>>;
@@ -46,17 +61,24 @@ impl Drop for EndOnDrop {
 }
 
 impl DemoNode {
-    /// Starts a node named `name` with its data below `folder`, the pool key and a model.
+    /// Starts a node named `name` with its data below `folder` and the pool key.
     pub(super) async fn start(
         name: &str,
         folder: &Path,
         pool_key: &Path,
         threads: usize,
-        model: Option<&Path>,
+        offer: Offer<'_>,
     ) -> Result<DemoNode, Failure> {
         let broken = |why: String| Failure::failed(format!("the node {name} did not start: {why}"));
         let binary = std::env::current_exe().map_err(|error| broken(error.to_string()))?;
         let data_dir = folder.join(name);
+        if let Some(model) = offer.model {
+            // The node sees all models of this machine, under their names.
+            let linked = whole_file::private_folder(&data_dir)
+                .and_then(|()| std::path::absolute(&model.folder))
+                .and_then(|models| std::os::unix::fs::symlink(models, data_dir.join("models")));
+            linked.map_err(|error| broken(format!("cannot link the models' folder: {error}")))?;
+        }
         let mut command = Command::new(binary);
         for (variable, _) in std::env::vars_os() {
             // The user's settings for other nodes must not apply to these.
@@ -66,12 +88,14 @@ impl DemoNode {
         }
         command
             .args(["node", "--listen", "/ip4/127.0.0.1/tcp/0", "--rpc-addr", "127.0.0.1:0", "--no-mdns", "--ephemeral"])
-            .args(["--no-api", "--name", name, "--threads", &threads.to_string()])
+            .args(["--name", name, "--threads", &threads.to_string()])
+            .args((!offer.console).then_some("--no-api"))
             .arg("--data-dir")
             .arg(&data_dir)
             .arg("--pool-key")
             .arg(pool_key)
-            .args(model.into_iter().flat_map(|model| [OsStr::new("--model"), model.as_os_str()]))
+            // The node that has the model places it: nobody waits for an election.
+            .args(offer.model.into_iter().flat_map(|model| ["--model", &model.name, "--split", "--force-master"]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -81,10 +105,6 @@ impl DemoNode {
         let stderr = child.stderr.take();
         let mut guard = EndOnDrop(Some(child));
         let (lines, listening) = follow(stderr);
-        let said = |lines: &Lines| {
-            let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-            lines.iter().map(|line| format!("\n  {line}")).collect::<String>()
-        };
         match tokio::time::timeout(START_TIMEOUT, listening).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(broken(format!("it exited at once{}", said(&lines)))),
@@ -97,12 +117,26 @@ impl DemoNode {
         let address =
             facts.listening.into_iter().next().ok_or_else(|| broken("it listens on no address".to_owned()))?;
         let child = guard.0.take().ok_or_else(|| broken("its process is gone".to_owned()))?;
-        Ok(DemoNode { child, name: name.to_owned(), peer: facts.peer, address, rpc: facts.rpc })
+        let name = name.to_owned();
+        let NodeFile { peer, rpc, api, .. } = facts;
+        Ok(DemoNode { child, name, peer, address, rpc, api, data_dir, was_killed: false, log: lines })
     }
 
     /// Kills the process without warning, like a power cut.
     pub(super) fn kill(&mut self) {
+        self.was_killed = true;
         end(&mut self.child);
+    }
+
+    /// Whether it was killed.
+    pub(super) fn was_killed(&self) -> bool {
+        self.was_killed
+    }
+
+    /// Its name and why it is gone, if it has ended by itself.
+    pub(super) fn ended(&mut self) -> Option<String> {
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(format!("{} has ended ({status}){}", self.name, said(&self.log)))
     }
 
     /// Its process id.
@@ -115,6 +149,12 @@ impl Drop for DemoNode {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The last lines of a log, each on a line of its own.
+fn said(lines: &Lines) -> String {
+    let lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+    lines.iter().map(|line| format!("\n  {line}")).collect()
 }
 
 /// Kills a child and waits for it; one that has ended is left alone.

@@ -5,7 +5,7 @@
 //! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `doctor`, `service`, `man`, `jobs`, `keys`, `launch`, `invite`,
 //!   `join`, `load` (with `drop`), `members`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
-//!   `demo`: the commands; `demo_node`: the demo's child processes.
+//!   `demo`: the commands; `demo_node`: the demo's child processes, `demo_model`: their language model.
 //! * `session`, `multiplier`: the node that a command uses, or a fabric in this process.
 //! * `matrix`, `product_file`: operands and the product's file.
 //! * `log`, `progress`, `table`, `node_names`: output for people.
@@ -19,6 +19,7 @@ mod bench_net;
 mod chat;
 mod chat_node;
 mod demo;
+mod demo_model;
 mod demo_node;
 mod doctor;
 mod failure;
@@ -47,6 +48,7 @@ mod status;
 mod table;
 mod topology;
 
+use std::cell::Cell;
 use std::future::Future;
 use std::process::ExitCode;
 
@@ -192,7 +194,13 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Models(command) => models::run(command, output),
         Command::Receipts(command) => receipts::run(command, output),
         Command::Perplexity(args) => perplexity::run(args, output),
-        Command::Demo(args) => block_on(demo::run(args, output)),
+        Command::Demo(args) => {
+            let stays = Cell::new(false);
+            // Ctrl-C is how a demo that stays ends; its nodes are gone by then.
+            let stopped =
+                || if stays.get() { print(&format!("\n{}", demo::GONE)) } else { Err(Failure::interrupted()) };
+            block_on_unless_stopped(demo::run(args, output, &stays), stopped)
+        }
         Command::Man { folder } => std::fs::create_dir_all(&folder)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))
             .map_err(|error| Failure::failed(format!("cannot write pages to {}: {error}", folder.display()))),
@@ -222,6 +230,14 @@ fn check_command_line(words: &[String]) -> Result<(), Failure> {
 
 /// Runs a command. Ctrl-C, SIGTERM and a closed terminal drop the command's future, which ends its work on every node.
 fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    block_on_unless_stopped(command, || Err(Failure::interrupted()))
+}
+
+/// The same, with the result of a command that was stopped.
+fn block_on_unless_stopped(
+    command: impl Future<Output = Result<(), Failure>>,
+    stopped: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -229,7 +245,8 @@ fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Fa
     let result = LocalSet::new().block_on(&runtime, async {
         tokio::select! {
             biased;
-            () = stop_signal() => Err(Failure::interrupted()),
+            // The command's future is dropped before that.
+            () = stop_signal() => stopped(),
             result = command => result,
         }
     });

@@ -202,7 +202,26 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     let data_dir = data_dir(&args.folder)?;
     let receipt = find(&args.folder, &args.receipt)?;
     let path = model_of(&data_dir.join("models"), &receipt, args)?;
-    let file = ModelFile::open(&path)?;
+    let found = replay(&receipt, &path, threads, output)?;
+    if args.json.json {
+        print_json(&found)?;
+    } else {
+        print(&report(&receipt, &found))?;
+    }
+    match found.holds {
+        true => Ok(()),
+        false => Err(Failure::new(Exit::Untrusted, format!("the receipt {} does not hold", receipt.id))),
+    }
+}
+
+/// Checks every signature of a receipt and computes its answer again from the model's file.
+pub(super) fn replay(
+    receipt: &Receipt,
+    path: &Path,
+    threads: usize,
+    output: OutputArgs,
+) -> Result<Verification, Failure> {
+    let file = ModelFile::open(path)?;
     let manifest = Manifest::of(file.gguf(), threads)?;
     // Nothing is computed with another model.
     if manifest.digest() == receipt.model.digest {
@@ -216,17 +235,7 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
         ReplayPace { chunk_rows: CHUNK_ROWS, cancel: &cancel, between: &mut |rows| progress.done(rows as u64) };
     let room = host::memory_bytes().map_or(u64::MAX, |installed| installed / MEMORY_SHARE);
     let mut weights = Weights { file: &file, manifest: &manifest, room, fetch: &mut |_| Ok(()) };
-    let found = verify(&receipt, &mut weights, &engine, &mut pace)?;
-    drop(progress);
-    if args.json.json {
-        print_json(&found)?;
-    } else {
-        print(&report(&receipt, &found))?;
-    }
-    match found.holds {
-        true => Ok(()),
-        false => Err(Failure::new(Exit::Untrusted, format!("the receipt {} does not hold", receipt.id))),
-    }
+    Ok(verify(receipt, &mut weights, &engine, &mut pace)?)
 }
 
 /// The receipt with this id in a data directory.

@@ -36,7 +36,7 @@ impl Sample {
         let mut sum = 0.0;
         while let Some(event) = generation.next().await {
             match event? {
-                Event::Prompt(_) => {}
+                Event::Prefill(_) | Event::Prompt(_) => {}
                 Event::Delta(delta) => {
                     charge(delta.tokens.len());
                     sample.text.push_str(&delta.text);

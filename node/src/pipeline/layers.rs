@@ -447,9 +447,11 @@ impl Layers {
         };
         let ready = rows.choose && chooser.is_ready()?;
         if !ready {
-            if !prompt.is_empty() {
+            // The coordinator is told of every part of a prompt that is computed.
+            let computed = if rows.choose { 0 } else { rows.start + rows.rows };
+            if computed > 0 || !prompt.is_empty() {
                 let position = chooser.tokens.len() as u32;
-                let tokens = Tokens { session, position, prompt, ..Tokens::default() };
+                let tokens = Tokens { session, position, prompt, computed, ..Tokens::default() };
                 reported.push((chooser.coordinator, tokens));
             }
             if !rows.choose {

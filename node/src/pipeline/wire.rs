@@ -192,4 +192,6 @@ pub struct Tokens {
     pub accepted: u32,
     /// Positions at the start of the session that were cached from an earlier one.
     pub cached: u32,
+    /// Positions from the first that are computed, while no token follows them; otherwise 0.
+    pub computed: u32,
 }

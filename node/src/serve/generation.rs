@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use super::answer::{AnswerText, with_text};
 use super::engine::{RequestRefused, Shared};
 use super::metrics::{TokenTimes, count_answered};
-use super::request::{Event, Summary, TokenLogprob};
+use super::request::{Event, Prefill, Summary, TokenLogprob};
 use super::request_log::RequestLog;
 use super::signed_answer::{RequestFacts, Rules, SignedAnswer};
 use crate::clock;
@@ -188,7 +188,8 @@ impl Generation {
     pub async fn next(&mut self) -> Option<Result<Event>> {
         while !self.over {
             let held = self.state.is_held();
-            let given = if held { self.ready.iter().position(Result::is_err) } else { Some(0) };
+            let is_no_text = |event: &Result<Event>| matches!(event, Err(_) | Ok(Event::Prefill(_)));
+            let given = if held { self.ready.iter().position(is_no_text) } else { Some(0) };
             if let Some(event) = given.and_then(|at| self.ready.remove(at)) {
                 match &event {
                     Ok(Event::Done(summary)) => {
@@ -295,6 +296,7 @@ impl Generation {
                 tracing::warn!(event = "session_failover", %session, why, "session failing over: {why}");
                 self.engine.metrics.failovers.inc();
                 self.chains[choice] = None;
+                self.lost(choice, &why);
             }
             Action::CheckClaims { choice, segment, claims } => {
                 let fault = self.check_claims(choice, segment, &claims);
@@ -325,6 +327,7 @@ impl Generation {
             Action::Recompute => {
                 tracing::warn!(event = "answer_recomputed", "an answer failed its audit and is recomputed");
                 self.engine.metrics.failovers.inc();
+                self.lost(0, "the answer failed its audit");
                 self.audits.clear();
                 self.ready.clear();
                 self.begin_text();
@@ -381,6 +384,7 @@ impl Generation {
             self.prompt.clear();
             self.signed[0].score_prompt();
         }
+        self.job.routed(&route.stages);
         let session = self.state.answer(choices.start);
         let first_stage = route.stages[0].peer;
         let open = Open {
@@ -403,8 +407,17 @@ impl Generation {
         sent.map_err(|error| error.message().to_owned())
     }
 
+    /// Tells whoever follows the job that an answer has lost its stages.
+    fn lost(&self, choice: usize, why: &str) {
+        let stages = self.state.segments(choice).last().map_or(&[][..], |segment| &segment.stages);
+        self.job.lost(stages, why);
+    }
+
     /// Converts new tokens of an answer to text.
     fn text(&mut self, choice: usize, new: NewTokens) -> Option<generation::Event> {
+        if choice == 0 && new.computed > 0 {
+            self.prefilled(new.computed);
+        }
         let text = &self.engine.text;
         if self.asked.prompt_logprobs && choice == 0 && !new.prompt.is_empty() {
             self.prompt.extend(new.prompt.iter().map(|out| with_text(text, out)));
@@ -443,6 +456,18 @@ impl Generation {
                 self.ready.push_back(Err(error));
                 None
             }
+        }
+    }
+
+    /// Notes how many of the tokens that precede the next one are computed, for the answers of the request together.
+    fn prefilled(&mut self, computed: usize) {
+        let prefill = Prefill { computed, total: self.state.answer(0).tokens().len() };
+        self.job.started();
+        self.job.prompt(prefill.computed as u64, prefill.total as u64);
+        // A reader that is slower needs only the latest.
+        match self.ready.back_mut() {
+            Some(Ok(Event::Prefill(last))) => *last = prefill,
+            _ => self.ready.push_back(Ok(Event::Prefill(prefill))),
         }
     }
 
@@ -570,6 +595,7 @@ fn reply(from: Option<&PeerId>, message: Message, payload: &Payload) -> Option<(
                 drafted: tokens.drafted,
                 accepted: tokens.accepted,
                 cached: tokens.cached,
+                computed: tokens.computed,
             };
             Some((tokens.session, Reply::Tokens(reported)))
         }

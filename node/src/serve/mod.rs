@@ -39,4 +39,4 @@ pub use engine::{Engine, EngineSettings, ModelFacts, RequestRefused};
 pub use generation::Generation;
 pub(crate) use metrics::observe;
 pub use remote::RemoteModel;
-pub use request::{Delta, Event, Finish, MAX_CHOICES, Request, Summary, TokenLogprob};
+pub use request::{Delta, Event, Finish, MAX_CHOICES, Prefill, Request, Summary, TokenLogprob};

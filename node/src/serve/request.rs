@@ -88,12 +88,24 @@ impl Request {
 /// An event of a request.
 #[derive(Clone, Debug)]
 pub enum Event {
+    /// More of what precedes the next token is computed.
+    Prefill(Prefill),
     /// The tokens of the prompt with their log-probabilities, if requested; comes first.
     Prompt(Vec<TokenLogprob>),
     /// More of one answer.
     Delta(Delta),
     /// All answers have ended.
     Done(Summary),
+}
+
+/// How many of the tokens that precede the next one are computed: those of the prompt, and after a failover the beginning of the
+/// answer with them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prefill {
+    /// Tokens that are computed.
+    pub computed: usize,
+    /// All of them.
+    pub total: usize,
 }
 
 /// A piece of one answer.
@@ -175,10 +187,7 @@ pub struct Summary {
 impl Summary {
     /// The stages in the client's type.
     pub fn answer_stages(&self) -> Vec<AnswerStage> {
-        let stages = self.stages.iter();
-        stages
-            .map(|stage| AnswerStage { peer: stage.peer.to_string(), layers: [stage.layers.start, stage.layers.end] })
-            .collect()
+        crate::jobs::stages(&self.stages)
     }
 
     /// Tokens per second of the answer; 0 if there were too few.

@@ -96,6 +96,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             drafted: 2,
             accepted: 1,
             cached: 1,
+            computed: 4,
         }),
         Message::Failed { chain, session, kind: ErrorKind::Unavailable, message: "a stage is gone".to_owned() },
         Message::Commit { chain, session, positions: 2 },

@@ -15,10 +15,32 @@ fn an_answer_survives_the_death_and_the_silence_of_its_stages() {
     assert_eq!(pangea["failovers"], 0, "{pangea}");
     assert_eq!(stages(&pangea).len(), 3, "{pangea}");
 
+    let mut events = get(&one.api, "/api/pangea/events");
     let mut answer = Streamed::ask(&one, &question);
     answer.has_begun();
     two.kill9();
     goes_on(&stage, &one, answer, &undisturbed);
+    // Whoever follows the job hears which nodes it lost, then which go on.
+    let mut failovers = Vec::new();
+    loop {
+        let job: Value = serde_json::from_str(&events.event().unwrap()).unwrap();
+        if job["failover"].is_object() && failovers.last() != Some(&job["failover"]) {
+            failovers.push(job["failover"].clone());
+        }
+        if job["state"] == "done" {
+            assert_eq!(job["failovers"], 1, "{job}");
+            assert_eq!(job["stages"], job["failover"]["to"], "{job}");
+            break;
+        }
+    }
+    let peers = |stages: &Value| -> Vec<String> {
+        stages.as_array().unwrap().iter().map(|stage| stage["peer"].as_str().unwrap().to_owned()).collect()
+    };
+    let [lost, found] = &failovers[..] else { panic!("{failovers:?}") };
+    assert!(peers(&lost["from"]).contains(&two.peer) && lost["to"] == json!([]), "{lost}");
+    assert!(!lost["why"].as_str().unwrap().is_empty(), "{lost}");
+    assert_eq!(found["from"], lost["from"]);
+    assert!(!peers(&found["to"]).is_empty() && !peers(&found["to"]).contains(&two.peer), "{found}");
     computed_by(&one, &[&one, &three]);
 
     two.process.wait();

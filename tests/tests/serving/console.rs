@@ -6,11 +6,12 @@ use pangea_tests::http::send;
 use super::*;
 
 /// Every route that changes something, with a body that it takes.
-fn changes() -> [(&'static str, Value); 9] {
+fn changes() -> [(&'static str, Value); 10] {
     [
         ("/api/pangea/models/load", json!({"model": "x"})),
         ("/api/pangea/models/drop", json!({"model": "x"})),
         ("/api/pangea/models/pull", json!({"model": "x"})),
+        ("/api/pangea/models/pull/cancel", json!({"model": "x"})),
         ("/api/pangea/members/compare", json!({"node": "x"})),
         ("/api/pangea/members/accept", json!({"node": "x", "digits": "123456"})),
         ("/api/pangea/members/revoke", json!({"node": "x"})),
@@ -209,13 +210,25 @@ fn downloads_take_names_and_never_paths_and_models_on_the_disk_have_no_paths() {
     let cluster = Cluster::new();
     let node = cluster.node("one").start();
     for path in ["/etc/passwd", "../x.gguf", "x.gguf", "http://example.org/m.gguf", "hf:../a/b.gguf"] {
-        let refused = post(&node.api, "/api/pangea/models/pull", &json!({"model": path}));
-        assert_eq!(refused.status, 400, "{path}");
+        for what in ["pull", "pull/cancel"] {
+            let refused = post(&node.api, &format!("/api/pangea/models/{what}"), &json!({"model": path}));
+            assert_eq!(refused.status, 400, "{what} {path}");
+        }
     }
+    // Nobody downloads it: there is nothing to follow, and nothing to stop.
+    for (what, body) in
+        [("pull", json!({"model": "smollm2", "start": false})), ("pull/cancel", json!({"model": "smollm2"}))]
+    {
+        assert_eq!(post(&node.api, &format!("/api/pangea/models/{what}"), &body).status, 404, "{what}");
+    }
+    assert_eq!(get(&node.api, "/api/pangea/jobs").json(), json!([]));
     let mut unknown = post(&node.api, "/api/pangea/models/pull", &json!({"model": "no-such-model"}));
     assert_eq!(unknown.status, 200);
     let said: Value = serde_json::from_str(&unknown.event().unwrap()).unwrap();
     assert!(said["error"]["message"].as_str().unwrap().contains("no-such-model"), "{said}");
+    let job = &get(&node.api, "/api/pangea/jobs").json()[0];
+    let facts = ["kind", "subject", "state"].map(|fact| job[fact].as_str().unwrap());
+    assert_eq!(facts, ["download", "no-such-model", "failed"], "{job}");
     std::fs::create_dir_all(node.data_dir.join("models")).unwrap();
     std::fs::write(node.data_dir.join("models/broken.gguf"), "GGUF?").unwrap();
     let listed = get(&node.api, "/api/pangea/models/disk").text();
@@ -237,4 +250,21 @@ fn a_stream_tells_the_length_of_its_prompt_before_it_is_read_if_asked_to() {
     assert!(events[1..].iter().all(|event| event.get("prefill").is_none()));
     body["stream_options"] = json!({"include_usage": true});
     assert!(serving.stream(CHAT, body).iter().all(|event| event.get("prefill").is_none()));
+}
+
+#[test]
+fn a_stream_tells_how_much_of_a_long_prompt_is_computed() {
+    let Some(serving) = Serving::start("a_stream_tells_how_much_of_a_long_prompt_is_computed") else { return };
+    let mut body = question(&"The sea is wide and blue. ".repeat(150), 3);
+    body["stream_options"] = json!({"include_usage": true, "include_prefill": true});
+    let events = serving.stream(CHAT, body);
+    let tokens = events.last().unwrap()["usage"]["prompt_tokens"].as_u64().unwrap();
+    let told: Vec<u64> = events.iter().filter_map(|event| event["prefill"]["computed"].as_u64()).collect();
+    assert!(told.len() >= 3 && told[0] == 0, "{told:?}");
+    assert!(told.is_sorted_by(|one, next| one < next) && *told.last().unwrap() < tokens, "{told:?} of {tokens}");
+    assert!(events.iter().filter_map(|event| event.get("prefill")).all(|told| told["tokens"] == tokens));
+    // The job of the answer keeps the last of it.
+    let job = &get(serving.api(), "/api/pangea/jobs").json()[0];
+    assert_eq!(job["prompt"], json!({"done": told.last().unwrap(), "total": tokens}), "{job}");
+    assert_eq!(job["stages"][0]["layers"], json!([0, 30]), "{job}");
 }

@@ -33,7 +33,7 @@ fn generate(engine: &Engine, request: Request) -> (String, Vec<u32>, Summary) {
         loop {
             let event = tokio::time::timeout(TIMEOUT, generation.next()).await;
             match event.expect("the engine goes on").unwrap().unwrap() {
-                Event::Prompt(_) => {}
+                Event::Prefill(_) | Event::Prompt(_) => {}
                 Event::Delta(delta) => {
                     text.push_str(&delta.text);
                     tokens.extend(delta.tokens);

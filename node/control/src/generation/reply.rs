@@ -53,6 +53,8 @@ pub struct ReportedTokens {
     pub accepted: u32,
     /// Positions at the start of the session that were cached from an earlier one.
     pub cached: u32,
+    /// Positions from the first that are computed, while no token follows them; otherwise 0.
+    pub computed: u32,
 }
 
 /// Tokens that were not known before.
@@ -70,4 +72,6 @@ pub struct NewTokens {
     pub accepted: usize,
     /// Positions at the start of the session that were cached from an earlier one.
     pub cached: usize,
+    /// Positions from the first that are computed, at most as many as there are tokens, while no token follows them; otherwise 0.
+    pub computed: usize,
 }

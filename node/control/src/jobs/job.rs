@@ -5,6 +5,7 @@ use std::fmt;
 use pangea_units::ErrorKind;
 
 use crate::Time;
+use crate::session::StageAt;
 use crate::trust::Verdict;
 
 /// Id of a job on the node that accepted it; never reused while the node runs.
@@ -24,6 +25,8 @@ pub enum JobKind {
     Operation(&'static str),
     /// Answers of a model to one prompt.
     Generation,
+    /// The file of a model, fetched from outside of the pool.
+    Download,
 }
 
 impl JobKind {
@@ -32,6 +35,7 @@ impl JobKind {
         match self {
             JobKind::Operation(result) => result,
             JobKind::Generation => "generation",
+            JobKind::Download => "download",
         }
     }
 }
@@ -93,10 +97,21 @@ pub struct JobSpec {
 /// Progress of a job.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JobProgress {
-    /// Completed tasks of an operation, or tokens of answers.
+    /// Completed tasks of an operation, tokens of answers, or bytes of a download.
     pub done: u64,
     /// Maximum of `done`; 0 while unknown.
     pub total: u64,
+}
+
+/// What became of a generation that lost its stages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failover {
+    /// The stages that were lost: one of them, at least.
+    pub from: Vec<StageAt>,
+    /// The stages that go on with it; empty until they are found.
+    pub to: Vec<StageAt>,
+    /// Why, a clause.
+    pub why: String,
 }
 
 /// Outcome of a job.
@@ -166,6 +181,15 @@ pub struct Job {
     pub state: JobState,
     /// Current progress.
     pub progress: JobProgress,
+    /// Of a generation, how much of what precedes the next token is computed, in tokens: the prompt, and after a failover the
+    /// beginning of the answer.
+    pub prompt: JobProgress,
+    /// Of a generation, the stages that compute it; empty while there are none.
+    pub stages: Vec<StageAt>,
+    /// Chains of stages that it has lost.
+    pub failovers: u32,
+    /// The last of these losses.
+    pub failover: Option<Failover>,
     /// Time of submission.
     pub submitted: Time,
     /// Time at which its computation started.

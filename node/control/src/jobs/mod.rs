@@ -1,4 +1,4 @@
-//! The jobs of a node: subject, owner, progress and outcome. Products and generations alike.
+//! The jobs of a node: subject, owner, progress and outcome. Products, generations and downloads alike.
 //!
 //! * [`job`]: the state of one job.
 //! * [`registry`]: all jobs, from submission to the bounded history of ended ones, and draining.
@@ -8,5 +8,5 @@
 pub mod job;
 pub mod registry;
 
-pub use job::{Api, Ending, Job, JobId, JobKind, JobProgress, JobSpec, JobState, Owner};
+pub use job::{Api, Ending, Failover, Job, JobId, JobKind, JobProgress, JobSpec, JobState, Owner};
 pub use registry::{Action, Event, JobEvent, Jobs};

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use pangea_units::{Error, ErrorKind, Result};
 
-use super::job::{Ending, Job, JobId, JobProgress, JobSpec, JobState};
+use super::job::{Ending, Failover, Job, JobId, JobKind, JobProgress, JobSpec, JobState};
 use crate::Time;
+use crate::session::StageAt;
 use crate::trust::Verdict;
 
-/// Ended jobs that are kept: some minutes of a busy node, in less than 100 kB.
+/// Ended jobs that are kept: some minutes of a busy node, in less than 300 kB.
 pub const HISTORY: usize = 256;
 
 /// Minimum interval between two progress events of one job: people and consoles need no more.
@@ -23,13 +24,19 @@ pub enum Event {
     Started(JobId),
     /// A job has made progress.
     Progress(JobId, JobProgress),
+    /// Stages have computed a part of what precedes the next token of a generation.
+    Prompt(JobId, JobProgress),
+    /// These stages compute a generation from now on.
+    Routed(JobId, Vec<StageAt>),
+    /// A generation has lost these stages, for a reason.
+    Lost(JobId, Vec<StageAt>, String),
     /// A job has ended.
     Ended(JobId, Ending),
     /// A part of a job that is done came from a peer that was convicted of a lie afterwards.
     Suspect(JobId),
     /// A job is to be cancelled.
     Cancel(JobId),
-    /// The node ends once no job is left. The APIs accept no more requests; a request accepted before may still submit
+    /// The node ends once no job is left; downloads are cancelled, because the next request goes on with them. The APIs accept no more requests; a request accepted before may still submit
     /// another job, such as the second of two chained products.
     Drain,
     /// The grace period is over: remaining jobs are cancelled, and no job is accepted any more.
@@ -56,6 +63,12 @@ pub enum JobEvent {
     Started(Job),
     /// A job has made progress.
     Progress(Job),
+    /// Stages were found for a generation.
+    Routed(Job),
+    /// A generation has lost its stages.
+    Lost(Job),
+    /// Other stages go on with a generation that had lost its own.
+    FailedOver(Job),
     /// A job has ended.
     Ended(Job),
     /// A job that is done counts as unchecked from now on: a peer that it used was convicted later.
@@ -69,6 +82,9 @@ impl JobEvent {
             JobEvent::Submitted(_) => "job.submitted",
             JobEvent::Started(_) => "job.started",
             JobEvent::Progress(_) => "job.progress",
+            JobEvent::Routed(_) => "job.routed",
+            JobEvent::Lost(_) => "job.lost",
+            JobEvent::FailedOver(_) => "job.failover",
             JobEvent::Ended(_) => "job.ended",
             JobEvent::Suspect(_) => "job.suspect",
         }
@@ -80,6 +96,9 @@ impl JobEvent {
             JobEvent::Submitted(job)
             | JobEvent::Started(job)
             | JobEvent::Progress(job)
+            | JobEvent::Routed(job)
+            | JobEvent::Lost(job)
+            | JobEvent::FailedOver(job)
             | JobEvent::Ended(job)
             | JobEvent::Suspect(job) => job,
         }
@@ -122,6 +141,10 @@ impl Jobs {
             spec,
             state: JobState::Waiting,
             progress: JobProgress::default(),
+            prompt: JobProgress::default(),
+            stages: Vec::new(),
+            failovers: 0,
+            failover: None,
             submitted: now,
             started: None,
             ended: None,
@@ -134,13 +157,19 @@ impl Jobs {
     pub fn handle(&mut self, event: Event, now: Time) -> Vec<Action> {
         match event {
             Event::Started(id) => self.started(id, now),
-            Event::Progress(id, progress) => self.progress(id, progress, now),
+            Event::Progress(id, progress) => self.progress(id, now, |job| job.progress = progress),
+            Event::Prompt(id, prompt) => self.progress(id, now, |job| job.prompt = prompt),
+            Event::Routed(id, stages) => self.routed(id, stages),
+            Event::Lost(id, from, why) => self.lost(id, from, why),
             Event::Ended(id, ending) => self.end(id, ending, now),
             Event::Suspect(id) => self.suspect(id),
             Event::Cancel(id) => self.live.contains_key(&id).then_some(Action::Cancel(id)).into_iter().collect(),
             Event::Drain => {
                 self.draining = true;
-                self.live.is_empty().then_some(Action::Drained).into_iter().collect()
+                let is_download = |live: &Live| live.job.spec.kind == JobKind::Download;
+                let downloads =
+                    self.live.iter().filter(|(_, live)| is_download(live)).map(|(id, _)| Action::Cancel(*id));
+                downloads.chain(self.live.is_empty().then_some(Action::Drained)).collect()
             }
             Event::CutOff => {
                 (self.draining, self.closed) = (true, true);
@@ -158,14 +187,35 @@ impl Jobs {
         vec![Action::Publish(JobEvent::Started(live.job.clone()))]
     }
 
-    fn progress(&mut self, id: JobId, progress: JobProgress, now: Time) -> Vec<Action> {
+    fn progress(&mut self, id: JobId, now: Time, note: impl FnOnce(&mut Job)) -> Vec<Action> {
         let Some(live) = self.live.get_mut(&id) else { return Vec::new() };
-        live.job.progress = progress;
+        note(&mut live.job);
         if now.since(live.published) < PROGRESS_INTERVAL {
             return Vec::new();
         }
         live.published = now;
         vec![Action::Publish(JobEvent::Progress(live.job.clone()))]
+    }
+
+    fn routed(&mut self, id: JobId, stages: Vec<StageAt>) -> Vec<Action> {
+        let Some(Live { job, .. }) = self.live.get_mut(&id) else { return Vec::new() };
+        job.stages.clone_from(&stages);
+        let event = match job.failover.as_mut().filter(|failover| failover.to.is_empty()) {
+            Some(failover) => {
+                failover.to = stages;
+                JobEvent::FailedOver(job.clone())
+            }
+            None => JobEvent::Routed(job.clone()),
+        };
+        vec![Action::Publish(event)]
+    }
+
+    fn lost(&mut self, id: JobId, from: Vec<StageAt>, why: String) -> Vec<Action> {
+        let Some(Live { job, .. }) = self.live.get_mut(&id) else { return Vec::new() };
+        job.stages.clear();
+        job.failovers += 1;
+        job.failover = Some(Failover { from, to: Vec::new(), why });
+        vec![Action::Publish(JobEvent::Lost(job.clone()))]
     }
 
     fn end(&mut self, id: JobId, ending: Ending, now: Time) -> Vec<Action> {
@@ -243,6 +293,39 @@ mod tests {
         assert_eq!(job.progress, JobProgress { done: 1, total: 2 });
         let times = (job.submitted, job.started, job.ended);
         assert_eq!(times, (Time::from_secs(1), Some(Time::from_secs(2)), Some(Time::from_secs(5))));
+    }
+
+    #[test]
+    fn a_generation_is_followed_from_the_stages_that_it_loses_to_those_that_go_on_with_it() {
+        let mut jobs = Jobs::default();
+        let id = submit(&mut jobs, Time::ZERO);
+        let [first, other] = [1, 2].map(|number| StageAt { peer: crate::test_peers::peer(number), layers: 0..4 });
+        let mut publish = |event| match &jobs.handle(event, Time::ZERO)[..] {
+            [Action::Publish(event)] => (event.name(), event.job().clone()),
+            other => panic!("{other:?}"),
+        };
+        let (name, job) = publish(Event::Routed(id, vec![first.clone()]));
+        assert_eq!((name, job.stages, job.failover), ("job.routed", vec![first.clone()], None));
+        let (name, job) = publish(Event::Lost(id, vec![first.clone()], "it is gone".to_owned()));
+        let lost = Failover { from: vec![first.clone()], to: Vec::new(), why: "it is gone".to_owned() };
+        assert_eq!((name, job.stages, job.failovers), ("job.lost", Vec::new(), 1));
+        assert_eq!(job.failover.as_ref(), Some(&lost));
+        let (name, job) = publish(Event::Routed(id, vec![other.clone()]));
+        assert_eq!((name, &job.stages), ("job.failover", &vec![other.clone()]));
+        assert_eq!(job.failover, Some(Failover { to: vec![other.clone()], ..lost }));
+        // The loss is over: another chain, such as that of a second answer, is none.
+        assert_eq!(publish(Event::Routed(id, vec![first])).0, "job.routed");
+    }
+
+    #[test]
+    fn a_draining_node_waits_for_answers_and_cancels_downloads() {
+        let mut jobs = Jobs::default();
+        let answer = submit(&mut jobs, Time::ZERO);
+        let (download, _) = jobs.submit(spec(JobKind::Download), Time::ZERO).unwrap();
+        assert_eq!(jobs.handle(Event::Drain, Time::ZERO), [Action::Cancel(download)]);
+        let ended = jobs.handle(Event::Ended(download, Ending::Cancelled), Time::ZERO);
+        assert!(matches!(ended[..], [Action::Publish(_)]), "{ended:?}");
+        assert_eq!(jobs.handle(Event::Ended(answer, done()), Time::ZERO).last(), Some(&Action::Drained));
     }
 
     #[test]

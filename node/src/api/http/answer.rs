@@ -18,7 +18,7 @@ use super::generation::StreamOptions;
 use super::key_holder::{KeyHolder, Metered};
 use super::limits::STREAM_SILENCE;
 use super::turn::{Call, Parts, TurnEnd, TurnPiece, refused};
-use crate::serve::{Delta, Engine, Event, Request, Summary, TokenLogprob, TokenText};
+use crate::serve::{Delta, Engine, Event, Prefill, Request, Summary, TokenLogprob, TokenText};
 
 /// Endpoint that an answer belongs to.
 pub(super) enum Endpoint {
@@ -76,11 +76,11 @@ impl HttpAnswer {
             _ => None,
         };
         let mut events = Events::new();
-        let (prompts, mut prompt_tokens) = (requests.len(), 0);
+        let (prompts, mut prefilled) = (requests.len(), Vec::with_capacity(requests.len()));
         for (prompt, request) in requests.into_iter().enumerate() {
             let request = Request { id: self.id.clone(), ..request };
             let generation = holder.generate(engine, request).await.map_err(refused)?;
-            prompt_tokens += generation.prompt_tokens();
+            prefilled.push(Prefill { computed: 0, total: generation.prompt_tokens() });
             let following = stream::unfold(generation, |mut generation: Metered| async {
                 generation.next().await.map(|event| (event, generation))
             });
@@ -88,7 +88,7 @@ impl HttpAnswer {
         }
         let mut collected = Collected::new(prompts, choices, Parts::new(reader));
         if stream {
-            return Ok(self.stream(events, collected, prompt_tokens));
+            return Ok(self.stream(events, collected, prefilled));
         }
         while let Some((prompt, event)) = events.next().await {
             collected.take(prompt, event?);
@@ -170,14 +170,15 @@ impl HttpAnswer {
     }
 
     /// A response of server-sent events.
-    fn stream(self, events: Events, collected: Collected, prompt_tokens: usize) -> Response {
+    fn stream(self, events: Events, collected: Collected, prefilled: Vec<Prefill>) -> Response {
         let prefill = self.stream_options.include_prefill.then(|| {
             let mut piece = self.piece(Vec::new());
-            piece["prefill"] = json!({"tokens": prompt_tokens});
+            let tokens: usize = prefilled.iter().map(|prefill| prefill.total).sum();
+            piece["prefill"] = json!({"tokens": tokens, "computed": 0});
             frame(&piece)
         });
         let begun = vec![false; collected.choices.len()];
-        let state = Streaming { answer: self, events, collected, begun, held: None, over: false };
+        let state = Streaming { answer: self, events, collected, begun, prefilled, held: None, over: false };
         let frames = stream::unfold(state, |mut state| async {
             let frames = state.next().await?;
             Some((Ok::<_, Infallible>(frames), state))
@@ -336,6 +337,7 @@ impl Collected {
 
     fn take(&mut self, prompt: usize, event: Event) {
         match event {
+            Event::Prefill(_) => {}
             Event::Prompt(logprobs) => self.prompts[prompt] = logprobs,
             Event::Delta(delta) => {
                 let choice = &mut self.choices[prompt * self.choices_per_prompt + delta.choice];
@@ -369,6 +371,8 @@ struct Streaming {
     events: Events,
     collected: Collected,
     begun: Vec<bool>,
+    /// How far each prompt is.
+    prefilled: Vec<Prefill>,
     /// The last chunk of a choice, kept back until it is known whether it ends the whole stream.
     held: Option<Value>,
     over: bool,
@@ -399,7 +403,11 @@ impl Streaming {
     }
 
     fn event(&mut self, prompt: usize, event: Event, frames: &mut String) {
-        let Event::Delta(delta) = event else { return self.collected.take(prompt, event) };
+        let delta = match event {
+            Event::Delta(delta) => delta,
+            Event::Prefill(prefill) => return self.prefill(prompt, prefill, frames),
+            event => return self.collected.take(prompt, event),
+        };
         let index = prompt * self.collected.choices_per_prompt + delta.choice;
         let first = !std::mem::replace(&mut self.begun[index], true);
         let pieces = self.collected.choices[index].parts.take(&delta);
@@ -418,6 +426,19 @@ impl Streaming {
         } else {
             frames.push_str(&frame(&chunk));
         }
+    }
+
+    /// Writes how many tokens of all prompts are computed, if that was asked for.
+    fn prefill(&mut self, prompt: usize, prefill: Prefill, frames: &mut String) {
+        self.prefilled[prompt] = prefill;
+        if !self.answer.stream_options.include_prefill {
+            return;
+        }
+        let sum = |of: fn(&Prefill) -> usize| self.prefilled.iter().map(of).sum::<usize>();
+        let (computed, tokens) = (sum(|prefill| prefill.computed), sum(|prefill| prefill.total));
+        let mut piece = self.answer.piece(Vec::new());
+        piece["prefill"] = json!({"tokens": tokens, "computed": computed});
+        frames.push_str(&frame(&piece));
     }
 
     fn end(&mut self, frames: &mut String) {

@@ -100,7 +100,7 @@ pub(super) async fn respond<D: Dialect>(
         match event? {
             Event::Delta(delta) => drop(turn.parts.take(&delta)),
             Event::Done(summary) => turn.summary = summary,
-            Event::Prompt(_) => {}
+            Event::Prefill(_) | Event::Prompt(_) => {}
         }
     }
     Ok(Json(dialect.whole(&turn)).into_response())
@@ -150,7 +150,7 @@ impl<D: Dialect> Writer<D> {
                 }
             }
             Event::Done(summary) => self.turn.summary = summary,
-            Event::Prompt(_) => {}
+            Event::Prefill(_) | Event::Prompt(_) => {}
         }
     }
 

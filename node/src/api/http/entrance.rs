@@ -21,6 +21,7 @@ use pangea_control::Time;
 use pangea_control::jobs::{Api, Ending, JobKind, JobSpec, Owner};
 use pangea_control::routing::attempts::{Action, Event, GivenUp};
 use pangea_control::routing::{Attempts, Prefix};
+use pangea_control::session::StageAt;
 use pangea_control::trust::Verdict;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -273,7 +274,8 @@ impl Race {
             (_, true) => "retry",
             (_, false) => "hedge",
         });
-        log.began(server);
+        let is_retry = !tried.is_empty() && self.at_work.is_empty();
+        log.began(StageAt { peer: server, layers: 0..model.layers() }, is_retry);
         let asking = tunnel.ask(server, *ask, body.clone());
         let attempt = Attempt {
             asking,
@@ -540,8 +542,8 @@ struct TunnelLog {
     number: u32,
     job: Option<Ticket>,
     cancelled: CancellationToken,
-    /// Where the request was first sent to.
-    begun: bool,
+    /// Where the request was sent to last.
+    sent_to: Option<StageAt>,
     counted: Counted,
     first_token: Option<Time>,
     over: bool,
@@ -564,16 +566,24 @@ impl TunnelLog {
             number: rand::random(),
             job: completes(route).then(submit).transpose()?,
             cancelled,
-            begun: false,
+            sent_to: None,
             counted: Counted::default(),
             first_token: None,
             over: false,
         })
     }
 
-    fn began(&mut self, server: PeerId) {
-        let (number, model) = (self.number, &self.model);
-        let how = if std::mem::replace(&mut self.begun, true) { "goes on" } else { "started" };
+    /// `is_retry`: no other node is at the request any more.
+    fn began(&mut self, stage: StageAt, is_retry: bool) {
+        let (number, model, server) = (self.number, &self.model, stage.peer);
+        let before = self.sent_to.replace(stage.clone());
+        if let Some(job) = &self.job {
+            if let Some(before) = before.as_ref().filter(|_| is_retry) {
+                job.lost(std::slice::from_ref(before), "the node did not answer the request");
+            }
+            job.routed(&[stage]);
+        }
+        let how = if before.is_some() { "goes on" } else { "started" };
         tracing::info!(
             event = "request_started",
             request = format!("{number:08x}"),

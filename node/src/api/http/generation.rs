@@ -36,7 +36,7 @@ pub(super) struct StreamOptions {
     /// The last event carries the usage.
     #[serde(default)]
     pub(super) include_usage: bool,
-    /// The first event tells how many tokens the prompt has, before it is read.
+    /// The first event tells how many tokens the prompt has, and others before the answer how many of them are computed.
     #[serde(default)]
     pub(super) include_prefill: bool,
 }

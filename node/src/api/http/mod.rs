@@ -24,7 +24,8 @@
 //! | `receipts` | stored receipts and their audits |
 //! | `pool` | peers, topology, the pool in one document, where a model would be placed |
 //! | `membership` | members, invitations, nodes that wait to be accepted |
-//! | `models_on_disk` | models on this machine and their downloads |
+//! | `downloads` | downloads of models: jobs that go on without the client that asked |
+//! | `models_on_disk` | models on this machine; following and stopping their downloads |
 //! | `products` | products of two matrices, with their progress and result in one answer |
 //! | `console` | the files of the console, which a browser shows at `/` |
 //! | `openapi` | the description of all routes |
@@ -43,6 +44,7 @@ mod content_type;
 mod conversation;
 mod cors;
 mod dialect;
+mod downloads;
 mod embeddings;
 mod entrance;
 mod error;
@@ -102,6 +104,7 @@ use crate::tunnel::Tunnel;
 use crate::tunnel::answering::Answering;
 use connections::Connections;
 use cors::Cors;
+use downloads::Downloads;
 use entrance::EntranceMetrics;
 use error::ApiError;
 use guard::{Guard, Policy};
@@ -210,6 +213,7 @@ pub fn serve(ports: Option<Ports>, node: Node) -> Result<Running> {
         tunnelled,
         served: node.served,
         models: node.models,
+        downloads: Downloads::default(),
         receipts: node.receipts,
         auditor: node.auditor,
         jobs: node.jobs,
@@ -253,6 +257,7 @@ struct Shared {
     tunnelled: EntranceMetrics,
     served: Served,
     models: PathBuf,
+    downloads: Downloads,
     receipts: ReceiptStore,
     auditor: Option<Auditor>,
     jobs: Jobs,

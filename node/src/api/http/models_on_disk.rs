@@ -1,5 +1,5 @@
-//! Models on this machine and their downloads: `/api/pangea/models/disk`, `/api/pangea/models/pull`. The disk and the network are
-//! used on blocking threads.
+//! Models on this machine, and following and stopping their downloads: `/api/pangea/models/disk`, `/api/pangea/models/pull`,
+//! `/api/pangea/models/pull/cancel`. The disk is read on a blocking thread; `downloads` runs the downloads.
 
 use std::convert::Infallible;
 
@@ -11,22 +11,24 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::stream;
 use pangea_client::{Error, ErrorKind};
-use pangea_compute::Cancel;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
+use super::downloads::Step;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::key_holder::KeyHolder;
 use super::limits::STREAM_SILENCE;
 use super::{App, Body};
 use crate::models::catalogue::KNOWN;
-use crate::models::{self, Entry, Found, Reference};
+use crate::models::{self, Entry, Reference};
 
 /// The routes of this file.
 pub(super) fn routes() -> Router<App> {
-    Router::new().route("/api/pangea/models/disk", get(list)).route("/api/pangea/models/pull", post(pull))
+    Router::new()
+        .route("/api/pangea/models/disk", get(list))
+        .route("/api/pangea/models/pull", post(pull))
+        .route("/api/pangea/models/pull/cancel", post(cancel))
 }
 
 /// `/api/pangea/models/disk`: the models on this machine, and those with a short name that can be downloaded.
@@ -71,87 +73,91 @@ fn internal(why: &str) -> ApiError {
     ApiError::new(ErrorKind::Internal, format!("reading the models' folder ended unexpectedly: {why}"))
 }
 
-/// How far a download is; the newest replaces earlier ones that the client has not read.
-#[derive(Clone, Copy, Default, PartialEq)]
-struct Step {
-    phase: &'static str,
-    done_bytes: u64,
-    total_bytes: u64,
+/// `/api/pangea/models/pull`: downloads a model, with its progress as server-sent events, and ends with `done` or `error`. A client
+/// that goes away leaves the download running; the next request for the model follows it.
+async fn pull(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
+    let mut fields = fields(holder, body).await?;
+    let model = model(&mut fields)?;
+    let starts = fields.optional("start")?.unwrap_or(true);
+    let running = app.downloads.running(&model);
+    let joins = running.is_some();
+    let steps = match running {
+        Some(steps) => steps,
+        None if starts => app.downloads.watch(&app.models, &model, &app.jobs)?,
+        None => return Err(not_running(&model)),
+    };
+    let watched = Watched { model, steps, joins, over: false };
+    let body = stream::unfold(watched, |mut watched| async {
+        let event = watched.next().await?;
+        Some((Ok::<Bytes, Infallible>(event.into()), watched))
+    });
+    let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, Body::from_stream(body)).into_response())
 }
 
-/// `/api/pangea/models/pull`: downloads a model, with its progress as server-sent events, and ends with `done` or `error`. A client
-/// that goes away stops the download; the next request goes on from there.
-async fn pull(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Response, ApiError> {
+/// `/api/pangea/models/pull/cancel`: stops a download. What has arrived stays, and the next download goes on from there.
+async fn cancel(State(app): State<App>, holder: KeyHolder, body: Body) -> Result<Json<Value>, ApiError> {
+    let model = model(&mut fields(holder, body).await?)?;
+    if !app.downloads.cancel(&model) {
+        return Err(not_running(&model));
+    }
+    Ok(Json(json!({"model": model})))
+}
+
+fn not_running(model: &str) -> ApiError {
+    ApiError::new(ErrorKind::NotFound, format!("no download of {model} runs"))
+}
+
+/// The fields of a request about downloads, which only the owner may make.
+async fn fields(holder: KeyHolder, body: Body) -> Result<Fields, ApiError> {
     holder.check_owner()?;
-    let model: String = Fields::read(body).await?.required("model")?;
+    Fields::read(body).await
+}
+
+fn model(fields: &mut Fields) -> Result<String, ApiError> {
+    let model: String = fields.required("model")?;
     // A path would tell whether there is such a file on this machine.
     if models::is_path(&model) {
         let message = "name a model by its short name, hf:OWNER/REPO/FILE.gguf or an https address";
         return Err(ApiError::field("model", message));
     }
     Reference::parse(&model).map_err(|error| ApiError::field("model", error.message()))?;
-    let (told, steps) = watch::channel(Step::default());
-    let cancel = Cancel::new();
-    let (folder, cancelled) = (app.models.clone(), cancel.clone());
-    let fetched = tokio::task::spawn_blocking(move || {
-        let reference = match models::locate(&folder, &model)? {
-            Found::Local(_) => return Ok(model),
-            Found::Fetchable(reference) => reference,
-        };
-        models::fetch(&folder, &reference, &cancelled, &mut |transfer| {
-            let (phase, done_bytes, total_bytes) = (transfer.phase, transfer.done_bytes, transfer.total_bytes);
-            told.send_replace(Step { phase, done_bytes, total_bytes });
-        })?;
-        Ok(model)
-    });
-    let download = Download { steps, fetched, _cancel: CancelOnDrop(cancel), over: false };
-    let body = stream::unfold(download, |mut download| async {
-        let event = download.next().await?;
-        Some((Ok::<Bytes, Infallible>(event.into()), download))
-    });
-    let headers = [(header::CONTENT_TYPE, "text/event-stream; charset=utf-8"), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, Body::from_stream(body)).into_response())
+    Ok(model)
 }
 
 /// A download that a client follows.
-struct Download {
+struct Watched {
+    model: String,
     steps: watch::Receiver<Step>,
-    fetched: JoinHandle<Result<String, Error>>,
-    _cancel: CancelOnDrop,
+    /// Whether its present step is to be written first: others asked for it.
+    joins: bool,
     over: bool,
 }
 
-impl Download {
+impl Watched {
     /// The next event, formatted; `None` after the last one.
     async fn next(&mut self) -> Option<String> {
         if self.over {
             return None;
         }
-        tokio::select! {
-            biased;
-            Ok(()) = self.steps.changed() => {
-                let Step { phase, done_bytes, total_bytes } = *self.steps.borrow_and_update();
-                let step = json!({"phase": phase, "done_bytes": done_bytes, "total_bytes": total_bytes});
-                Some(format!("event: progress\ndata: {step}\n\n"))
-            }
-            ended = &mut self.fetched => {
-                self.over = true;
-                Some(match ended {
-                    Ok(Ok(model)) => format!("event: done\ndata: {}\n\n", json!({"model": model})),
-                    Ok(Err(error)) => format!("event: error\ndata: {}\n\n", ApiError::from(error).body()),
-                    Err(error) => format!("event: error\ndata: {}\n\n", internal(&error.to_string()).body()),
-                })
-            }
-            () = tokio::time::sleep(STREAM_SILENCE) => Some(": keep-alive\n\n".to_owned()),
+        if !std::mem::replace(&mut self.joins, false)
+            && tokio::time::timeout(STREAM_SILENCE, self.steps.changed()).await.is_err()
+        {
+            return Some(": keep-alive\n\n".to_owned());
         }
-    }
-}
-
-/// Stops a download when its client has gone.
-struct CancelOnDrop(Cancel);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.cancel();
+        let step = self.steps.borrow_and_update().clone();
+        Some(match step {
+            Step::Running { phase, done_bytes, total_bytes } => {
+                let step = json!({"phase": phase, "done_bytes": done_bytes, "total_bytes": total_bytes});
+                format!("event: progress\ndata: {step}\n\n")
+            }
+            Step::Ended(ended) => {
+                self.over = true;
+                match ended {
+                    Ok(()) => format!("event: done\ndata: {}\n\n", json!({"model": self.model})),
+                    Err(error) => format!("event: error\ndata: {}\n\n", ApiError::from(error).body()),
+                }
+            }
+        })
     }
 }

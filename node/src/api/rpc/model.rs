@@ -171,7 +171,7 @@ impl<B: Backend> GenerationObject<B> {
 async fn pass_on(mut answer: Generation, sink: &token_sink::Client) -> Result<GenerationSummary> {
     while let Some(event) = answer.next().await {
         match event? {
-            Event::Prompt(_) => {}
+            Event::Prefill(_) | Event::Prompt(_) => {}
             Event::Delta(delta) => {
                 let finish = delta.finish.map(|finish| finish.name().to_owned());
                 let piece = Piece { text: delta.text, tokens: delta.tokens, finish };

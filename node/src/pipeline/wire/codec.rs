@@ -396,6 +396,7 @@ fn write_tokens(tokens: &Tokens, mut to: wire::tokens::Builder<'_>) {
     to.set_drafted(tokens.drafted);
     to.set_accepted(tokens.accepted);
     to.set_cached(tokens.cached);
+    to.set_computed(tokens.computed);
 }
 
 fn read_tokens(from: wire::tokens::Reader<'_>) -> Read<Tokens> {
@@ -417,6 +418,7 @@ fn read_tokens(from: wire::tokens::Reader<'_>) -> Read<Tokens> {
         drafted: from.get_drafted(),
         accepted: from.get_accepted(),
         cached: from.get_cached(),
+        computed: from.get_computed(),
     })
 }
 

@@ -93,6 +93,7 @@ fn tokens() -> Tokens {
         drafted: 4,
         accepted: 1,
         cached: 7,
+        computed: 0,
     }
 }
 
@@ -106,6 +107,7 @@ fn one_of_each() -> Vec<(Message, usize)> {
         tokens: vec![1, 2, 3],
         ..open()
     };
+    let reading = Tokens { session: session(2), position: 40, computed: 32, ..Tokens::default() };
     let ending = Tokens { tokens: vec![], prompt: vec![], ended: Some(EndReason::Stop), ..tokens() };
     let idle = Frame { drops: vec![], starts: vec![], rows: vec![], ..frame() };
     vec![
@@ -120,6 +122,7 @@ fn one_of_each() -> Vec<(Message, usize)> {
         (Message::Stepped(stepped()), 0),
         (Message::Tokens(tokens()), 0),
         (Message::Tokens(ending), 0),
+        (Message::Tokens(reading), 0),
         (failed("a stage is gone"), 0),
         (Message::Commit { chain: chain(), session: session(2), positions: 1000 }, 200),
     ]
@@ -365,6 +368,7 @@ fn any_tokens() -> impl Strategy<Value = Tokens> {
             drafted: one.max(other),
             accepted: one.min(other),
             cached: other,
+            computed: one,
         },
     )
 }

@@ -232,6 +232,7 @@ impl AnswerSession {
             drafted: reported.drafted as usize,
             accepted: reported.accepted as usize,
             cached: reported.cached as usize,
+            computed: (reported.computed as usize).min(self.tokens.len()),
         })
     }
 
