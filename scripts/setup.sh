@@ -326,7 +326,9 @@ run_tests() {
   need_systemd_analyze
   need_ssh_server
   need_prometheus
+  need_package_checks
   need_python_env
+  need_package_env
   need_cargo_deny
   mkdir -p "$TARGET"
   : >"$CLOSING"

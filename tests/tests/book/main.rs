@@ -36,6 +36,7 @@ macro_rules! pages {
 pages! {
     the_introduction_says_what_is_true: "introduction.md",
     the_quick_start_runs: "quick-start.md",
+    installing_says_what_is_true: "install.md",
     a_household_runs: "household.md",
     a_lab_runs: "lab.md",
     arrays_run: "arrays.md",
@@ -46,6 +47,7 @@ pages! {
     security_runs: "security.md",
     protocols_run: "protocol.md",
     architecture_says_what_is_true: "architecture.md",
+    the_changelog_says_what_is_true: "changelog.md",
 }
 
 /// The file of each model that pages download by this name.
