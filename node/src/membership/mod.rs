@@ -13,6 +13,8 @@
 //! | [`stored`] | what survives a restart: the certificate, invitations, revocations, who was admitted |
 
 pub mod door;
+#[cfg(test)]
+mod goldens;
 pub mod handle;
 pub mod overview;
 pub mod pake;

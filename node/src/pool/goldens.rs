@@ -1,16 +1,17 @@
-//! The encoding of an advert, pinned: a difference is a change of the protocol. Then disturbed bytes, and limits.
+//! What every version sent, byte by byte: a difference is a change of the protocol. Then disturbed bytes, and limits.
 
 use std::time::Duration;
 
 use libp2p::PeerId;
 use pangea_compute::Digest;
 
-use super::codec::{MAX_ADVERT_BYTES, decode, decode_if, encode, encode_with};
+use super::codec::{MAX_ADVERT_BYTES, TOPIC, decode, decode_if, encode, encode_with};
 use super::{
-    Advert, DropRecord, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term,
+    Advert, DropRecord, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, ServingAdvert, StageAdvert, StagePace,
+    StageState, Term,
 };
 use crate::wire::WireError;
-use crate::wire::conformance::{disturb, hex};
+use crate::wire::conformance::{assert_recorded, disturb, values_of, with_later_fields};
 use pangea_control::placement::{PlacedStage, Placement, PlacementRefusal};
 
 /// Advert of an ordinary new node.
@@ -103,6 +104,7 @@ fn full() -> Advert {
             stages: vec![PlacedStage { peer: peer(1), layers: 0..15 }, PlacedStage { peer: peer(2), layers: 15..30 }],
         }],
         refusals: vec![PlacementRefusal { model, why: "no room".to_owned() }],
+        serving: vec![ServingAdvert { model, places: 4, running: 3, waiting: 9, tokens_per_s: 120 }],
         unloaded: vec![model],
         wanted: vec![model],
         drops: vec![DropRecord { model, version: 4, dropped: true }],
@@ -110,28 +112,36 @@ fn full() -> Advert {
     }
 }
 
-/// Bytes as hex digits, 32 bytes per line.
-fn lines(bytes: &[u8]) -> String {
-    bytes.chunks(32).map(|line| hex(line) + "\n").collect()
+/// An advert with few facts and one with all, in the order in which they are recorded.
+fn adverts() -> [(&'static str, Advert); 2] {
+    [("new", advert_of(peer(1))), ("full", full())]
 }
 
 #[test]
-fn the_bytes_of_an_advert_are_pinned() {
-    let text =
-        format!("new\n{}full\n{}", lines(&encode(&advert_of(peer(1))).unwrap()), lines(&encode(&full()).unwrap()));
-    assert_eq!(text, include_str!("goldens.txt"), "the protocol's encoding changed:\n{text}");
+fn adverts_of_every_version_are_read() {
+    let today = adverts().map(|(name, advert)| (name.to_owned(), encode_with(&advert, b"certificate").unwrap()));
+    assert_recorded(TOPIC, &today, |version, index, bytes| {
+        let mut shown = Vec::new();
+        let decoded = decode_if(bytes, |certificate| {
+            shown.extend_from_slice(certificate);
+            Ok::<(), WireError>(())
+        });
+        assert_eq!((decoded.unwrap(), &shown[..]), (adverts()[index].1.clone(), &b"certificate"[..]), "{version}");
+    });
 }
 
-/// Nodes from before fields were added belong to the same pools.
 #[test]
-fn adverts_of_earlier_versions_are_decoded() {
-    let bytes_of = |text: &str, name: &str| -> Vec<u8> {
-        let (_, text) = text.split_once(&format!("{name}\n")).unwrap();
-        let digits = text.split("full").next().unwrap().split_whitespace().collect::<String>();
-        (0..digits.len()).step_by(2).map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap()).collect()
-    };
+fn fields_of_later_versions_are_ignored() {
+    for (_, advert) in adverts() {
+        assert_eq!(decode(&with_later_fields(&encode(&advert).unwrap())).unwrap(), advert);
+    }
+}
+
+/// Adverts from before fields were added, none of which a release sent: those fields have their defaults.
+#[test]
+fn adverts_from_before_fields_were_added_are_decoded() {
     // Without the bits of its engine.
-    let exact = Advert { bits: String::new(), ..full() };
+    let exact = Advert { bits: String::new(), serving: Vec::new(), ..full() };
     // Without the weights that a position is computed with.
     let mut one_size = exact.clone();
     one_size.models.iter_mut().for_each(|model| model.size.active_layer_bytes = 0);
@@ -156,8 +166,9 @@ fn adverts_of_earlier_versions_are_decoded() {
         (include_str!("goldens_exact.txt"), exact),
     ];
     for (text, full) in versions {
-        assert_eq!(decode(&bytes_of(text, "new")).unwrap(), advert_of(peer(1)));
-        assert_eq!(decode(&bytes_of(text, "full")).unwrap(), full);
+        let [(_, new_bytes), (_, full_bytes)] = &values_of(text)[..] else { panic!("two adverts") };
+        assert_eq!(decode(new_bytes).unwrap(), advert_of(peer(1)));
+        assert_eq!(decode(full_bytes).unwrap(), full);
     }
 }
 

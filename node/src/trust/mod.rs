@@ -25,6 +25,8 @@ pub mod chain;
 pub mod claim_replay;
 mod failed_audit;
 pub mod gathered;
+#[cfg(test)]
+mod goldens;
 mod hex;
 pub mod opened;
 pub mod product_claim;

@@ -38,6 +38,7 @@ macro_rules! pages {
 pages! {
     the_introduction_says_what_is_true: "introduction.md",
     the_quick_start_runs: "quick-start.md",
+    installing_says_what_is_true: "install.md",
     a_household_runs: "household.md",
     a_lab_runs: "lab.md",
     arrays_run: "arrays.md",
@@ -57,6 +58,7 @@ pages! {
     figures_say_what_is_true: "figures.md",
     architecture_says_what_is_true: "architecture.md",
     developing_says_what_is_true: "developing.md",
+    the_changelog_says_what_is_true: "changelog.md",
 }
 
 /// The file of each model that pages download by this name.

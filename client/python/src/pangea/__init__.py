@@ -3,6 +3,7 @@
 `Client` is the entry point. Programs distinguish errors by class, never by text.
 """
 
+from ._binary import find_binary
 from ._chat import Answer
 from ._client import Client
 from ._errors import (
@@ -42,4 +43,5 @@ __all__ = [
     "UnsupportedDType",
     "Usage",
     "VerificationFailed",
+    "find_binary",
 ]

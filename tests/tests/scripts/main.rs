@@ -1,9 +1,11 @@
 //! The two scripts of the compute test, the two of the language model test, and `setup.sh`, run as a person runs them,
 //! but without a terminal: two homes on this machine, free ports, loopback. They check exit codes and output, and
-//! that nothing is left behind.
+//! that nothing is left behind. `packages`: what `package.sh` makes, installed and run where nothing else is.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
 #![cfg(unix)]
+
+mod packages;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -397,48 +399,4 @@ fn a_checkout_where_nothing_was_built_uses_the_binary_that_a_package_brought() {
     fs::write(checkout.join("target/release/pangea"), "").unwrap();
     let built = brings(env!("CARGO_PKG_VERSION"));
     assert!(String::from_utf8_lossy(&built.stdout).starts_with("built"), "what was built here comes first: {built:?}");
-}
-
-#[test]
-fn a_debian_package_is_installed_runs_and_is_removed() {
-    let test = "a_debian_package_is_installed_runs_and_is_removed";
-    if unless_root(test) {
-        return;
-    }
-    if !Command::new("dpkg-deb").arg("--version").output().is_ok_and(|output| output.status.success()) {
-        return skip(test, "dpkg-deb is not installed: this is no relative of Debian");
-    }
-    let side = Side::new();
-    let built = side.command("package.sh", &["deb", side.home.path().to_str().unwrap()]).output().unwrap();
-    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    let package = String::from_utf8(built.stdout).unwrap().trim().to_owned();
-
-    // A system that has nothing else.
-    let system = side.home.path().join("system");
-    for folder in ["info", "updates", "triggers"] {
-        fs::create_dir_all(system.join("var/lib/dpkg").join(folder)).unwrap();
-    }
-    fs::write(system.join("var/lib/dpkg/status"), "").unwrap();
-    let dpkg = |arguments: &[&str]| {
-        let mut command = Command::new("dpkg");
-        command.arg(format!("--root={}", system.display())).arg("--force-depends").args(arguments);
-        let output = command.output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    dpkg(&["-i", &package]);
-    let there = |path: &str| system.join(path).exists();
-    for path in [
-        "usr/share/man/man1/pangea-node.1.gz",
-        "usr/share/bash-completion/completions/pangea",
-        "lib/systemd/system/pangea.service",
-    ] {
-        assert!(there(path), "{path}");
-    }
-    let unit = fs::read_to_string(system.join("lib/systemd/system/pangea.service")).unwrap();
-    assert!(unit.contains("ExecStart=\"/usr/bin/pangea\" \"node\""), "{unit}");
-    let mut demo = Command::new(system.join("usr/bin/pangea"));
-    let demo = demo.args(["demo", "--size", "512", "--json"]).env("HOME", side.home.path()).output().unwrap();
-    assert!(demo.status.success(), "{}", String::from_utf8_lossy(&demo.stderr));
-    dpkg(&["-r", "pangea"]);
-    assert!(!there("usr/bin/pangea") && !there("lib/systemd/system/pangea.service"));
 }
