@@ -8,7 +8,7 @@
 //!   `demo`: the commands; `demo_node`: the demo's child processes.
 //! * `session`, `multiplier`: the node that a command uses, or a fabric in this process.
 //! * `matrix`, `product_file`: operands and the product's file.
-//! * `log`, `progress`, `table`, `node_names`: output for people.
+//! * `log`, `progress`, `table`, `node_names`, `terminal`: output for people.
 //!
 //! Results go to standard output, everything else to standard error. Nothing is computed here.
 
@@ -45,6 +45,7 @@ mod service;
 mod session;
 mod status;
 mod table;
+mod terminal;
 mod topology;
 
 use std::future::Future;
