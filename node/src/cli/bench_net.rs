@@ -69,8 +69,8 @@ struct Speeds {
 
 pub(super) async fn run(args: BenchNetArgs, output: OutputArgs) -> Result<(), Failure> {
     let client = args.rpc.node().await?;
+    let progress = Progress::waiting(&output, args.json, "connecting");
     let (peer, name) = find(&client, &args.peer).await?;
-    let mut progress = Progress::new(output.quiet);
     progress.phase("link", 0);
     let probe = client.probe_link(&peer, args.bytes.0, args.rounds).await?;
     progress.phase("plain TCP", 0);

@@ -13,7 +13,6 @@ use pangea_compute::{Cancel, Engine, Pool};
 use super::args::{DataDirArgs, JsonArgs, OutputArgs};
 use super::failure::{Exit, Failure};
 use super::progress::Progress;
-use super::session::note;
 use super::table::{Align, Table, facts, short_peer, shortened};
 use super::{print, print_json};
 use crate::models::{self, Found};
@@ -202,14 +201,14 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     let data_dir = data_dir(&args.folder)?;
     let receipt = find(&args.folder, &args.receipt)?;
     let path = model_of(&data_dir.join("models"), &receipt, args)?;
+    let progress = Progress::waiting(&output, args.json, "hashing");
     let file = ModelFile::open(&path)?;
     let manifest = Manifest::of(file.gguf(), threads)?;
     // Nothing is computed with another model.
     if manifest.digest() == receipt.model.digest {
-        note(&output, format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
+        progress.note(format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
     }
     let engine = Engine::from(Pool::new(threads)?);
-    let mut progress = Progress::new(output.quiet);
     progress.phase("replaying", receipt.tokens().len() as u64);
     let cancel = Cancel::new();
     let mut pace =
