@@ -2,7 +2,7 @@
 //!
 //! * `args`: flags that several commands share; other flags are defined with their command, those of `pangea node` in
 //!   [`config`](crate::config). `failure`: failures and exit codes.
-//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `doctor`, `service`, `man`, `jobs`, `keys`, `launch`, `invite`,
+//! * `chat`, with `chat_node` for a node's model; `top`, with `top_state` and `top_view`; `matmul`, `peers`, `status`, `topology`, `doctor`, `service`, `man`, `jobs`, `keys`, `launch`, `invite`,
 //!   `join`, `load` (with `drop`), `members`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: the demo's child processes.
@@ -46,6 +46,9 @@ mod session;
 mod status;
 mod table;
 mod terminal;
+mod top;
+mod top_state;
+mod top_view;
 mod topology;
 
 use std::future::Future;
@@ -66,6 +69,7 @@ Examples:
   pangea matmul A.npy B.npy -o C.npy   multiply two files on all of them
   pangea chat 'Why is the sky blue?'   ask a model
   pangea peers                         list the peers
+  pangea top                           watch them work
 
 Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 the node named with --rpc
 cannot be reached, 4 no trustworthy result could be had";
@@ -91,6 +95,7 @@ enum Command {
     Peers(peers::PeersArgs),
     /// Show the nodes of the pool, its master, and the links between them
     Topology(QueryArgs),
+    Top(top::TopArgs),
     /// Show the identity, resources and counters of a node
     Status(QueryArgs),
     /// List the jobs of a node: products and answers
@@ -175,6 +180,7 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(&args, output),
         Command::Peers(args) => block_on(peers::run(args, output)),
         Command::Topology(args) => block_on(topology::run(args)),
+        Command::Top(args) => top::run(args),
         Command::Jobs(args) => block_on(jobs::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Invite(args) => block_on(invite::run(args)),
