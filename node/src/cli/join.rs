@@ -5,12 +5,12 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use pangea_client::{AskedMember, JoinedPool, MemberStatus, Membership};
+use pangea_client::{AskedMember, ErrorKind, JoinedPool, MemberStatus, Membership};
 use pangea_control::membership::{SixDigits, Token};
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, RpcArgs, duration, host_or_multiaddr};
-use super::failure::{Exit, Failure};
+use super::failure::{Exit, Failure, NOT_THERE};
 use super::progress::Progress;
 use super::session::note;
 use super::{print, print_json};
@@ -90,7 +90,10 @@ pub(super) async fn run(args: JoinArgs, output: OutputArgs) -> Result<(), Failur
         }
         None => {
             let _progress = Progress::waiting(&output, args.json, "asking");
-            membership.ask(&args.address).await?
+            membership.ask(&args.address).await.map_err(|error| match error.kind() {
+                ErrorKind::Unavailable => Failure::from(error).hint(NOT_THERE),
+                _ => error.into(),
+            })?
         }
     };
     let name = client.status().await?.name;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use pangea_client::ModelStatus;
+use pangea_client::{ErrorKind, ModelStatus};
 use pangea_units::ByteSize;
 
 use super::args::{JsonArgs, OutputArgs, RpcArgs, duration};
@@ -81,7 +81,10 @@ pub(super) async fn run_load(args: LoadArgs, output: OutputArgs) -> Result<(), F
 pub(super) async fn run_drop(args: DropArgs, output: OutputArgs) -> Result<(), Failure> {
     let node = args.rpc.node().await?;
     let progress = Progress::waiting(&output, args.json, "dropping");
-    let dropped = node.drop_model(&args.model).await?;
+    let dropped = node.drop_model(&args.model).await.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Failure::from(error).hint("`pangea status` lists the models that it knows"),
+        _ => error.into(),
+    })?;
     drop(progress);
     let text = format!("Dropped {}. Serve it again with: pangea load {0}\n", dropped.name);
     conclude(&dropped, args.json, &text)

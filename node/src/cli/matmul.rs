@@ -11,7 +11,7 @@ use pangea_client::{ErrorKind, JobReport, MatmulOptions, Place, VerifyPolicy};
 use pangea_compute::{DType, MAX_K_I8};
 use serde::Serialize;
 
-use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype, duration};
+use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype, duration, side};
 use super::failure::Failure;
 use super::matrix::{Operand, wire_dtype};
 use super::multiplier::Multiplier;
@@ -56,7 +56,7 @@ pub(super) struct MatmulArgs {
     output: Option<PathBuf>,
 
     /// Multiply two N × N matrices of pseudo-random numbers
-    #[arg(long, value_name = "N", conflicts_with_all = ["a", "b", "shape"], help_heading = "Generated operands")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["a", "b", "shape"], value_parser = side, help_heading = "Generated operands")]
     size: Option<usize>,
 
     /// Multiply pseudo-random M × K and K × N matrices

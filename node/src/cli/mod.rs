@@ -202,7 +202,9 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Demo(args) => block_on(demo::run(args, output)),
         Command::Man { folder } => std::fs::create_dir_all(&folder)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))
-            .map_err(|error| Failure::failed(format!("cannot write pages to {}: {error}", folder.display()))),
+            .map_err(|error| {
+                Failure::failed(format!("cannot write pages to {}: {error}; name another folder", folder.display()))
+            }),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pangea", &mut script);

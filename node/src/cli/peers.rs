@@ -85,8 +85,8 @@ async fn check(client: &Client, peer: &str, timeout: Duration) -> Check {
 
 fn show(peers: &[Shown]) -> String {
     if peers.is_empty() {
-        return "No peers yet. Start `pangea node` on another machine of this network, or connect with\n\
-                `pangea node --peer MULTIADDR`.\n"
+        return "No peers yet. Start `pangea node` on another machine of this network, or\n\
+                connect with `pangea node --peer ADDR`.\n"
             .to_owned();
     }
     let named = peers.iter().map(|peer| (peer.status.peer.as_str(), peer.status.name.as_str()));
@@ -166,5 +166,6 @@ mod tests {
         assert!(text.contains("vm …e2Xa answered in 247 µs"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(show(&[peer('a')]).contains("vm answered in"));
+        assert!(show(&[]).lines().all(|line| line.chars().count() <= 80));
     }
 }

@@ -115,7 +115,7 @@ pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failur
 fn read(path: &Path) -> Result<String, Failure> {
     let wrong = |what: String| Failure::usage(format!("{}: {what}", path.display()));
     let bytes = std::fs::read(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => wrong("the file does not exist".to_owned()),
+        std::io::ErrorKind::NotFound => wrong("the file does not exist; check the path".to_owned()),
         _ => wrong(error.to_string()),
     })?;
     let mut text = String::from_utf8(bytes).map_err(|error| {

@@ -247,10 +247,16 @@ fn kept(folder: &DataDirArgs, id: &str) -> Result<Receipt, Failure> {
 fn find(folder: &DataDirArgs, receipt: &str) -> Result<Receipt, Failure> {
     let path = Path::new(receipt);
     match path.is_file() {
-        true => Ok(store::read(path)?),
+        true => store::read(path).map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => {
+                Failure::from(error).hint("such a file is what `pangea receipts show ID --json` writes")
+            }
+            _ => error.into(),
+        }),
         false if receipt.contains(std::path::MAIN_SEPARATOR) || receipt.ends_with(".json") => {
             let why = if path.is_dir() { "is a folder, not a receipt" } else { "does not exist" };
-            Err(Failure::usage(format!("the receipt file {receipt} {why}")))
+            Err(Failure::usage(format!("the receipt file {receipt} {why}"))
+                .hint("`pangea receipts list` shows the receipts here"))
         }
         false => kept(folder, receipt),
     }
