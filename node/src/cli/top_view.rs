@@ -146,8 +146,8 @@ fn fitted(parts: &[String], columns: usize) -> String {
 
 fn totals(state: &State, columns: usize, theme: Theme) -> Vec<Line<'static>> {
     let status = &state.snapshot.status;
-    let nodes = state.snapshot.topology.nodes.len();
-    let absent = state.nodes().len().saturating_sub(nodes);
+    let nodes = state.nodes();
+    let absent = nodes.iter().filter(|node| !is_there(node)).count();
     let (sent, received) = state.traffic();
     let in_state = |wanted: &str| state.snapshot.jobs.iter().filter(|job| job.state == wanted).count();
     let first = [
@@ -157,7 +157,11 @@ fn totals(state: &State, columns: usize, theme: Theme) -> Vec<Line<'static>> {
         if status.pool_key { "closed pool" } else { "OPEN pool" }.to_owned(),
     ];
     let second = [
-        format!("nodes {nodes}{}", if absent > 0 { format!(", {absent} not connected") } else { String::new() }),
+        format!(
+            "nodes {}{}",
+            nodes.len(),
+            if absent > 0 { format!(", {absent} not connected") } else { String::new() }
+        ),
         format!("jobs {} running, {} waiting", in_state("running"), in_state("waiting")),
         format!("{} tok/s", three_digits(state.tokens_per_s())),
     ];
@@ -194,13 +198,13 @@ fn node_table(state: &State, nodes: &[NodeRow], columns: usize, rows: usize, the
     let shown = if below > 0 { rows.saturating_sub(1) } else { rows };
     for node in nodes.iter().skip(first).take(shown) {
         let mut shown = node.clone();
-        if !has_state && !matches!(node.state.as_str(), "" | "connected") {
+        if !has_state && !is_there(node) {
             shown.layers = node.state.to_uppercase();
         }
         let mark = if node.is_master { "*" } else { " " };
         let style = match node.state.as_str() {
             "quarantined" => theme.coloured(Color::Red),
-            "" | "connected" => Style::new(),
+            _ if is_there(node) => Style::new(),
             _ => Style::new().add_modifier(Modifier::DIM),
         };
         lines.push(Line::styled(row(&NODE_COLUMNS, &widths, &shown, mark), style));
@@ -318,6 +322,11 @@ fn aligned<R>(
     }
     line.truncate(line.trim_end().len());
     line
+}
+
+/// Whether a node is the answering one, or connected to it.
+fn is_there(node: &NodeRow) -> bool {
+    matches!(node.state.as_str(), "" | "connected")
 }
 
 fn unknown() -> String {
