@@ -11,16 +11,27 @@ CARGO_DENY_VERSION=0.20.2
 CARGO_MUTANTS_VERSION=27.1.0
 MDBOOK_VERSION=0.5.4
 
-if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]; then
+# Whether a stream may be coloured, as `pangea` decides it.
+has_colours() { # descriptor
+  [ -t "$1" ] && [ -z "${NO_COLOR:-}" ] && [ "${TERM:-dumb}" != dumb ]
+}
+
+if has_colours 1; then
   BOLD=$'\033[1m' RED=$'\033[31m' GREEN=$'\033[32m' YELLOW=$'\033[33m' PLAIN=$'\033[0m'
 else
   BOLD='' RED='' GREEN='' YELLOW='' PLAIN=''
 fi
+# Standard error may be a file while standard output is a terminal, and the other way round.
+if has_colours 2; then
+  ERROR_RED=$'\033[31m' ERROR_YELLOW=$'\033[33m' ERROR_PLAIN=$'\033[0m'
+else
+  ERROR_RED='' ERROR_YELLOW='' ERROR_PLAIN=''
+fi
 
 heading() { printf '\n%s==> %s%s\n' "$BOLD" "$*" "$PLAIN"; }
 note() { printf '%s\n' "$*"; }
-warn() { printf '%s%s%s\n' "$YELLOW" "$*" "$PLAIN" >&2; }
-fail() { printf '%serror:%s %s\n' "$RED" "$PLAIN" "$*" >&2; }
+warn() { printf '%s%s%s\n' "$ERROR_YELLOW" "$*" "$ERROR_PLAIN" >&2; }
+fail() { printf '%serror:%s %s\n' "$ERROR_RED" "$ERROR_PLAIN" "$*" >&2; }
 die() { fail "$@"; exit 1; }
 
 has() { command -v "$1" >/dev/null 2>&1; }

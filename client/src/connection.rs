@@ -91,7 +91,9 @@ impl Client {
             let (read_half, write_half) = UnixStream::connect(path).await.map_err(unreachable)?.into_split();
             return Client::handshake(address, key, read_half.compat(), write_half.compat_write()).await;
         }
-        let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+        // Apart from connecting: whoever mistypes a name need not start a node there.
+        let found = tokio::net::lookup_host(address).await.map_err(|error| unknown_host(address, &error))?;
+        let stream = TcpStream::connect(&found.collect::<Vec<_>>()[..]).await.map_err(unreachable)?;
         // With Nagle's algorithm a small call would wait for the acknowledgement of the previous one.
         stream.set_nodelay(true).map_err(unreachable)?;
         let (read_half, write_half) = stream.into_split();
@@ -318,6 +320,13 @@ pub(crate) fn milliseconds(duration: Duration) -> u64 {
 
 fn error(exception: capnp::Error) -> Error {
     from_exception(&exception)
+}
+
+fn unknown_host(address: &str, error: &std::io::Error) -> Error {
+    Error::new(
+        ErrorKind::Unavailable,
+        format!("the host of {address} cannot be found ({error}); check its name, or use its IP address"),
+    )
 }
 
 fn unreachable_node(address: &str, why: &str) -> Error {

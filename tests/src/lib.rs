@@ -3,7 +3,8 @@
 //! Uses only the public interfaces of the crates under test.
 //!
 //! * [`cluster`]: real `pangea node` processes with their own folders. [`process`]: one process, its output and its end.
-//! * [`command`]: the binary as one process that ends by itself. [`doctor`]: what `pangea doctor` finds.
+//! * [`command`]: the binary as one process that ends by itself. [`doctor`]: what `pangea doctor` finds. [`terminal`]: a process on a
+//!   terminal of its own.
 //! * [`matrix`]: products of a node against a reference.
 //! * [`forwarder`]: a TCP link that is slow or breaks. [`namespaces`]: several hosts on one machine.
 //! * [`http`]: requests and answers as bytes. [`test_model`]: the models that tests use.
@@ -35,5 +36,6 @@ pub mod skip;
 pub mod small_disk;
 pub mod sockets;
 pub mod stranger;
+pub mod terminal;
 pub mod test_model;
 pub mod tiny_model;

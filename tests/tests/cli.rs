@@ -362,6 +362,46 @@ fn an_unreachable_named_node_is_exit_code_3() {
 }
 
 #[test]
+fn errors_of_a_newcomer_say_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("a.csv"), "1,2,3\n").unwrap();
+    fs::write(path.join("receipt.json"), "[1]").unwrap();
+    for (arguments, code, advice) in [
+        // No node, or not there.
+        (&["status", "--rpc", NOBODY][..], 3, "start one there with `pangea node`"),
+        (&["top", "--rpc", NOBODY], 2, "use `pangea status --json`"),
+        (&["chat", "--api", NOBODY, "hi"], 3, "pangea node --model NAME"),
+        (&["launch", "llm", "--api", NOBODY], 3, "pangea node --model NAME"),
+        (&["status", "--rpc", "no..host:8080"], 3, "check its name"),
+        (&["status", "--rpc", "localhost"], 2, "use HOST:PORT"),
+        (&["status", "--rpc", "http://127.0.0.1:8080"], 2, "such as 127.0.0.1:8080"),
+        (&["join", "12"], 2, "a PIN has six digits"),
+        // Models and files that are not there.
+        (&["chat", "--model", "nosuch", "hi"], 2, "`pangea models pull` downloads smollm2"),
+        (&["chat", "--model", "nosuch.gguf", "hi"], 2, "`pangea models list`"),
+        (&["models", "pull", "hf:foo"], 2, "hf:OWNER/REPO/FILE.gguf"),
+        (&["perplexity", "smollm2", "missing.txt"], 2, "check the path"),
+        (&["receipts", "show", "abc"], 2, "--data-dir"),
+        (&["receipts", "verify", "missing.json"], 2, "pangea receipts list"),
+        (&["receipts", "verify", "receipt.json"], 2, "pangea receipts show ID --json"),
+        // Operands that do not fit.
+        (&["matmul", "a.csv", "missing.csv", "-o", "c.csv"], 2, "check the path"),
+        (&["matmul", "a.csv", "a.csv", "-o", "c.csv"], 2, "A needs as many columns as B has rows"),
+        (&["matmul", "a.csv", "a.csv", "-o", "no/c.csv"], 2, "as many columns|create it first"),
+        (&["matmul", "--size", "many"], 2, "use a whole number, such as 1024"),
+        (&["man", "a.csv/man"], 1, "name another folder"),
+        (&["keys", "revoke", "nobody"], 2, "`pangea keys list`"),
+    ] {
+        let output = pangea(path, arguments);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(advice.split('|').any(|advice| said.contains(advice)), "{arguments:?} does not say {advice:?}: {said}");
+        assert!(said.starts_with("error: ") && !said.contains("panicked"), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
 fn bad_usage_is_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     for arguments in [
@@ -440,6 +480,7 @@ fn help_is_complete_and_fits_80_columns() {
         &["topology", "--help"],
         &["status", "--help"],
         &["jobs", "--help"],
+        &["top", "--help"],
         &["keys", "--help"],
         &["keys", "create", "--help"],
         &["launch", "--help"],
@@ -609,7 +650,7 @@ fn there_is_a_manual_page_for_every_command() {
     let output = pangea(folder.path(), &["man", pages.to_str().unwrap()]);
     assert!(output.status.success(), "{}", stderr(&output));
     let names = names_in(&pages);
-    for wanted in ["pangea.1", "pangea-node.1", "pangea-models-pull.1", "pangea-doctor.1"] {
+    for wanted in ["pangea.1", "pangea-node.1", "pangea-models-pull.1", "pangea-doctor.1", "pangea-top.1"] {
         assert!(names.iter().any(|name| name == wanted), "{wanted} in {names:?}");
     }
     let page = fs::read_to_string(pages.join("pangea-node.1")).unwrap();

@@ -103,7 +103,15 @@ pub(super) fn node_address(text: &str) -> Result<String, String> {
     }
 }
 
+/// Parses a number of rows or columns.
+pub(super) fn side(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| "use a whole number, such as 1024".to_owned())
+}
+
 pub(super) fn host_and_port(text: &str) -> Result<String, String> {
+    if let Some((scheme, rest)) = text.split_once("://") {
+        return Err(format!("use HOST:PORT without {scheme}://, such as {}", rest.trim_end_matches('/')));
+    }
     // Only names would need a lookup on the network; here only their form is checked.
     let (host, port) = text.rsplit_once(':').ok_or("use HOST:PORT, such as 127.0.0.1:8080")?;
     port.parse::<u16>().map_err(|_| format!("'{port}' is not a port; use HOST:PORT"))?;
@@ -143,6 +151,8 @@ mod tests {
             assert!(host_and_port(text).is_ok() && node_address(text).is_ok(), "{text}");
         }
         assert!(node_address("unix:/home/me/.pangea/rpc.sock").is_ok() && node_address("unix:").is_err());
+        let url = node_address("http://mac2:8080/").unwrap_err();
+        assert_eq!(url, "use HOST:PORT without http://, such as mac2:8080");
         for text in ["", "8080", ":8080", "host:", "host:99999", "::1:8080x"] {
             assert!(host_and_port(text).is_err(), "{text}");
         }

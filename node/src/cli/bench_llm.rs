@@ -152,7 +152,7 @@ pub(super) fn run(args: BenchLlmArgs, output: OutputArgs) -> Result<(), Failure>
     let tokenizer = file.tokenizer()?;
     let bos = tokenizer.added_bos();
 
-    let mut progress = Progress::new(output.quiet);
+    let progress = Progress::new(&output, args.json);
     let total = threads.len() * tests.len() * args.depth.len();
     progress.phase("measuring", total as u64);
     let mut lines = Vec::new();

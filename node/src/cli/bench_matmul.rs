@@ -85,7 +85,7 @@ pub(super) async fn run(args: BenchMatmulArgs, output: OutputArgs) -> Result<(),
     for &size in &args.size {
         check_fits(size, args.dtype, free_bytes)?;
     }
-    let mut progress = Progress::new(output.quiet);
+    let progress = Progress::new(&output, args.json);
     let total = u64::from(args.runs) * 2 * args.size.len() as u64;
     progress.phase("measuring", total);
     let options = MatmulOptions { place: place(args.place), ..MatmulOptions::default() };

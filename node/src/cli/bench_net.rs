@@ -6,11 +6,11 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::time::Instant;
 
 use clap::Args;
-use pangea_client::{Client, LinkProbe};
+use pangea_client::{Client, ErrorKind, LinkProbe};
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, RpcArgs};
-use super::failure::Failure;
+use super::failure::{Failure, NOT_THERE};
 use super::progress::Progress;
 use super::table::{Align, Table, seconds, short_peer};
 use super::{print, print_json};
@@ -69,8 +69,8 @@ struct Speeds {
 
 pub(super) async fn run(args: BenchNetArgs, output: OutputArgs) -> Result<(), Failure> {
     let client = args.rpc.node().await?;
+    let progress = Progress::waiting(&output, args.json, "connecting");
     let (peer, name) = find(&client, &args.peer).await?;
-    let mut progress = Progress::new(output.quiet);
     progress.phase("link", 0);
     let probe = client.probe_link(&peer, args.bytes.0, args.rounds).await?;
     progress.phase("plain TCP", 0);
@@ -92,7 +92,10 @@ async fn find(client: &Client, text: &str) -> Result<(String, String), Failure> 
     let wanted = match text.starts_with('/') || text.contains(':') {
         true => {
             let address = peer_address::parse(text).map_err(|error| Failure::usage(error.to_string()))?;
-            client.connect_peer(&address.to_string(), None).await?
+            client.connect_peer(&address.to_string(), None).await.map_err(|error| match error.kind() {
+                ErrorKind::Unavailable => Failure::from(error).hint(NOT_THERE),
+                _ => error.into(),
+            })?
         }
         false => text.to_owned(),
     };

@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::args::{DataDirArgs, JsonArgs, OutputArgs, api_address};
 use super::chat_node::NodeModel;
 use super::failure::{Exit, Failure};
+use super::progress::Progress;
 use super::session::{from_this_host, note};
 use super::{print, print_json};
 use crate::config;
@@ -139,7 +140,7 @@ pub(super) fn run(args: &ChatArgs, output: OutputArgs) -> Result<(), Failure> {
         output,
     };
     let result = match &args.prompt {
-        Some(prompt) => runtime.block_on(chat.once(prompt, args.json.json)),
+        Some(prompt) => runtime.block_on(chat.once(prompt, args.json)),
         None => chat.interactive(&runtime),
     };
     // Work of a model in this process must not delay the exit.
@@ -189,6 +190,7 @@ async fn model(args: &ChatArgs, output: OutputArgs) -> Result<ChatModel, Failure
     let threads = config::threads(args.threads);
     let devices = Devices::new(config::max_memory(None), threads);
     let settings = EngineSettings::new(roomy_sessions_bytes(devices.limit()));
+    let _progress = Progress::waiting(&output, args.json, "loading");
     Ok(ChatModel::Local(Engine::load(&name, &path, &devices, settings, None)?))
 }
 
@@ -243,17 +245,25 @@ impl Chat {
     }
 
     /// Answers one prompt; Ctrl-C interrupts.
-    async fn once(&mut self, prompt: &str, json: bool) -> Result<(), Failure> {
+    async fn once(&mut self, prompt: &str, json: JsonArgs) -> Result<(), Failure> {
         self.messages.push(Message::new("user", prompt));
-        let mut print_text = |text: &str| if json { Ok(()) } else { print(text) };
+        let mut waiting = Some(Progress::waiting(&self.output, json, "waiting"));
+        let mut print_text = |text: &str| {
+            if json.json {
+                return Ok(());
+            }
+            waiting.take();
+            print(text)
+        };
         let answer = tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => return Err(Failure::new(Exit::Interrupted, "stopped")),
             answer = self.answer(&mut print_text) => answer?,
         };
-        if json {
+        if json.json {
             return print_json(&answer);
         }
+        drop(waiting);
         print("\n")?;
         self.closing_line(&answer);
         Ok(())
@@ -293,7 +303,9 @@ impl Chat {
     fn turn(&mut self, runtime: &tokio::runtime::Runtime, said: &str) -> Result<(), Failure> {
         self.messages.push(Message::new("user", said));
         let mut heard = String::new();
+        let mut waiting = Some(Progress::waiting(&self.output, JsonArgs::default(), "waiting"));
         let mut print_text = |text: &str| {
+            waiting.take();
             heard.push_str(text);
             print(text)
         };
@@ -304,6 +316,7 @@ impl Chat {
                 answer = self.answer(&mut print_text) => Some(answer),
             }
         });
+        drop(waiting);
         print("\n")?;
         match outcome {
             None => {

@@ -65,7 +65,9 @@ impl NodeModel {
     }
 
     fn unreachable(&self, why: impl std::fmt::Display) -> Failure {
-        Failure::new(Exit::Unreachable, format!("cannot reach the HTTP API of a node at {}: {why}", self.address))
+        let message = format!("cannot reach the HTTP API of a node at {}: {why}", self.address);
+        Failure::new(Exit::Unreachable, message)
+            .hint("start one there with `pangea node --model NAME`, or name another with --api")
     }
 
     async fn request(&self, method: Method, path: &str, body: String) -> Result<Response<Incoming>, Failure> {

@@ -9,9 +9,10 @@ use pangea_client::{
 };
 use serde::Serialize;
 
-use super::args::{OutputArgs, StoreArgs};
+use super::args::{JsonArgs, OutputArgs, StoreArgs};
 use super::demo_node::DemoNode;
 use super::failure::{Exit, Failure};
+use super::progress::Progress;
 use super::receipts;
 use crate::models;
 use crate::trust::{Receipt, ReceiptStore};
@@ -116,7 +117,8 @@ impl DemoModel {
             let receipt = kept(&ReceiptStore::new(&node.data_dir), id).await?;
             let (path, threads) = (self.path.clone(), crate::host::cores());
             let quiet = OutputArgs { quiet: true, ..OutputArgs::default() };
-            let replayed = tokio::task::spawn_blocking(move || receipts::replay(&receipt, &path, threads, quiet));
+            let progress = Progress::waiting(&quiet, JsonArgs::default(), "hashing");
+            let replayed = tokio::task::spawn_blocking(move || receipts::replay(&receipt, &path, threads, &progress));
             let found = replayed.await.map_err(|error| Failure::failed(error.to_string()))??;
             if !found.holds {
                 return Err(Failure::new(

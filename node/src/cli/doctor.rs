@@ -3,8 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::args::{JsonArgs, RpcArgs};
+use super::args::{JsonArgs, OutputArgs, RpcArgs};
 use super::failure::Failure;
+use super::progress::Progress;
 use super::table::wrapped;
 use super::{print, print_json};
 use crate::config::data_dir;
@@ -38,7 +39,8 @@ struct Shown<'a> {
     findings: &'a [Finding],
 }
 
-pub(super) async fn run(args: DoctorArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: DoctorArgs, output: OutputArgs) -> Result<(), Failure> {
+    let progress = Progress::waiting(&output, args.json, "looking");
     let folder = data_dir(args.rpc.data_dir.data_dir.clone())?;
     let node = NodeFile::of_running(&folder);
     let mut findings = look(&folder, node.as_ref());
@@ -48,6 +50,7 @@ pub(super) async fn run(args: DoctorArgs) -> Result<(), Failure> {
         let ways = client.ways_back().await.unwrap_or_default();
         findings.extend(look_at_node(&client.status().await?, &client.peers().await?, &ways));
     }
+    drop(progress);
     let problems = findings.iter().filter(|finding| finding.level == Level::Problem).count();
     match args.json.json {
         true => print_json(&Shown { ok: problems == 0, findings: &findings })?,

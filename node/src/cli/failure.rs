@@ -23,6 +23,9 @@ pub(super) enum Exit {
     Interrupted = 130,
 }
 
+/// Hint where nobody answers at the address of a peer.
+pub(super) const NOT_THERE: &str = "is `pangea node` running there, and is that its port?";
+
 /// Why a command failed.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
@@ -53,6 +56,11 @@ impl Failure {
     /// Stopped with Ctrl-C.
     pub(super) fn interrupted() -> Failure {
         Failure::new(Exit::Interrupted, "stopped; the work was cancelled on every node, and no file was left behind")
+    }
+
+    /// Appends what to do.
+    pub(super) fn hint(self, what: &str) -> Failure {
+        Failure { message: format!("{}; {what}", self.message), ..self }
     }
 
     /// Prefixes the message with its subject.

@@ -34,6 +34,8 @@ fn show(jobs: &[JobStatus]) -> String {
     ]);
     for job in jobs {
         let took = match (job.started_unix_ms, job.ended_unix_ms) {
+            // The node counts milliseconds.
+            (Some(started), Some(ended)) if ended <= started => "< 1 ms".to_owned(),
             (Some(started), Some(ended)) => seconds(ended.saturating_sub(started) as f64 / 1e3),
             _ => "-".to_owned(),
         };

@@ -5,12 +5,13 @@ use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use clap::Args;
-use pangea_client::{AskedMember, JoinedPool, MemberStatus, Membership};
+use pangea_client::{AskedMember, ErrorKind, JoinedPool, MemberStatus, Membership};
 use pangea_control::membership::{SixDigits, Token};
 use serde::Serialize;
 
 use super::args::{JsonArgs, OutputArgs, RpcArgs, duration, host_or_multiaddr};
-use super::failure::{Exit, Failure};
+use super::failure::{Exit, Failure, NOT_THERE};
+use super::progress::Progress;
 use super::session::note;
 use super::{print, print_json};
 use crate::config::{NodeConfig, PoolChoice};
@@ -68,7 +69,10 @@ pub(super) async fn run(args: JoinArgs, output: OutputArgs) -> Result<(), Failur
     let Some(client) = args.rpc.node_if_there().await? else { return without_node(&args, &output).await };
     let membership = client.membership().await?;
     if let Some(invitation) = &args.invitation {
-        return conclude(&membership.join(invitation, &args.address).await?, args.json.json);
+        let progress = Progress::waiting(&output, args.json, "joining");
+        let joined = membership.join(invitation, &args.address).await?;
+        drop(progress);
+        return conclude(&joined, args.json.json);
     }
     let known = match &args.digits {
         // Whoever compares these digits already is not asked again, nor is anyone else.
@@ -84,7 +88,13 @@ pub(super) async fn run(args: JoinArgs, output: OutputArgs) -> Result<(), Failur
         Some(MemberStatus { peer, name, digits, .. }) => {
             vec![AskedMember { peer, name, digits, ..AskedMember::default() }]
         }
-        None => membership.ask(&args.address).await?,
+        None => {
+            let _progress = Progress::waiting(&output, args.json, "asking");
+            membership.ask(&args.address).await.map_err(|error| match error.kind() {
+                ErrorKind::Unavailable => Failure::from(error).hint(NOT_THERE),
+                _ => error.into(),
+            })?
+        }
     };
     let name = client.status().await?.name;
     let digits = match &args.digits {
@@ -104,7 +114,9 @@ pub(super) async fn run(args: JoinArgs, output: OutputArgs) -> Result<(), Failur
         return Err(Failure::new(Exit::Untrusted, message));
     };
     note(&output, format!("The digits are the same. Waiting until {} accepts this node …", member.name));
+    let progress = Progress::waiting(&output, args.json, "waiting");
     let joined = wait(&membership, member, args.timeout).await?;
+    drop(progress);
     conclude(&joined, args.json.json)
 }
 
@@ -126,8 +138,10 @@ async fn without_node(args: &JoinArgs, output: &OutputArgs) -> Result<(), Failur
         let addresses: Result<Vec<_>, _> = args.address.iter().map(|text| peer_address::parse(text)).collect();
         let addresses = addresses.map_err(|error| Failure::usage(error.to_string()))?;
         note(output, "No node runs here; looking for the member that shows this PIN …");
+        let _progress = Progress::waiting(output, args.json, "looking");
         node.with_pin(&plain(invitation), &addresses).await?
     } else {
+        let _progress = Progress::waiting(output, args.json, "joining");
         node.with_token(&Token::parse(invitation).map_err(|error| Failure::usage(error.to_string()))?).await?
     };
     if args.json.json {

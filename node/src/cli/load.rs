@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use clap::Args;
-use pangea_client::ModelStatus;
+use pangea_client::{ErrorKind, ModelStatus};
 use pangea_units::ByteSize;
 
 use super::args::{JsonArgs, OutputArgs, RpcArgs, duration};
 use super::failure::Failure;
+use super::progress::Progress;
 use super::session::note;
 use super::{print, print_json};
 
@@ -69,14 +70,22 @@ Examples:
 pub(super) async fn run_load(args: LoadArgs, output: OutputArgs) -> Result<(), Failure> {
     let node = args.rpc.node().await?;
     note(&output, format!("Loading {}.", args.model));
+    let progress = Progress::waiting(&output, args.json, "loading");
     let loaded = node.load_model(&args.model, Some(args.timeout)).await?;
+    drop(progress);
     let ModelStatus { name, layers, memory_bytes, .. } = &loaded;
     let memory = ByteSize(*memory_bytes);
     conclude(&loaded, args.json, &format!("Serving {name}: {layers} layers, {memory} in memory.\n"))
 }
 
-pub(super) async fn run_drop(args: DropArgs) -> Result<(), Failure> {
-    let dropped = args.rpc.node().await?.drop_model(&args.model).await?;
+pub(super) async fn run_drop(args: DropArgs, output: OutputArgs) -> Result<(), Failure> {
+    let node = args.rpc.node().await?;
+    let progress = Progress::waiting(&output, args.json, "dropping");
+    let dropped = node.drop_model(&args.model).await.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Failure::from(error).hint("`pangea status` lists the models that it knows"),
+        _ => error.into(),
+    })?;
+    drop(progress);
     let text = format!("Dropped {}. Serve it again with: pangea load {0}\n", dropped.name);
     conclude(&dropped, args.json, &text)
 }

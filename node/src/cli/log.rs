@@ -3,7 +3,7 @@
 //! the disk is full or nobody reads it any more, is lost and counted; it never ends the process.
 
 use std::fmt;
-use std::io::{self, IsTerminal, Write, stderr};
+use std::io::{self, Write, stderr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::field::{Field, Visit};
@@ -14,6 +14,7 @@ use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::terminal;
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
 /// Sets up logging for the process. A second call has no effect.
@@ -30,7 +31,7 @@ pub(super) fn start(config: LogConfig) {
         LogFormat::Text | LogFormat::Journal => subscriber
             .fmt_fields(Sentences { with_fields: config.level >= LogLevel::Debug })
             .with_target(config.level >= LogLevel::Debug)
-            .with_ansi(stderr().is_terminal())
+            .with_ansi(terminal::colours(&stderr()))
             .try_init(),
     };
 }

@@ -11,14 +11,14 @@ use pangea_client::{ErrorKind, JobReport, MatmulOptions, Place, VerifyPolicy};
 use pangea_compute::{DType, MAX_K_I8};
 use serde::Serialize;
 
-use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype, duration};
+use super::args::{JsonArgs, OutputArgs, PlaceArg, RpcArgs, dtype, duration, side};
 use super::failure::Failure;
 use super::matrix::{Operand, wire_dtype};
 use super::multiplier::Multiplier;
 use super::node_names::NodeNames;
 use super::product_file::{Destination, ProductFile};
 use super::progress::Progress;
-use super::session::{local_fabric, note};
+use super::session::local_fabric;
 use super::table::{Align, Table, facts, seconds, short_peer, three_digits};
 use super::{print, print_json};
 use crate::config;
@@ -56,7 +56,7 @@ pub(super) struct MatmulArgs {
     output: Option<PathBuf>,
 
     /// Multiply two N × N matrices of pseudo-random numbers
-    #[arg(long, value_name = "N", conflicts_with_all = ["a", "b", "shape"], help_heading = "Generated operands")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["a", "b", "shape"], value_parser = side, help_heading = "Generated operands")]
     size: Option<usize>,
 
     /// Multiply pseudo-random M × K and K × N matrices
@@ -162,25 +162,24 @@ struct Product {
 
 pub(super) async fn run(args: MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
     let started = Instant::now();
-    let mut progress = Progress::new(output.quiet);
-    progress.phase("reading", 0);
+    let progress = Progress::waiting(&output, args.json, "reading");
     let product = operands(&args).await?;
     let inputs: Vec<&Path> = [&args.a, &args.b].into_iter().flatten().map(PathBuf::as_path).collect();
     let destination = match &args.output {
         Some(path) => Some(Destination::check(path, product.dtype, product.a.rows(), product.b.cols(), &inputs)?),
         None => None,
     };
-    let multiplier = multiplier(&args, output).await?;
+    let multiplier = multiplier(&args, &progress).await?;
     let free = multiplier.free_bytes().await?;
     let free = args.max_memory.map_or(free, |cap| cap.0.min(free));
     let method = method(&product, free, matches!(multiplier, Multiplier::Local(_)), destination.as_ref())?;
     let mut file = destination.map(Destination::create).transpose()?;
-    connect_peers(&multiplier, &args, output).await?;
+    connect_peers(&multiplier, &args, &progress).await?;
     let options = options(&args);
     let (report, blocks) = match method {
-        Method::Whole => (multiply_whole(&multiplier, &product, &options, file.as_mut(), &mut progress).await?, 1),
+        Method::Whole => (multiply_whole(&multiplier, &product, &options, file.as_mut(), &progress).await?, 1),
         Method::Blocks(plan) => {
-            (multiply_blocks(&multiplier, &product, &plan, &options, file.as_mut(), &mut progress).await?, plan.count())
+            (multiply_blocks(&multiplier, &product, &plan, &options, file.as_mut(), &progress).await?, plan.count())
         }
     };
     let written = match file {
@@ -250,32 +249,29 @@ fn fit(a: Operand, b: Operand) -> Result<Product, Failure> {
 }
 
 /// The node, or a fabric in this process if none was named and none is running.
-async fn multiplier(args: &MatmulArgs, output: OutputArgs) -> Result<Multiplier, Failure> {
+async fn multiplier(args: &MatmulArgs, progress: &Progress) -> Result<Multiplier, Failure> {
     if let Some(client) = args.rpc.node_if_there().await? {
         return Ok(Multiplier::Node(client));
     }
     let threads = config::threads(args.threads);
     let max_memory = config::max_memory(args.max_memory);
-    note(&output, format!("No node runs at {}: multiplying in this process.", args.rpc.address()));
+    progress.note(format!("No node runs at {}: multiplying in this process.", args.rpc.address()));
     Ok(Multiplier::Local(Box::new(local_fabric(threads, max_memory).await?)))
 }
 
 /// Connects the node to the named peers. A peer that does not answer is reported and skipped.
-async fn connect_peers(multiplier: &Multiplier, args: &MatmulArgs, output: OutputArgs) -> Result<(), Failure> {
+async fn connect_peers(multiplier: &Multiplier, args: &MatmulArgs, progress: &Progress) -> Result<(), Failure> {
     for address in &args.peer {
         let Multiplier::Node(client) = multiplier else {
-            note(
-                &output,
-                format!(
-                    "{address} is not connected: only a running node connects to peers (start one with `pangea node`)."
-                ),
-            );
+            progress.note(format!(
+                "{address} is not connected: only a running node connects to peers (start one with `pangea node`)."
+            ));
             continue;
         };
         match client.connect_peer(&address.to_string(), Some(CONNECT_TIMEOUT)).await {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::InvalidInput => return Err(error.into()),
-            Err(error) => note(&output, format!("Continuing without {address}: {}.", error.message())),
+            Err(error) => progress.note(format!("Continuing without {address}: {}.", error.message())),
         }
     }
     Ok(())
@@ -307,12 +303,12 @@ async fn multiply_whole(
     product: &Product,
     options: &MatmulOptions,
     file: Option<&mut ProductFile>,
-    progress: &mut Progress,
+    progress: &Progress,
 ) -> Result<JobReport, Failure> {
     let Product { a, b, .. } = product;
-    progress.phase("sending A", a.size_bytes());
+    progress.byte_phase("sending A", a.size_bytes());
     let held_a = multiplier.put(a, 0..a.rows(), 0..a.cols(), &mut |bytes| progress.done(bytes)).await?;
-    progress.phase("sending B", b.size_bytes());
+    progress.byte_phase("sending B", b.size_bytes());
     let held_b = multiplier.put(b, 0..b.rows(), 0..b.cols(), &mut |bytes| progress.done(bytes)).await?;
     let running = multiplier.start(&held_a, &held_b, options)?;
     progress.phase("multiplying", 0);
@@ -328,7 +324,7 @@ async fn multiply_whole(
         .await?;
     if let Some(file) = file {
         let bytes = (a.rows() * b.cols() * product.dtype.size_bytes()) as u64;
-        progress.phase("writing", bytes);
+        progress.byte_phase("writing", bytes);
         held.write_to(file, product.dtype, (0, 0), b.cols(), &mut |bytes| progress.done(bytes)).await?;
     }
     Ok(report)
@@ -387,7 +383,7 @@ async fn multiply_blocks(
     plan: &Plan,
     options: &MatmulOptions,
     mut file: Option<&mut ProductFile>,
-    progress: &mut Progress,
+    progress: &Progress,
 ) -> Result<JobReport, Failure> {
     progress.phase("multiplying", plan.count());
     let Product { a, b, .. } = product;

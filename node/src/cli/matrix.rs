@@ -312,7 +312,7 @@ fn input_failure(path: &Path, error: pangea_compute::Error) -> Failure {
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
     let why = match error.kind() {
-        std::io::ErrorKind::NotFound => "the file does not exist".to_owned(),
+        std::io::ErrorKind::NotFound => "the file does not exist; check the path".to_owned(),
         std::io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
         std::io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
         _ => error.to_string(),

@@ -2,13 +2,13 @@
 //!
 //! * `args`: flags that several commands share; other flags are defined with their command, those of `pangea node` in
 //!   [`config`](crate::config). `failure`: failures and exit codes.
-//! * `chat`, with `chat_node` for a node's model; `matmul`, `peers`, `status`, `topology`, `doctor`, `service`, `man`, `jobs`, `keys`, `launch`, `invite`,
+//! * `chat`, with `chat_node` for a node's model; `top`, with `top_state` and `top_view`; `matmul`, `peers`, `status`, `topology`, `doctor`, `service`, `man`, `jobs`, `keys`, `launch`, `invite`,
 //!   `join`, `load` (with `drop`), `members`, `models`, `models_plan`, `receipts`,
 //!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
 //!   `demo`: the commands; `demo_node`: the demo's child processes, `demo_model`: their language model.
 //! * `session`, `multiplier`: the node that a command uses, or a fabric in this process.
 //! * `matrix`, `product_file`: operands and the product's file.
-//! * `log`, `progress`, `table`, `node_names`: output for people.
+//! * `log`, `progress`, `table`, `node_names`, `terminal`: output for people.
 //!
 //! Results go to standard output, everything else to standard error. Nothing is computed here.
 
@@ -46,6 +46,10 @@ mod service;
 mod session;
 mod status;
 mod table;
+mod terminal;
+mod top;
+mod top_state;
+mod top_view;
 mod topology;
 
 use std::cell::Cell;
@@ -67,6 +71,7 @@ Examples:
   pangea matmul A.npy B.npy -o C.npy   multiply two files on all of them
   pangea chat 'Why is the sky blue?'   ask a model
   pangea peers                         list the peers
+  pangea top                           watch them work
 
 Exit codes: 0 done, 1 failed, 2 bad usage or input, 3 the node named with --rpc
 cannot be reached, 4 no trustworthy result could be had";
@@ -92,6 +97,7 @@ enum Command {
     Peers(peers::PeersArgs),
     /// Show the nodes of the pool, its master, and the links between them
     Topology(QueryArgs),
+    Top(top::TopArgs),
     /// Show the identity, resources and counters of a node
     Status(QueryArgs),
     /// List the jobs of a node: products and answers
@@ -174,8 +180,9 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Node(_) => Ok(()),
         Command::Matmul(args) => block_on(matmul::run(*args, output)),
         Command::Chat(args) => chat::run(&args, output),
-        Command::Peers(args) => block_on(peers::run(args)),
+        Command::Peers(args) => block_on(peers::run(args, output)),
         Command::Topology(args) => block_on(topology::run(args)),
+        Command::Top(args) => top::run(args),
         Command::Jobs(args) => block_on(jobs::run(args)),
         Command::Status(args) => block_on(status::run(args)),
         Command::Invite(args) => block_on(invite::run(args)),
@@ -187,10 +194,10 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         Command::Bench(BenchCommand::Llm(args)) => bench_llm::run(args, output),
         Command::Launch(args) => block_on(launch::run(args, output)),
         Command::Service(command) => service::run(command),
-        Command::Doctor(args) => block_on(doctor::run(args)),
+        Command::Doctor(args) => block_on(doctor::run(args, output)),
         Command::Keys(command) => keys::run(command, output),
         Command::Load(args) => block_on(load::run_load(args, output)),
-        Command::Drop(args) => block_on(load::run_drop(args)),
+        Command::Drop(args) => block_on(load::run_drop(args, output)),
         Command::Models(command) => models::run(command, output),
         Command::Receipts(command) => receipts::run(command, output),
         Command::Perplexity(args) => perplexity::run(args, output),
@@ -203,7 +210,9 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
         }
         Command::Man { folder } => std::fs::create_dir_all(&folder)
             .and_then(|()| clap_mangen::generate_to(Cli::command(), &folder))
-            .map_err(|error| Failure::failed(format!("cannot write pages to {}: {error}", folder.display()))),
+            .map_err(|error| {
+                Failure::failed(format!("cannot write pages to {}: {error}; name another folder", folder.display()))
+            }),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "pangea", &mut script);

@@ -176,26 +176,27 @@ fn pull(args: &ModelArgs, output: OutputArgs) -> Result<(), Failure> {
             note(&output, format!("{} is already on this machine.", args.model));
             path
         }
-        Found::Fetchable(reference) => fetch(&folder, &reference, &args.model, output)?,
+        Found::Fetchable(reference) => fetch(&folder, &reference, args, output)?,
     };
     // A path may name a model outside of the folder; it is shown as well.
     let entry = models::list(&folder)?.into_iter().find(|entry| entry.path == path);
     show(entry.unwrap_or_else(|| outside(path)), &args.json)
 }
 
-fn fetch(folder: &Path, reference: &Reference, model: &str, output: OutputArgs) -> Result<PathBuf, Failure> {
+fn fetch(folder: &Path, reference: &Reference, args: &ModelArgs, output: OutputArgs) -> Result<PathBuf, Failure> {
+    let ModelArgs { model, json, .. } = args;
     if let Reference::Known(known) = reference {
         let size = models::description::size(known.size_bytes);
         note(&output, format!("Downloading {model} ({size}). Licence: {}.", known.licence));
     } else {
         note(&output, format!("Downloading {model}."));
     }
-    let mut progress = Progress::new(output.quiet);
+    let progress = Progress::new(&output, *json);
     let mut phase = None;
     let path = models::fetch(folder, reference, &Cancel::new(), &mut |transfer| {
         if phase != Some((transfer.phase, transfer.total_bytes)) {
             phase = Some((transfer.phase, transfer.total_bytes));
-            progress.phase(transfer.phase, transfer.total_bytes);
+            progress.byte_phase(transfer.phase, transfer.total_bytes);
         }
         progress.done(transfer.done_bytes);
     })?;

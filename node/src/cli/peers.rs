@@ -6,9 +6,10 @@ use clap::Args;
 use pangea_client::{Client, PeerStatus};
 use serde::Serialize;
 
-use super::args::QueryArgs;
+use super::args::{OutputArgs, QueryArgs};
 use super::failure::Failure;
 use super::node_names::NodeNames;
+use super::progress::Progress;
 use super::table::{Align, Table, seconds, short_peer, three_digits};
 use super::{print, print_json};
 use pangea_units::ByteSize;
@@ -52,18 +53,23 @@ struct Shown {
     check: Option<Check>,
 }
 
-pub(super) async fn run(args: PeersArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: PeersArgs, output: OutputArgs) -> Result<(), Failure> {
     let timeout = Duration::try_from_secs_f64(args.timeout)
         .ok()
         .filter(|timeout| !timeout.is_zero())
         .ok_or_else(|| Failure::usage(format!("--timeout must be positive, not {}", args.timeout)))?;
     let client = args.query.rpc.node().await?;
     let mut peers = Vec::new();
-    for status in client.peers().await? {
+    let known = client.peers().await?;
+    let progress = Progress::new(&output, args.query.json);
+    progress.phase("asking peers", known.len() as u64);
+    for status in known {
         let wanted = args.check && status.state == "connected";
         let check = if wanted { Some(check(&client, &status.peer, timeout).await) } else { None };
         peers.push(Shown { status, check });
+        progress.done(peers.len() as u64);
     }
+    drop(progress);
     if args.query.json.json {
         return print_json(&peers);
     }
@@ -79,8 +85,8 @@ async fn check(client: &Client, peer: &str, timeout: Duration) -> Check {
 
 fn show(peers: &[Shown]) -> String {
     if peers.is_empty() {
-        return "No peers yet. Start `pangea node` on another machine of this network, or connect with\n\
-                `pangea node --peer MULTIADDR`.\n"
+        return "No peers yet. Start `pangea node` on another machine of this network, or\n\
+                connect with `pangea node --peer ADDR`.\n"
             .to_owned();
     }
     let named = peers.iter().map(|peer| (peer.status.peer.as_str(), peer.status.name.as_str()));
@@ -160,5 +166,6 @@ mod tests {
         assert!(text.contains("vm …e2Xa answered in 247 µs"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
         assert!(show(&[peer('a')]).contains("vm answered in"));
+        assert!(show(&[]).lines().all(|line| line.chars().count() <= 80));
     }
 }

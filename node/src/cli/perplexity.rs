@@ -14,7 +14,6 @@ use super::args::{JsonArgs, OutputArgs, StoreArgs};
 use super::failure::Failure;
 use super::models::file_of;
 use super::progress::Progress;
-use super::session::note;
 use super::{print, print_json};
 use crate::config;
 use crate::devices::choice::DeviceChoice;
@@ -76,6 +75,7 @@ struct Document {
 
 pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failure> {
     let threads = config::threads(args.threads);
+    let progress = Progress::waiting(&output, args.json, "loading");
     let text = read(&args.file)?;
     let path = file_of(&args.store, &args.model)?;
     let file = ModelFile::open(&path)?;
@@ -89,8 +89,7 @@ pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failur
     let pool = Arc::new(Pool::new(threads)?);
     let model = args.device.engine(Arc::clone(&pool))?.load(&file, ModelPart::whole(file.config()))?;
     let chunks = tokens.len() / args.ctx.max(1);
-    note(&output, format!("{} tokens, {chunks} chunks of {}", tokens.len(), args.ctx));
-    let mut progress = Progress::new(output.quiet);
+    progress.note(format!("{} tokens, {chunks} chunks of {}", tokens.len(), args.ctx));
     progress.phase("scoring", chunks as u64);
     let result = Perplexity::measure(&model, &pool, &tokens, bos, args.ctx, &mut |done, _, _| {
         progress.done(done as u64);
@@ -116,7 +115,7 @@ pub(super) fn run(args: PerplexityArgs, output: OutputArgs) -> Result<(), Failur
 fn read(path: &Path) -> Result<String, Failure> {
     let wrong = |what: String| Failure::usage(format!("{}: {what}", path.display()));
     let bytes = std::fs::read(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => wrong("the file does not exist".to_owned()),
+        std::io::ErrorKind::NotFound => wrong("the file does not exist; check the path".to_owned()),
         _ => wrong(error.to_string()),
     })?;
     let mut text = String::from_utf8(bytes).map_err(|error| {

@@ -13,7 +13,6 @@ use pangea_compute::{Cancel, Engine, Pool};
 use super::args::{DataDirArgs, JsonArgs, OutputArgs};
 use super::failure::{Exit, Failure};
 use super::progress::Progress;
-use super::session::note;
 use super::table::{Align, Table, facts, short_peer, shortened};
 use super::{print, print_json};
 use crate::models::{self, Found};
@@ -202,7 +201,7 @@ fn check(args: &ReceiptsVerifyArgs, output: OutputArgs) -> Result<(), Failure> {
     let data_dir = data_dir(&args.folder)?;
     let receipt = find(&args.folder, &args.receipt)?;
     let path = model_of(&data_dir.join("models"), &receipt, args)?;
-    let found = replay(&receipt, &path, threads, output)?;
+    let found = replay(&receipt, &path, threads, &Progress::waiting(&output, args.json, "hashing"))?;
     if args.json.json {
         print_json(&found)?;
     } else {
@@ -219,16 +218,15 @@ pub(super) fn replay(
     receipt: &Receipt,
     path: &Path,
     threads: usize,
-    output: OutputArgs,
+    progress: &Progress,
 ) -> Result<Verification, Failure> {
     let file = ModelFile::open(path)?;
     let manifest = Manifest::of(file.gguf(), threads)?;
     // Nothing is computed with another model.
     if manifest.digest() == receipt.model.digest {
-        note(&output, format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
+        progress.note(format!("Computing {} tokens again with {}.", receipt.tokens().len(), path.display()));
     }
     let engine = Engine::from(Pool::new(threads)?);
-    let mut progress = Progress::new(output.quiet);
     progress.phase("replaying", receipt.tokens().len() as u64);
     let cancel = Cancel::new();
     let mut pace =
@@ -257,10 +255,16 @@ fn kept(folder: &DataDirArgs, id: &str) -> Result<Receipt, Failure> {
 fn find(folder: &DataDirArgs, receipt: &str) -> Result<Receipt, Failure> {
     let path = Path::new(receipt);
     match path.is_file() {
-        true => Ok(store::read(path)?),
+        true => store::read(path).map_err(|error| match error.kind() {
+            ErrorKind::InvalidInput => {
+                Failure::from(error).hint("such a file is what `pangea receipts show ID --json` writes")
+            }
+            _ => error.into(),
+        }),
         false if receipt.contains(std::path::MAIN_SEPARATOR) || receipt.ends_with(".json") => {
             let why = if path.is_dir() { "is a folder, not a receipt" } else { "does not exist" };
-            Err(Failure::usage(format!("the receipt file {receipt} {why}")))
+            Err(Failure::usage(format!("the receipt file {receipt} {why}"))
+                .hint("`pangea receipts list` shows the receipts here"))
         }
         false => kept(folder, receipt),
     }

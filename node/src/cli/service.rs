@@ -117,7 +117,7 @@ fn write(file: &Path, text: &str) -> Result<(), Failure> {
 fn uninstall(manager: Manager) -> Result<(), Failure> {
     let file = manager.file(&home()?);
     if !file.exists() {
-        return Err(Failure::failed(format!("there is no service: {} does not exist", file.display())));
+        return Err(Failure::failed(format!("there is no service to remove: {} does not exist", file.display())));
     }
     run_all(&manager.stop(&file), &file)?;
     std::fs::remove_file(&file)
@@ -129,7 +129,8 @@ fn uninstall(manager: Manager) -> Result<(), Failure> {
 fn status(manager: Manager) -> Result<(), Failure> {
     let file = manager.file(&home()?);
     if !file.exists() {
-        return Err(Failure::failed(format!("the service is not installed: {} does not exist", file.display())));
+        return Err(Failure::failed(format!("the service is not installed: {} does not exist", file.display()))
+            .hint("`pangea service install` installs it"));
     }
     let words = manager.show();
     let output = started(&words)?;

@@ -50,6 +50,7 @@ fn models(models: &[ModelState]) -> String {
     let parts: Vec<String> = models
         .iter()
         .map(|model| match model.why.as_str() {
+            "" if model.state == "absent" => format!("{} (absent: fetched when it is first asked for)", model.name),
             "" => format!("{} ({})", model.name, model.state),
             why => format!("{} ({}: {why})", model.name, model.state),
         })

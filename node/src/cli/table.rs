@@ -57,22 +57,27 @@ impl Table {
     }
 }
 
-/// Lines of names and values, with the values aligned.
+/// Lines of names and values, with the values aligned; long values are broken at spaces.
 pub(super) fn facts(facts: &[(&str, String)]) -> String {
     let names = facts.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
-    facts.iter().map(|(name, value)| format!("  {name}{}  {value}\n", " ".repeat(names - width(name)))).collect()
+    facts.iter().map(|(name, value)| wrapped(&format!("  {}  {value}", padded(name, names)), names + 4)).collect()
 }
 
 /// Columns of a terminal that nobody made wider.
-const COLUMNS: usize = 80;
+pub(super) const COLUMNS: usize = 80;
 
 /// A line of text, broken at spaces where it does not fit a terminal; the lines that follow begin with `indent` spaces. A word
-/// that does not fit has a line of its own.
+/// that does not fit has a line of its own. A number stays with its unit.
 pub(super) fn wrapped(text: &str, indent: usize) -> String {
     let (start, words) = text.split_at(text.len() - text.trim_start().len());
     let (mut out, mut column) = (start.to_owned(), width(start));
-    for (index, word) in words.split(' ').enumerate() {
-        let fits = column + 1 + width(word) <= COLUMNS;
+    let mut words = words.split(' ').peekable();
+    let mut index = 0;
+    while let Some(word) = words.next() {
+        // With the unit that follows a number.
+        let unit = words.peek().filter(|_| word.trim_start_matches('(').parse::<f64>().is_ok());
+        let whole = width(word) + unit.map_or(0, |unit| 1 + width(unit));
+        let fits = column + 1 + whole <= COLUMNS;
         match (index, fits) {
             (0, _) => {}
             (_, true) => {
@@ -88,9 +93,15 @@ pub(super) fn wrapped(text: &str, indent: usize) -> String {
         }
         out.push_str(word);
         column += width(word);
+        index += 1;
     }
     out.push('\n');
     out
+}
+
+/// `text` with spaces behind it, `columns` wide.
+pub(super) fn padded(text: &str, columns: usize) -> String {
+    format!("{text}{}", " ".repeat(columns.saturating_sub(width(text))))
 }
 
 /// The last characters of a peer id, which distinguish peers (the first are the same for all).
@@ -128,6 +139,23 @@ pub(super) fn three_digits(value: f64) -> String {
     }
 }
 
-fn width(text: &str) -> usize {
+/// Columns that a text takes.
+pub(super) fn width(text: &str) -> usize {
     text.chars().count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_are_broken_at_spaces_and_numbers_stay_with_their_units() {
+        let words = "x".repeat(60);
+        let text = facts(&[("memory", format!("{words} 8.00 GiB of")), ("id", "short".to_owned())]);
+        assert_eq!(text, format!("  memory  {words} 8.00 GiB\n          of\n  id      short\n"));
+        let text = facts(&[("memory", format!("{words}xxxx 8.00 GiB of"))]);
+        assert_eq!(text, format!("  memory  {words}xxxx\n          8.00 GiB of\n"));
+        // The unit fits where the number's last column is the last that leaves room for it.
+        assert!(facts(&[("memory", format!("{words}x 8.00 GiB"))]).lines().all(|line| width(line) <= 80));
+    }
 }

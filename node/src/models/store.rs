@@ -217,7 +217,10 @@ pub fn locate(folder: &Path, model: &str) -> Result<Found> {
 }
 
 fn no_file(path: &Path) -> Error {
-    let why = if path.is_dir() { "is a folder, not a model" } else { "does not exist" };
+    let why = match path.is_dir() {
+        true => "is a folder, not a model; name a .gguf file in it",
+        false => "does not exist; check the path, or name a model that `pangea models list` shows",
+    };
     Error::new(ErrorKind::NotFound, format!("the model file {} {why}", path.display()))
 }
 
