@@ -2,10 +2,10 @@
 //!
 //! * `args`: flags that several commands share; other flags are defined with their command, those of `pangea node` in
 //!   [`config`](crate::config). `failure`: failures and exit codes.
-//! * `chat`, with `chat_node` for a node's model; `top`, with `top_state` and `top_view`; `matmul`, `peers`, `status`, `topology`, `doctor`, `service`, `man`, `jobs`, `keys`, `launch`, `invite`,
-//!   `join`, `load` (with `drop`), `members`, `models`, `models_plan`, `receipts`,
-//!   `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`,
-//!   `demo`: the commands; `demo_node`: the demo's child processes, `demo_model`: their language model.
+//! * `chat`, with `chat_node` for a node's model; `top`, with `top_state` and `top_view`; `matmul`, `peers`, `status`,
+//!   `topology`, `doctor`, `service`, `man`, `jobs`, `keys`, `launch`, `invite`, `join`, `load` (with `drop`), `members`, `models`,
+//!   `models_plan`, `receipts`, `perplexity`, `bench_matmul`, `bench_net`, `bench_llm`, `demo`: the commands; `demo_node`: the
+//!   demo's child processes, `demo_model`: their language model.
 //! * `session`, `multiplier`: the node that a command uses, or a fabric in this process.
 //! * `matrix`, `product_file`: operands and the product's file.
 //! * `log`, `progress`, `table`, `node_names`, `terminal`: output for people.

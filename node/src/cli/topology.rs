@@ -102,9 +102,9 @@ impl<'a> Graph<'a> {
         while let Some(&parent) = reached.get(next) {
             next += 1;
             let depth = places[parent].map_or(0, |place| place.depth) + 1;
-            for child in 0..places.len() {
-                if places[child].is_none() && self.link(parent, child).is_some() {
-                    places[child] = Some(Place { parent: Some(parent), depth });
+            for (child, place) in places.iter_mut().enumerate() {
+                if place.is_none() && self.link(parent, child).is_some() {
+                    *place = Some(Place { parent: Some(parent), depth });
                     reached.push(child);
                 }
             }
