@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use pangea_tests::cluster::binary;
 use pangea_tests::namespaces::Namespaces;
-use pangea_tests::skip::{skip, unless_root};
+use pangea_tests::skip::skip;
 use pangea_tests::test_model::{SMOLLM2, file_of};
 
 /// Longest wait for one line of a script: a limit for a hang, not part of any assertion.

@@ -16,6 +16,9 @@ use super::repository;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// The time in the packages, in seconds since 1970: that of a commit could change between two of them.
+const TIME: &str = "1790000000";
+
 /// Owner of the data directory in the image.
 const IMAGE_USER: &str = "65532:65532";
 
@@ -32,7 +35,7 @@ fn package_python() -> PathBuf {
 fn package(arguments: &[&str]) -> Command {
     let mut command = Command::new("bash");
     command.arg(repository().join("scripts/package.sh")).args(arguments);
-    command.env("PANGEA_BIN", binary()).env("CARGO_TARGET_DIR", target()).env_remove("SOURCE_DATE_EPOCH");
+    command.env("PANGEA_BIN", binary()).env("CARGO_TARGET_DIR", target()).env("SOURCE_DATE_EPOCH", TIME);
     command.stdin(Stdio::null());
     command
 }
@@ -272,6 +275,7 @@ fn an_image_has_the_same_bytes_twice_and_runs_with_nothing_else() {
     let manifest = read_json(&blob(&read_json(&image.join("index.json"))["manifests"][0]));
     let config = read_json(&blob(&manifest["config"]));
     let layers: Vec<PathBuf> = manifest["layers"].as_array().unwrap().iter().map(blob).collect();
+    assert_eq!(config["created"], "2026-09-21T14:13:20Z");
     assert_eq!(config["config"]["User"], IMAGE_USER);
     assert_eq!(
         (&config["config"]["Entrypoint"][0], &config["config"]["Cmd"][0]),
