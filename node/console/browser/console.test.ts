@@ -118,6 +118,9 @@ test('the keyboard reaches the content, the views and what they offer', async ({
   await page.keyboard.press('Enter')
   await expect(page.getByRole('main')).toBeFocused()
   await page.keyboard.press('Tab')
+  // The way to the chat comes first.
+  await expect(page.getByRole('region', { name: /^Chat/ }).locator(':focus')).toHaveCount(1)
+  await page.keyboard.press('Tab')
   await expect(page.getByLabel('Light up')).toBeFocused()
   await page.getByRole('link', { name: 'Products' }).focus()
   await page.keyboard.press('Enter')

@@ -13,6 +13,7 @@ function models() {
 }
 
 test('prompts that are read, answers that lose their nodes, and downloads are shown as they go', async ({ page }) => {
+  test.setTimeout(300_000)
   const why = 'stage 12D3KooWxyz is gone (the connection was closed)'
   const reading = job(4, { state: 'running', progress: { done: 0, total: 8153 }, prompt: { done: 1536, total: 4096 }, stages: chainOf(0, 1) })
   const lost = job(3, { stages: [], failovers: 1, failover: { from: chainOf(0, 1), to: [], why } })
@@ -58,7 +59,7 @@ test('prompts that are read, answers that lose their nodes, and downloads are sh
     for (const [size, width, height] of [['wide', 1280, 850], ['phone', 360, 740]] as const) {
       await page.setViewportSize({ width, height })
       expect(await page.evaluate(() => document.documentElement.scrollWidth - innerWidth), view).toBeLessThanOrEqual(0)
-      await accessible(page)
+      await accessible(page, size === 'wide' ? ['light', 'dark'] : ['light'])
       for (const colorScheme of ['light', 'dark'] as const) {
         await page.emulateMedia({ colorScheme })
         await picture(page, `states-${view.replace('/', '-')}-${size}-${colorScheme}`)

@@ -186,7 +186,11 @@ impl Checks {
         let ended = matches!(state, JobState::Ended(_));
         let sound = match event {
             JobEvent::Submitted(_) => told.is_none() && !ended,
-            JobEvent::Started(_) | JobEvent::Progress(_) => told == Some(false) && !ended,
+            JobEvent::Started(_)
+            | JobEvent::Progress(_)
+            | JobEvent::Routed(_)
+            | JobEvent::Lost(_)
+            | JobEvent::FailedOver(_) => told == Some(false) && !ended,
             JobEvent::Ended(_) => told == Some(false) && ended,
             JobEvent::Suspect(_) => told == Some(true) && ended,
         };
