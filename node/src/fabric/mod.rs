@@ -14,6 +14,7 @@
 //! * `running`: one job's tensors, tiles and counts.
 //! * `feeder`: per peer, prepares operands and sends them in the scheduler's order.
 //! * `checker`: the thread that checks results.
+//! * `spans`: what a trace shows of a job.
 //! * `open_links`: the open link to each peer that accepts tasks. `unconnected`: why other nodes are not connected.
 //!
 //! The fabric never computes products and never parses bytes from peers.
@@ -25,6 +26,7 @@ pub mod handle;
 pub mod job;
 mod open_links;
 mod running;
+mod spans;
 pub mod status;
 mod unconnected;
 

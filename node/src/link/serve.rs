@@ -16,6 +16,7 @@ use pangea_control::tasks::{
     Action, Admission, Event, Intake, OperandStore, RESULT_MEMORY_TIMEOUT, Refusal, TaskQuotas, Terms,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::Span;
 
 use self::replies::{Reply, reply, write_all};
 use super::limits::{HELLO_TIMEOUT, REPLY_QUEUE, STREAMS, STREAMS_PER_PEER, TASKS_PER_PEER};
@@ -25,6 +26,7 @@ use crate::devices::{Devices, Kind, Lease};
 use crate::peers::Peers;
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::streams::places::{Place, Places};
+use crate::traces::{self, child, entrance};
 use crate::wire::{Header, Message, Shape, Task, TaskHello, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 
@@ -166,6 +168,10 @@ struct Accepted {
     memory: Option<ResultMemory>,
     /// Whether the task takes a place in the quota of its peer.
     counts: bool,
+    /// What this node does for the task.
+    span: Span,
+    /// The wait for its operands and for memory.
+    preparing: Span,
 }
 
 /// Memory for a result, until the result is sent.
@@ -373,7 +379,19 @@ impl ServedStream {
             };
             if is_new {
                 let counts = refusal.is_none();
-                let accepted = Accepted { task, cancel: Cancel::new(), place: Some(place), memory: None, counts };
+                let span = traces::following(task.trace, || {
+                    let (peer, operation) = (session.peer, task.operation.result_name());
+                    entrance!("work", otel.kind = "server", client.address = %peer, pangea.operation = operation)
+                });
+                let accepted = Accepted {
+                    task,
+                    cancel: Cancel::new(),
+                    place: Some(place),
+                    memory: None,
+                    counts,
+                    preparing: child!(&span, "operands"),
+                    span,
+                };
                 session.accepted.insert(task.id, accepted);
             }
             if task.deadline.is_some() {
@@ -499,6 +517,9 @@ impl ServedStream {
         let accepted = session.accepted.get_mut(&id)?;
         let place = accepted.place.take()?;
         let memory = accepted.memory.take();
+        accepted.preparing = Span::none();
+        let span = accepted.span.clone();
+        let of_reply = span.clone();
         let (ended, end) = oneshot::channel();
         let started = {
             let replies = replies.clone();
@@ -510,8 +531,11 @@ impl ServedStream {
         let done = Box::new(move |outcome: Outcome| {
             let (compute, fault) = (outcome.compute, outcome.fault);
             place.send(match outcome.result {
-                Ok(tensor) => Reply::Result { task, tensor, compute, fault, memory },
-                Err(error) => Reply::Failure { task: id, error, retry_after: None },
+                Ok(tensor) => Reply::Result { task, tensor, compute, fault, memory, span: child!(&of_reply, "reply") },
+                Err(error) => {
+                    traces::failed(&of_reply, error.kind());
+                    Reply::Failure { task: id, error, retry_after: None }
+                }
             });
             let _ = ended.send(());
         });
@@ -523,6 +547,7 @@ impl ServedStream {
             keep_bytes: usize::MAX,
             cancel: accepted.cancel.clone(),
             owner: Some(owner),
+            span,
             started: Some(started),
             done,
         };
@@ -545,6 +570,7 @@ impl ServedStream {
     fn fail(&mut self, id: TaskId, error: Error, retry_after: Option<std::time::Duration>) {
         if let Some(accepted) = self.forget(id) {
             accepted.cancel.cancel();
+            traces::failed(&accepted.span, error.kind());
             if let Some(place) = accepted.place {
                 place.send(Reply::Failure { task: id, error, retry_after });
             }

@@ -17,7 +17,7 @@ fn digest() -> Digest {
 }
 
 fn ask(body_bytes: usize) -> Ask {
-    Ask { route: AskRoute::Messages, model: digest(), body_bytes: body_bytes as u32 }
+    Ask { route: AskRoute::Messages, model: digest(), body_bytes: body_bytes as u32, trace: None }
 }
 
 /// One message of each kind, and the length of its payload.
@@ -34,6 +34,7 @@ fn one_of_each() -> Vec<(TunnelMessage, usize)> {
     vec![
         (TunnelMessage::Ask(ask(300)), 300),
         (TunnelMessage::Ask(ask(BODY_BYTES)), CHUNK_BYTES),
+        (TunnelMessage::Ask(Ask { trace: conformance::trace(), ..ask(300) }), 300),
         (TunnelMessage::More, CHUNK_BYTES),
         (TunnelMessage::Working(counted), 0),
         (TunnelMessage::Head(AnswerForm::Events), 0),
@@ -47,6 +48,14 @@ fn one_of_each() -> Vec<(TunnelMessage, usize)> {
 #[test]
 fn the_bytes_of_every_message_are_pinned() {
     conformance::assert_pinned(&one_of_each(), include_str!("goldens.txt"));
+}
+
+#[test]
+fn a_request_of_a_node_that_knows_no_traces_is_read() {
+    let asks = [(TunnelMessage::Ask(ask(300)), 300), (TunnelMessage::Ask(ask(BODY_BYTES)), CHUNK_BYTES)];
+    conformance::assert_still_read(&asks, include_str!("goldens_untraced.txt"), |_, header, payload| {
+        TunnelMessage::decode(header, payload).unwrap()
+    });
 }
 
 #[test]

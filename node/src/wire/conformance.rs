@@ -3,7 +3,12 @@
 
 use std::fmt::Debug;
 
-use super::{FrameHead, Header, PREFIX_BYTES};
+use super::{FrameHead, Header, PREFIX_BYTES, TraceParent};
+
+/// The context of a trace, for messages that carry one.
+pub(crate) fn trace() -> Option<TraceParent> {
+    TraceParent::new([0x4b; 16], [0xb7; 8], true)
+}
 
 /// Bytes as hex digits, in words of eight bytes.
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -26,6 +31,23 @@ pub(crate) fn assert_pinned<M: Header>(messages: &[(M, usize)], golden: &str) {
         .map(|(message, payload_len)| format!("{}\n  {}\n", message.name(), hex(&encoded(message, *payload_len))))
         .collect();
     assert_eq!(text, golden, "the protocol's encoding changed:\n{text}");
+}
+
+/// Checks that the frames of an earlier version, written as those of [`assert_pinned`], decode to `messages`; `receive` as in
+/// [`assert_comes_back`].
+pub(crate) fn assert_still_read<M: Header + Debug + PartialEq>(
+    messages: &[(M, usize)],
+    earlier: &str,
+    receive: impl Fn(&M, &[u8], usize) -> M,
+) {
+    let frames: Vec<&str> = earlier.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    assert_eq!(frames.len(), messages.len());
+    for ((message, payload_len), frame) in messages.iter().zip(frames) {
+        let digits: String = frame.split_whitespace().collect();
+        let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..digits.len()).step_by(2).map(byte).collect();
+        assert_eq!(receive(message, &bytes[PREFIX_BYTES..], *payload_len), *message);
+    }
 }
 
 /// Checks that each message's frame has the lengths it claims, and that `receive`, given the message, its header and

@@ -43,15 +43,15 @@ mod tests {
     /// In the order of [`Operation::ALL`].
     const GOLDEN: &str = "\
 task
-  8800000000000000 0000000010000000 0000000002000100 0200000000000000 0000000000000000 0000000002000200 0700000000000000 0000010000000000 0400000004000000 1000000004000000 aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb
+  9000000000000000 0000000011000000 0000000002000100 0200000000000000 0000000000000000 0000000002000300 0700000000000000 0000010000000000 0800000004000000 1400000004000000 0000000000000000 aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb
 task
-  8800000000000000 0000000010000000 0000000002000100 0200000000000000 0000000000000000 0000000002000200 0700000000000000 0000020000000000 0400000004000000 1000000004000000 aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb
+  9000000000000000 0000000011000000 0000000002000100 0200000000000000 0000000000000000 0000000002000300 0700000000000000 0000020000000000 0800000004000000 1400000004000000 0000000000000000 aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa aaaaaaaaaaaaaaaa bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb bbbbbbbbbbbbbbbb
 ";
 
     /// One task of each operation.
     fn one_of_each() -> Vec<(Message, usize)> {
         let operands = [Digest::from_bytes([0xaa; 32]), Digest::from_bytes([0xbb; 32])];
-        let task = |operation| Task { id: 7, priority: 0, deadline: None, operation, operands };
+        let task = |operation| Task { id: 7, priority: 0, deadline: None, operation, operands, trace: None };
         Operation::ALL.map(|operation| (Message::Task(task(operation)), 0)).into()
     }
 

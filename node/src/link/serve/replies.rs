@@ -11,6 +11,7 @@ use libp2p::identity::Keypair;
 use pangea_client::Error;
 use pangea_compute::{Digest, Tensor, TensorHasher};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use super::{ResultMemory, TaskService};
 use crate::clock;
@@ -32,6 +33,8 @@ pub(super) enum Reply {
         compute: Duration,
         fault: Option<Fault>,
         memory: Option<ResultMemory>,
+        /// The span of the reply, until it is sent.
+        span: Span,
     },
     /// With the time after which the coordinator may try again, where that is known.
     Failure {
@@ -87,9 +90,9 @@ async fn write<W: AsyncWrite + Unpin>(
                 frames.send(&message, &[]).await?;
             }
             Reply::Result { fault: Some(Fault::Hang), .. } => {}
-            Reply::Result { task, tensor, compute, fault, memory } => {
+            Reply::Result { task, tensor, compute, fault, memory, span } => {
                 // Held until the result is sent.
-                let _memory = memory;
+                let _held = (memory, span);
                 let keypair = served.borrow().keypair.clone();
                 send_result(frames, &task, &tensor, compute, fault, &keypair).await?;
                 let mut served = served.borrow_mut();
