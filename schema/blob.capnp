@@ -13,6 +13,7 @@ struct Part {
   model @0 :Digest;
   piece @1 :UInt32;            # index of the piece in the manifest
   part @2 :UInt32;             # index of the part in the piece
+  trace @3 :Text;              # of the span that asks, as in `traceparent` of W3C Trace Context, 55 bytes; empty: none
 }
 
 struct Chunk {

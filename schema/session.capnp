@@ -75,6 +75,7 @@ struct Open {
     jsonSchema @14 :Text;      # at most 32 KiB
   }
   promptLogprobs @15 :Bool;
+  trace @16 :Text;             # of the span that asks, as in `traceparent` of W3C Trace Context, 55 bytes; empty: none
 }
 
 struct Refused {

@@ -74,6 +74,7 @@ struct Task {
       b @7 :Digest;
     }
   }
+  trace @8 :Text;              # of the span that asks, as in `traceparent` of W3C Trace Context, 55 bytes; empty: none
 }
 
 struct ResultChunk {

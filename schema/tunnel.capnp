@@ -32,6 +32,7 @@ struct Ask {
   route @0 :AskRoute;
   model @1 :Digest;            # the model, whatever the body names
   bodyBytes @2 :UInt32;        # length of the JSON body, at least 1
+  trace @3 :Text;              # of the span that asks, as in `traceparent` of W3C Trace Context, 55 bytes; empty: none
 }
 
 struct Counted {

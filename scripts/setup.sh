@@ -14,7 +14,7 @@
 # menu: 9 Chaos: a hundred faults under load, then a node lost at every token of an answer | chaos 100
 # menu: 10 Mutants: break each decision about trust and membership once; a test must fail. Hours | mutants
 # menu: 11 Crowd: twenty nodes on this machine, how soon they know of each other, what an idle one costs | crowd
-# menu: 12 Build the book as HTML | book
+# menu: 13 Build the book as HTML | book
 set -euo pipefail
 # shellcheck source=scripts/toolchain.sh
 . "$(dirname "${BASH_SOURCE[0]}")/toolchain.sh"

@@ -36,6 +36,7 @@ use crate::runtime::{Parts, Runtime};
 use crate::serve::{EngineSettings, NodeAuditHost, Served};
 use crate::storage::State;
 use crate::supervise::Supervisor;
+use crate::traces::{SpanCounts, Traces};
 use crate::trust::{Auditor, AuditorParts, ClaimReplay, ReceiptStore};
 
 /// Time for running jobs to end after the first signal; a second signal ends the node at once.
@@ -47,13 +48,13 @@ const NODE_FILE_RETRY: Duration = Duration::from_secs(2);
 /// Interval of asking a member that does not answer to admit this node.
 const JOIN_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Runs a node until SIGINT or SIGTERM, drains it and returns.
+/// Runs a node until SIGINT or SIGTERM, drains it and returns. Its spans go where `traces` says.
 ///
 /// # Errors
 /// `InvalidInput` if the data directory or an address cannot be used, `Unavailable` if a
 /// port is in use.
-pub fn run(config: NodeConfig) -> Result<()> {
-    let NodeConfig { network, service, work, federation, identity, log } = config;
+pub fn run(config: NodeConfig, traces: Option<Traces>) -> Result<()> {
+    let NodeConfig { network, service, work, federation, identity, log, traces: _ } = config;
     host::raise_open_files();
     let data_dir = DataDir::claim(&identity.data_dir, identity.ephemeral)?;
     let keypair = if identity.ephemeral {
@@ -90,6 +91,8 @@ pub fn run(config: NodeConfig) -> Result<()> {
     let keys = ApiKeys::of(&identity.data_dir);
     let peer = keypair.public().to_peer_id();
     let observer = Observer::default();
+    let spans = SpanCounts::new(&observer);
+    let traces = traces.map(|traces| traces.started(&peer.to_string(), spans));
     let supervisor = Supervisor::with_fault(work.fault, &observer);
     let pipeline = Pipeline::new(keypair.clone(), supervisor.clone());
     pipeline.observe(&observer);
@@ -191,7 +194,7 @@ pub fn run(config: NodeConfig) -> Result<()> {
     };
     let api = http::serve(api_listener.map(|api| http::Ports { api, ollama }), node)?;
     let waiting = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(internal)?;
-    waiting.block_on(async {
+    let ended = waiting.block_on(async {
         let mut signals = Signals::new().map_err(internal)?;
         let facts = NodeFile {
             pid: std::process::id(),
@@ -247,7 +250,11 @@ pub fn run(config: NodeConfig) -> Result<()> {
             () = signals.next() => tracing::warn!(event = "stopped_at_once", "Stopped at once"),
         }
         Ok(())
-    })
+    });
+    if let Some(traces) = traces {
+        traces.shutdown();
+    }
+    ended
 }
 
 /// Binds the address of a service. Where nobody asked for its port and another process has it, a free one does as well.

@@ -14,6 +14,7 @@
 //! | 0 | [`clock`] | the one clock of all decisions |
 //! | 0 | [`fault`] | faults injected on purpose, for tests |
 //! | 0 | [`host`] | facts about this host: name, memory, cores, private address |
+//! | 0 | `https` | HTTP and HTTPS towards servers that are no peers |
 //! | 0 | [`storage`] | `state.redb`, state that survives the process; files that are whole or not there |
 //! | 0 | [`observe`] | metrics and how they are registered |
 //! | 0 | [`wire`] | the task protocol as bytes; sans-I/O |
@@ -29,6 +30,7 @@
 //! | 1 | [`membership`] | this node's place in its pool: secrets, certificates, invitations |
 //! | 1 | [`peers`] | the handle on the directory of peers; whether a peer may compute |
 //! | 1 | [`streams`] | framing, opening and limits of streams, for every protocol |
+//! | 1 | [`traces`] | spans of requests for an OpenTelemetry collector, and their way between nodes |
 //! | 2 | [`net`] | transports, admission, connections, joining |
 //! | 2 | [`models`] | models on disk: names, sources, loading into memory |
 //! | 3 | [`config`] | flags, environment and file, resolved once |
@@ -71,6 +73,7 @@ pub mod fabric;
 pub mod fault;
 pub mod federation;
 pub mod host;
+mod https;
 pub mod jobs;
 pub mod link;
 pub mod membership;
@@ -90,6 +93,7 @@ pub mod service;
 pub mod storage;
 pub mod streams;
 pub mod supervise;
+pub mod traces;
 pub mod trust;
 pub mod tunnel;
 pub mod wire;

@@ -29,7 +29,7 @@ use pangea_node::net::peers_file as peers;
 use pangea_node::pool::{Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, codec};
 use pangea_node::rows::RowsMessage;
 use pangea_node::tunnel::{AnswerForm, Ask, AskRoute, Counted, Failure, TunnelMessage};
-use pangea_node::wire::{FrameHead, Header, Message, PREFIX_BYTES, Shape, Task, TaskHello};
+use pangea_node::wire::{FrameHead, Header, Message, PREFIX_BYTES, Shape, Task, TaskHello, TraceParent};
 
 /// One parser.
 #[derive(Clone, Copy)]
@@ -111,7 +111,7 @@ fn blob_frame_seeds() -> Vec<Vec<u8>> {
     let messages = [
         (BlobMessage::Manifest(model), 0),
         (BlobMessage::Have(model), 0),
-        (BlobMessage::Part { model, piece: 3, part: 1 }, 0),
+        (BlobMessage::Part { model, piece: 3, part: 1, trace: TraceParent::new([7; 16], [8; 8], true) }, 0),
         (BlobMessage::Chunk { total: 4096, offset: 1024 }, 512),
         (BlobMessage::Refusal { kind: ErrorKind::NotFound, message: "not here".to_owned() }, 0),
     ];
@@ -128,7 +128,8 @@ fn rows_frame_seeds() -> Vec<Vec<u8>> {
 }
 
 fn tunnel_frame_seeds() -> Vec<Vec<u8>> {
-    let ask = Ask { route: AskRoute::Messages, model: Digest::from_bytes([5; 32]), body_bytes: 40 };
+    let trace = TraceParent::new([7; 16], [8; 8], true);
+    let ask = Ask { route: AskRoute::Messages, model: Digest::from_bytes([5; 32]), body_bytes: 40, trace };
     let counted = Counted { prompt_tokens: 12, answer_tokens: 3 };
     let failure = Failure {
         param: Some("n".to_owned()),
@@ -170,6 +171,7 @@ fn task_frame_seeds() -> Vec<Vec<u8>> {
         deadline: Some(Duration::from_millis(250)),
         operation: Operation::Matmul,
         operands: [digest(1), digest(2)],
+        trace: TraceParent::new([7; 16], [8; 8], true),
     };
     let messages = [
         (Message::Hello(advert), 0),

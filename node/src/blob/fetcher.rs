@@ -16,6 +16,7 @@ use pangea_compute::model::{Manifest, Wanted};
 use pangea_compute::{Cancel, Digest};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking, spawn_local};
+use tracing::Span;
 
 use super::blob_store::BlobStore;
 use super::limits::{ASKED_AHEAD, DOWNLOAD_MEMORY_TIMEOUT, EVENTS, FETCHES, LIARS, PROVIDERS, TICK};
@@ -27,6 +28,8 @@ use crate::devices::{Devices, Kind, Lease};
 use crate::net::Network;
 use crate::peers::Peers;
 use crate::supervise::Supervisor;
+use crate::traces::{self, entrance};
+use crate::wire::TraceParent;
 use pangea_control::blob::fetch::{Action, Event, Fetch, Outcome, ProviderId, max_buffers};
 use pangea_units::LayerRange;
 
@@ -125,6 +128,7 @@ impl Fetcher {
         if missing.is_empty() {
             return Ok(stored.path().to_owned());
         }
+        let span = entrance!("fetch", otel.kind = "client", pangea.model = %model, pangea.bytes = left as i64);
         let blob_store = Arc::clone(&self.blob_store);
         blocking(move || blob_store.make_room(left)).await?;
         let memory = Rc::new(self.memory(&stored, &missing, providers.len()).await?);
@@ -132,7 +136,7 @@ impl Fetcher {
         let (header, rest): (Vec<PartId>, Vec<PartId>) = missing.into_iter().partition(|id| id.piece == 0);
         let fetched_header = !header.is_empty();
         let mut transfer =
-            Transfer { stored: &stored, what: what(&wanted), name: None, done: total - left, total, so_far };
+            Transfer { stored: &stored, what: what(&wanted), name: None, done: total - left, total, so_far, span };
         if fetched_header {
             self.fetch(header, &providers, &memory, &mut transfer).await?;
         }
@@ -273,6 +277,7 @@ impl Fetcher {
             places: Arc::new(Semaphore::new(memory.buffers)),
             spare: RefCell::default(),
             events,
+            trace: traces::context(&transfer.span),
             _memory: Rc::clone(memory),
         });
         let mut streams =
@@ -377,6 +382,7 @@ struct Transfer<'a> {
     done: u64,
     total: u64,
     so_far: &'a watch::Sender<(u64, u64)>,
+    span: Span,
 }
 
 impl Transfer<'_> {
@@ -418,6 +424,8 @@ struct Shared {
     /// Buffers of parts that are written.
     spare: RefCell<Vec<Vec<u8>>>,
     events: mpsc::Sender<(Opened, Event)>,
+    /// What its questions are a part of.
+    trace: Option<TraceParent>,
     /// Kept until nothing of the fetch is being received or written any more.
     _memory: Rc<Memory>,
 }
@@ -479,7 +487,7 @@ async fn converse(network: Network, peer: PeerId, shared: Rc<Shared>, opened: Op
                 Buffer { bytes: shared.spare.borrow_mut().pop().unwrap_or_default(), _place: place }
             };
             let (manifest, model) = (Arc::clone(shared.stored.manifest()), shared.stored.digest());
-            provider::converse(stream, model, &manifest, asks, buffer, async |heard| match heard {
+            provider::converse(stream, model, &manifest, shared.trace, asks, buffer, async |heard| match heard {
                 Received::Has(has) => tell(Event::Opened { provider, has }).await,
                 Received::Lacks(part) => tell(Event::Lacks { provider, part }).await,
                 Received::Bytes(part, buffer) => {

@@ -6,7 +6,7 @@ use pangea_compute::Digest;
 use super::BlobMessage;
 use super::limits::CHUNK_BYTES;
 use crate::wire::conformance::{self, encoded};
-use crate::wire::{Header, PREFIX_BYTES};
+use crate::wire::{Header, PREFIX_BYTES, TraceParent};
 
 fn digest() -> Digest {
     let mut bytes = [0xaa; 32];
@@ -14,12 +14,17 @@ fn digest() -> Digest {
     Digest::from_bytes(bytes)
 }
 
+fn part(trace: Option<TraceParent>) -> BlobMessage {
+    BlobMessage::Part { model: digest(), piece: 271, part: 6, trace }
+}
+
 /// One message of each kind, and the length of its payload.
 fn one_of_each() -> Vec<(BlobMessage, usize)> {
     vec![
         (BlobMessage::Manifest(digest()), 0),
         (BlobMessage::Have(digest()), 0),
-        (BlobMessage::Part { model: digest(), piece: 271, part: 6 }, 0),
+        (part(None), 0),
+        (part(conformance::trace()), 0),
         (BlobMessage::Chunk { total: 4 << 20, offset: 3 << 18 }, CHUNK_BYTES),
         (BlobMessage::Refusal { kind: ErrorKind::NotFound, message: "nothing of it is here".to_owned() }, 0),
     ]

@@ -8,10 +8,10 @@ use pangea_schema::blob_capnp as wire;
 
 use super::limits::CHUNK_BYTES;
 use crate::wire::field::{
-    header_error, kind_from_wire, kind_to_wire, printable, read_digest, read_text, truncated, unknown_variant,
-    write_digest,
+    header_error, kind_from_wire, kind_to_wire, printable, read_digest, read_text, read_trace, truncated,
+    unknown_variant, write_digest,
 };
-use crate::wire::{FrameLimits, Header, WireError};
+use crate::wire::{FrameLimits, Header, TraceParent, WireError};
 
 /// Maximum header length: that of a refusal with its text.
 const MAX_HEADER_BYTES: u32 = 2048;
@@ -36,6 +36,8 @@ pub enum BlobMessage {
         piece: u32,
         /// Index of the part within the piece.
         part: u32,
+        /// The span of the fetch.
+        trace: Option<TraceParent>,
     },
     /// Answer: some of the requested bytes, as the payload.
     Chunk {
@@ -71,8 +73,11 @@ impl Header for BlobMessage {
         match self {
             BlobMessage::Manifest(model) => write_digest(model, to.init_manifest()),
             BlobMessage::Have(model) => write_digest(model, to.init_have()),
-            BlobMessage::Part { model, piece, part } => {
+            BlobMessage::Part { model, piece, part, trace } => {
                 let mut asked = to.init_part();
+                if let Some(trace) = trace {
+                    asked.set_trace(trace.to_string());
+                }
                 write_digest(model, asked.reborrow().init_model());
                 asked.set_piece(*piece);
                 asked.set_part(*part);
@@ -102,6 +107,7 @@ impl Header for BlobMessage {
                     model: read_digest(part.get_model().map_err(header_error)?),
                     piece: part.get_piece(),
                     part: part.get_part(),
+                    trace: read_trace(part.get_trace()),
                 }
             }
             Which::Chunk(chunk) => {

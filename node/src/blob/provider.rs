@@ -18,7 +18,7 @@ use super::parts::{PartId, PartSet, part_counts};
 use crate::net::Network;
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::streams::opening;
-use crate::wire::Header;
+use crate::wire::{Header, TraceParent};
 
 /// Maximum bytes of a set of parts: the manifest has a hash of 32 bytes for every bit.
 const MAX_SET_BYTES: usize = MAX_MANIFEST_BYTES / 32 / 8 + 1;
@@ -77,6 +77,7 @@ pub(super) async fn converse<S, B, H>(
     stream: S,
     model: Digest,
     manifest: &Manifest,
+    trace: Option<TraceParent>,
     mut asks: mpsc::Receiver<PartId>,
     mut buffer: B,
     mut heard: H,
@@ -102,7 +103,7 @@ where
         while let Some(part) = asks.recv().await {
             asked.borrow_mut().push_back(part);
             waiting.notify_one();
-            questions.ask(&BlobMessage::Part { model, piece: part.piece, part: part.part }).await?;
+            questions.ask(&BlobMessage::Part { model, piece: part.piece, part: part.part, trace }).await?;
         }
         Ok(())
     };

@@ -10,6 +10,7 @@ use libp2p::StreamProtocol;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Digest;
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use super::PROTOCOL;
 use super::blob_store::BlobStore;
@@ -24,6 +25,7 @@ use crate::peers::Peers;
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::streams::places::Places;
 use crate::supervise::Supervisor;
+use crate::traces::{self, entrance};
 
 /// Answers the streams that peers open, on the current `LocalSet`, until the network ends.
 ///
@@ -119,8 +121,8 @@ type AnswerBytes = std::result::Result<Sent, Error>;
 enum Sent {
     /// A manifest, or the set of parts on this node.
     Facts(Vec<u8>),
-    /// A part of a model file.
-    Part(Upload),
+    /// A part of a model file, with the span of its way from the disk to the network.
+    Part(Upload, Span),
 }
 
 /// A part of a model file in leased memory.
@@ -228,14 +230,15 @@ async fn send<W: AsyncWrite + Unpin>(
         Ok(sent) => {
             let bytes = match &sent {
                 Sent::Facts(bytes) => bytes,
-                Sent::Part(upload) => &upload.bytes,
+                Sent::Part(upload, _) => &upload.bytes,
             };
             let total = bytes.len() as u64;
             for (chunk, at) in bytes.chunks(CHUNK_BYTES).zip((0u64..).step_by(CHUNK_BYTES)) {
                 frames.send(&BlobMessage::Chunk { total, offset: at }, chunk).await?;
                 memory.turn.took(chunk.len() as u64);
             }
-            if let Sent::Part(upload) = sent {
+            if let Sent::Part(upload, span) = sent {
+                drop(span);
                 memory.give_back(upload);
             }
         }
@@ -260,19 +263,25 @@ impl Source {
         match question {
             BlobMessage::Manifest(model) => Ok(facts(&model, |stored| stored.manifest().to_bytes())),
             BlobMessage::Have(model) => Ok(facts(&model, |stored| stored.parts().as_bytes().to_vec())),
-            BlobMessage::Part { model, piece, part } => Ok(self.part(&model, PartId { piece, part }).await),
+            BlobMessage::Part { model, piece, part, trace } => {
+                let span = traces::following(
+                    trace,
+                    || entrance!("part", otel.kind = "server", pangea.model = %model, pangea.piece = i64::from(piece)),
+                );
+                Ok(self.part(&model, PartId { piece, part }, span).await)
+            }
             other => {
                 Err(StreamError::Unexpected(format!("`{}` instead of a question", crate::wire::Header::name(&other))))
             }
         }
     }
 
-    async fn part(&self, model: &Digest, id: PartId) -> AnswerBytes {
+    async fn part(&self, model: &Digest, id: PartId, span: Span) -> AnswerBytes {
         let stored = self.find(model)?;
         let mut upload = self.memory.lease(part_bytes(stored.manifest(), id)).await?;
         let read = tokio::task::spawn_blocking(move || stored.read(id, &mut upload.bytes).map(|()| upload));
         let failed = |_| Error::new(ErrorKind::Internal, "reading it failed");
-        read.await.map_err(failed)?.map(Sent::Part)
+        read.await.map_err(failed)?.map(|upload| Sent::Part(upload, span))
     }
 
     fn find(&self, model: &Digest) -> Result<Arc<Stored>> {

@@ -7,50 +7,53 @@ use std::io::{self, Write, stderr};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::field::{Field, Visit};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::{DefaultFields, Writer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 use super::terminal;
 use crate::config::{LogConfig, LogFormat, LogLevel};
+use crate::traces::{TARGET, Traces};
 
-/// Sets up logging for the process. A second call has no effect.
-pub(super) fn start(config: LogConfig) {
+/// Sets up logging for the process, and the spans of `traces` if there are any. A second call has no effect.
+pub(super) fn start(config: LogConfig, traces: Option<&Traces>) {
     // Errors of the log itself would be printed to standard error, which panics where that is what fails.
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter(config.level))
-        .with_writer(|| Lossy(stderr()))
-        .log_internal_errors(false);
-    // Fails only if a subscriber is set already, which then stays in force.
-    let _ = match config.format {
-        LogFormat::Journal if start_journal(&config) => Ok(()),
-        LogFormat::Json => subscriber.json().flatten_event(true).with_target(false).try_init(),
-        LogFormat::Text | LogFormat::Journal => subscriber
-            .fmt_fields(Sentences { with_fields: config.level >= LogLevel::Debug })
-            .with_target(config.level >= LogLevel::Debug)
-            .with_ansi(terminal::colours(&stderr()))
-            .try_init(),
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| Lossy(stderr())).log_internal_errors(false);
+    let journal = (config.format == LogFormat::Journal).then(journal).flatten();
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match (journal, config.format) {
+        (Some(journal), _) => Box::new(journal),
+        (None, LogFormat::Json) => Box::new(lines.json().flatten_event(true).with_target(false)),
+        (None, LogFormat::Text | LogFormat::Journal) => Box::new(
+            lines
+                .fmt_fields(Sentences { with_fields: config.level >= LogLevel::Debug })
+                .with_target(config.level >= LogLevel::Debug)
+                .with_ansi(terminal::colours(&stderr())),
+        ),
     };
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter(config.level)));
+    // Fails only if a subscriber is set already, which then stays in force.
+    let _ = subscriber.with(traces.map(|traces| traces.layer())).try_init();
 }
 
-/// Sends events to the journal from now on; returns whether there is one.
-fn start_journal(config: &LogConfig) -> bool {
+/// The system's journal, if there is one.
+fn journal() -> Option<tracing_journald::Layer> {
     // Fields have their own names, so that `journalctl EVENT=ready` finds them.
-    let Ok(journal) = tracing_journald::layer() else { return false };
-    let journal = journal.with_field_prefix(None).with_syslog_identifier("pangea".to_owned());
-    tracing_subscriber::registry().with(filter(config.level)).with(journal).try_init().is_ok()
+    let journal = tracing_journald::layer().ok()?;
+    Some(journal.with_field_prefix(None).with_syslog_identifier("pangea".to_owned()))
 }
 
+/// What the log shows: never the spans of traces, which would be in front of every line.
 fn filter(level: LogLevel) -> EnvFilter {
-    EnvFilter::new(match level {
+    let shown = match level {
         LogLevel::Error => "error",
         LogLevel::Info => "warn,pangea=info,pangea_node=info",
         LogLevel::Debug => "info,pangea=debug,pangea_node=debug",
         LogLevel::Trace => "debug,pangea=trace,pangea_node=trace",
-    })
+    };
+    EnvFilter::new(format!("{shown},{TARGET}=off"))
 }
 
 /// Lines that could not be written since the last one that was.

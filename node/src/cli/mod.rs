@@ -60,6 +60,7 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use tokio::task::LocalSet;
 
 use crate::config::{LogConfig, LogFormat, LogLevel, NodeConfig, RawNodeConfig};
+use crate::traces::Traces;
 use args::{OutputArgs, QueryArgs};
 use failure::Failure;
 
@@ -170,12 +171,13 @@ fn run(typed: &ArgMatches) -> Result<(), Failure> {
     };
     if let Some(node) = typed.subcommand_matches("node") {
         let config = NodeConfig::resolve(node, level)?;
-        log::start(config.log);
-        return Ok(crate::daemon::run(config)?);
+        let traces = config.traces.as_ref().map(Traces::new).transpose()?;
+        log::start(config.log, traces.as_ref());
+        return Ok(crate::daemon::run(config, traces)?);
     }
     // Log lines of libraries would hide the result.
     let level = if output.verbose == 0 { LogLevel::Error } else { level };
-    log::start(LogConfig { level, format: LogFormat::Text });
+    log::start(LogConfig { level, format: LogFormat::Text }, None);
     match command {
         Command::Node(_) => Ok(()),
         Command::Matmul(args) => block_on(matmul::run(*args, output)),

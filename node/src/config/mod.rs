@@ -2,7 +2,7 @@
 //!
 //! * [`network`], [`service`], [`work`], [`identity`]: the flags of `pangea node` by concern. The name, help, effect and
 //!   test of a flag are in one of these modules only; the help, `config.toml` and the errors are derived from it.
-//!   Those of votes are in `federation`. `duration`: durations as people write them.
+//!   Those of votes are in `federation`, those of traces in `traces`. `duration`: durations as people write them.
 //! * [`raw`]: all flags together, as given on the command line, in the environment or in [`mod@file`]; all of them optional.
 //! * [`node`]: [`NodeConfig`], the resolved configuration, with defaults. Verbosity is in [`mod@log`].
 //!
@@ -17,6 +17,7 @@ pub mod network;
 pub mod node;
 pub mod raw;
 pub mod service;
+mod traces;
 pub mod work;
 
 pub use duration::duration;

@@ -17,6 +17,7 @@ use super::service::ServiceConfig;
 use super::work::WorkConfig;
 use crate::api_keys::ApiKeys;
 use crate::membership::PoolKeyError;
+use crate::traces::TraceSettings;
 
 /// Resolved configuration of a node.
 #[derive(Clone, Debug)]
@@ -33,6 +34,8 @@ pub struct NodeConfig {
     pub identity: IdentityConfig,
     /// Verbosity and format of the log.
     pub log: LogConfig,
+    /// Where spans go; `None` without traces.
+    pub traces: Option<TraceSettings>,
 }
 
 /// A configuration that cannot be used. Every case is a usage error.
@@ -98,6 +101,16 @@ pub enum ConfigError {
         /// Why the value is invalid.
         why: String,
     },
+    /// The value of a variable of the environment that no flag has is invalid.
+    #[error("the variable {name}={value} is invalid: {why}")]
+    Variable {
+        /// Name of the variable.
+        name: &'static str,
+        /// The invalid value.
+        value: String,
+        /// Why the value is invalid.
+        why: String,
+    },
     /// Another error about a value in `config.toml`.
     #[error("{place}: {error}")]
     At {
@@ -124,6 +137,7 @@ impl ConfigError {
             | ConfigError::NoApiKey { .. }
             | ConfigError::NoRpcKey { .. }
             | ConfigError::TypedApiKey
+            | ConfigError::Variable { .. }
             | ConfigError::At { .. } => None,
         }
     }
@@ -175,6 +189,7 @@ impl NodeConfig {
             federation: raw.federation.resolve()?,
             log: LogConfig { level, format: raw.identity.log_format.unwrap_or_default() },
             identity: raw.identity.resolve(&data_dir, client),
+            traces: raw.traces.resolve(|name| std::env::var(name).ok())?,
         })
     }
 }

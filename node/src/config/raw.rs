@@ -11,6 +11,7 @@ use super::file::{ConfigFile, ConfigFileError};
 use super::identity::IdentityFlags;
 use super::network::NetworkFlags;
 use super::service::ServiceFlags;
+use super::traces::TraceFlags;
 use super::work::WorkFlags;
 
 const EXAMPLES: &str = "\
@@ -46,6 +47,9 @@ pub struct RawNodeConfig {
     /// Identity and files.
     #[command(flatten)]
     pub identity: IdentityFlags,
+    /// Traces of requests.
+    #[command(flatten)]
+    pub traces: TraceFlags,
 }
 
 impl RawNodeConfig {

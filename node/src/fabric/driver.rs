@@ -23,6 +23,7 @@ use libp2p::identity::Keypair;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, Tensor};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use self::estimate::rates;
 use self::probes::Probes;
@@ -107,6 +108,9 @@ struct Attempt {
     compute: Duration,
     /// What the worker signed about the result; not verified.
     signed: Option<SignedProduct>,
+    span: Span,
+    /// The span of its check, while it is checked.
+    checking: Span,
 }
 
 /// The fabric's driver; [`FabricDriver::run`] must be called on the network thread's `LocalSet`.
@@ -122,8 +126,8 @@ pub struct FabricDriver {
     jobs: HashMap<JobId, RunningJob>,
     /// Jobs submitted to the scheduler but not planned yet.
     submitting: HashMap<JobId, Submitting>,
-    /// Jobs whose complete results are being checked once more.
-    finishing: HashMap<JobId, (pangea_control::schedule::JobReport, Tensor)>,
+    /// Jobs whose complete results are being checked once more, with the spans of those checks.
+    finishing: HashMap<JobId, (pangea_control::schedule::JobReport, Tensor, Span)>,
     attempts: HashMap<AttemptId, Attempt>,
     served: Rc<RefCell<TaskService>>,
     probes: Rc<RefCell<Probes>>,
@@ -161,6 +165,8 @@ struct Submitting {
     request: JobRequest,
     submitted: Instant,
     reply: JobReply,
+    /// The span of the planning.
+    planning: Span,
 }
 
 /// The receivers that [`FabricDriver::run`] reads.
@@ -360,7 +366,7 @@ impl FabricDriver {
                     worker = worker.0,
                     reason = reason.name()
                 );
-                if let Err(error) = self.start(attempt, job.0, tile, worker) {
+                if let Err(error) = self.start(attempt, job.0, tile, worker, hedge) {
                     tracing::debug!(event = "start_failed", attempt = attempt.0, %error);
                     self.attempt_failed(attempt, error.kind());
                 }

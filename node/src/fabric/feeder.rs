@@ -9,9 +9,11 @@ use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, Digest, Tensor};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use super::running::JobData;
-use crate::link::coordinator::{Bulk, TaskLink};
+use crate::link::coordinator::{Bulk, TaskLink, TaskSpans};
+use crate::traces::{self, child};
 use crate::wire::{Shape, Task};
 use pangea_control::schedule::{AttemptId, Operand, Tile};
 
@@ -30,6 +32,8 @@ pub(crate) struct Feed {
     /// Operands to send even if the peer should have them, because it reported that it lacks them. The task
     /// itself has been sent already.
     pub(crate) lacking: Option<Vec<Digest>>,
+    /// The span of the attempt.
+    pub(crate) span: Span,
 }
 
 /// Operands that a peer has, as far as this node knows.
@@ -57,6 +61,8 @@ pub(crate) fn start(
 
 async fn feed_one(link: &TaskLink, resident: &Resident, feed: Feed) -> Result<()> {
     let operands = [Operand::Band(feed.tile.band), Operand::Panel(feed.tile.panel)];
+    let sending = child!(&feed.span, "send");
+    let mut bytes = 0;
     let mut digests = Vec::with_capacity(2);
     for operand in operands {
         if feed.cancel.is_cancelled() {
@@ -79,9 +85,11 @@ async fn feed_one(link: &TaskLink, resident: &Resident, feed: Feed) -> Result<()
         }
         resident.borrow_mut().insert(digest);
         feed.job.bytes_sent.set(feed.job.bytes_sent.get() + size);
+        bytes += size;
         link.send(Bulk::Operand { digest, tensor, room: Some(room) })
             .map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))?;
     }
+    traces::set(&sending, "pangea.bytes", bytes as i64);
     // The link does not know tasks that were cancelled earlier, and would send them.
     if feed.lacking.is_some() || feed.cancel.is_cancelled() {
         return Ok(());
@@ -92,11 +100,13 @@ async fn feed_one(link: &TaskLink, resident: &Resident, feed: Feed) -> Result<()
         deadline: feed.deadline,
         operation: feed.job.operation,
         operands: [digests[0], digests[1]],
+        trace: traces::context(&feed.span),
     };
     let (rows, cols) = feed.job.grid.place(feed.tile);
     let shape = Shape::new(feed.job.result.dtype, rows.end - rows.start, cols.end - cols.start)
         .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
-    link.send_task(task, shape).map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))
+    let spans = TaskSpans { task: feed.span, phase: sending };
+    link.send_task(task, shape, spans).map_err(|full| Error::new(ErrorKind::Unavailable, full.to_string()))
 }
 
 /// The digest of an operand; with the tensor if hashing had to copy it anyway.

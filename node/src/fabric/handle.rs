@@ -11,6 +11,7 @@ use pangea_control::peers::SuspicionReason;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::job::{CancelOnDrop, Job, JobId, JobReply, JobRequest, Progress, TileMap};
+use super::spans;
 use super::status::{LinkProbe, NodeStatus, PeerStatus};
 use crate::clock;
 use crate::devices::{Devices, Kind, Lease};
@@ -82,7 +83,8 @@ impl Fabric {
         let commands = self.commands.downgrade();
         let ticket = self.jobs.submit(job_spec(&request, output), move |id| cancel(&commands, id.0))?;
         let id = ticket.id().0;
-        let reply = JobReply::new(ticket, progress_sender, tiles_sender, outcome_sender);
+        let span = spans::product(&request, output, id);
+        let reply = JobReply::new(ticket, progress_sender, tiles_sender, outcome_sender, span);
         self.send(Command::Submit { job: id, request, submitted: Instant::now(), reply })?;
         let cancel = CancelOnDrop { job: id, cancelled: self.commands.downgrade() };
         Ok(Job { id, output, progress, tiles, outcome, cancel })

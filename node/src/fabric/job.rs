@@ -11,8 +11,11 @@ use pangea_control::jobs::{Api, Ending, Owner};
 use pangea_control::schedule::Tile;
 use pangea_control::trust::Verdict;
 use tokio::sync::{oneshot, watch};
+use tracing::Span;
 
+use super::spans;
 use crate::jobs::Ticket;
+use crate::traces;
 
 /// Number of a job on the node that accepted it, from the registry of jobs.
 pub type JobId = u64;
@@ -115,6 +118,7 @@ pub(crate) struct JobReply {
     progress: watch::Sender<Progress>,
     tiles: watch::Sender<TileMap>,
     outcome: oneshot::Sender<Result<JobOutcome>>,
+    span: Span,
 }
 
 impl JobReply {
@@ -123,8 +127,14 @@ impl JobReply {
         progress: watch::Sender<Progress>,
         tiles: watch::Sender<TileMap>,
         outcome: oneshot::Sender<Result<JobOutcome>>,
+        span: Span,
     ) -> JobReply {
-        JobReply { ticket, progress, tiles, outcome }
+        JobReply { ticket, progress, tiles, outcome, span }
+    }
+
+    /// The job's span.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
     }
 
     /// The job is planned, and its tasks are being placed.
@@ -148,12 +158,15 @@ impl JobReply {
     pub(crate) fn done(self, outcome: JobOutcome) {
         let verdict = Verdict::from_name(&outcome.report.verification.verdict).unwrap_or(Verdict::Unchecked);
         self.ticket.end(Ending::Done { verdict });
+        spans::done(&self.span, &outcome.report);
         let _ = self.outcome.send(Ok(outcome));
     }
 
     /// The job has failed. The requester may have gone.
     pub(crate) fn failed(self, error: Error) {
         self.ticket.fail(&error);
+        traces::failed(&self.span, error.kind());
+        traces::end(&self.span);
         let _ = self.outcome.send(Err(error));
     }
 }

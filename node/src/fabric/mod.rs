@@ -15,6 +15,7 @@
 //! * `feeder`: per peer, prepares operands and sends them in the scheduler's order.
 //! * `checker`: the thread that checks results.
 //! * `metrics`: what is counted of products.
+//! * `spans`: what a trace shows of a job.
 //! * `open_links`: the open link to each peer that accepts tasks. `unconnected`: why other nodes are not connected.
 //!
 //! The fabric never computes products and never parses bytes from peers.
@@ -27,6 +28,7 @@ pub mod job;
 mod metrics;
 mod open_links;
 mod running;
+mod spans;
 pub mod status;
 mod unconnected;
 

@@ -13,9 +13,11 @@ use libp2p::PeerId;
 use pangea_client::ErrorKind;
 use pangea_compute::{Digest, Tensor, TensorBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tracing::Span;
 
 use super::limits::{AHEAD_BYTES, BULK_QUEUE, CHUNK_BYTES, CONTROL_QUEUE, HELLO_TIMEOUT};
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
+use crate::traces::child;
 use crate::wire::{Header, Message, ResultSignature, Shape, Task, TaskHello, TaskId, VERSION};
 
 /// Messages that are sent in order, one after another.
@@ -104,9 +106,25 @@ pub enum LinkEvent {
 pub struct TaskLink {
     bulk: mpsc::Sender<Bulk>,
     control: mpsc::Sender<Message>,
-    expected: Rc<RefCell<HashMap<TaskId, Shape>>>,
+    expected: Rc<RefCell<HashMap<TaskId, Expected>>>,
     /// Limits the bytes of queued operands, in units of [`CHUNK_BYTES`].
     room: Arc<Semaphore>,
+}
+
+/// The spans of a task under way.
+#[derive(Debug)]
+pub struct TaskSpans {
+    /// The attempt.
+    pub task: Span,
+    /// The sending of its operands and of itself, then the wait for its result.
+    pub phase: Span,
+}
+
+/// A task whose result has not arrived.
+#[derive(Debug)]
+struct Expected {
+    shape: Shape,
+    spans: TaskSpans,
 }
 
 /// A queue of the stream is full. The limits prevent this for an honest peer that keeps up.
@@ -127,8 +145,8 @@ impl TaskLink {
     }
 
     /// Queues a task whose result has this shape.
-    pub fn send_task(&self, task: Task, result: Shape) -> Result<(), LinkFull> {
-        self.expected.borrow_mut().insert(task.id, result);
+    pub fn send_task(&self, task: Task, result: Shape, spans: TaskSpans) -> Result<(), LinkFull> {
+        self.expected.borrow_mut().insert(task.id, Expected { shape: result, spans });
         self.send(Bulk::Task(task))
     }
 
@@ -204,7 +222,7 @@ impl Report {
 
 struct Reader<R> {
     frames: FrameReader<R>,
-    expected: Rc<RefCell<HashMap<TaskId, Shape>>>,
+    expected: Rc<RefCell<HashMap<TaskId, Expected>>>,
     report: Report,
 }
 
@@ -266,7 +284,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         compute: Duration,
     ) -> Result<(), StreamError> {
         let Piece { task, shape, offset, payload, signed } = piece;
-        let Some(expected) = self.expected.borrow().get(&task).copied() else {
+        let Some(expected) = self.expected.borrow().get(&task).map(|expected| expected.shape) else {
             // The task was cancelled; the pieces of its result are discarded.
             *arriving = None;
             return self.frames.skip(payload).await;
@@ -328,7 +346,7 @@ struct Writer<W> {
     frames: FrameWriter<W>,
     bulk: mpsc::Receiver<Bulk>,
     control: mpsc::Receiver<Message>,
-    expected: Rc<RefCell<HashMap<TaskId, Shape>>>,
+    expected: Rc<RefCell<HashMap<TaskId, Expected>>>,
     report: Report,
 }
 
@@ -386,6 +404,9 @@ impl<W: AsyncWrite + Unpin> Writer<W> {
             Bulk::Task(task) => {
                 if self.expected.borrow().contains_key(&task.id) {
                     self.frames.send(&Message::Task(task), &[]).await?;
+                    if let Some(Expected { spans, .. }) = self.expected.borrow_mut().get_mut(&task.id) {
+                        spans.phase = child!(&spans.task, "wait");
+                    }
                 }
             }
             Bulk::Probe { nonce, bytes } => self.probe(nonce, bytes).await?,

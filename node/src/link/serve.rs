@@ -18,6 +18,7 @@ use pangea_control::tasks::{
     Action, Admission, Event, Intake, OperandStore, RESULT_MEMORY_TIMEOUT, Refusal, TaskQuotas, Terms,
 };
 use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::Span;
 
 use self::replies::{Reply, reply, write_all};
 use self::served_task::{ServedTask, TaskMetrics, TaskOutcome};
@@ -29,6 +30,7 @@ use crate::observe::Observer;
 use crate::peers::Peers;
 use crate::streams::framed::{FrameReader, FrameWriter, StreamError};
 use crate::streams::places::{Place, Places};
+use crate::traces::{self, child, entrance};
 use crate::wire::{Header, Message, Shape, Task, TaskHello, TaskId, VERSION};
 use crate::worker::executor::{Executor, Outcome, PackKey, Work};
 
@@ -180,6 +182,10 @@ struct Accepted {
     /// Whether the task takes a place in the quota of its peer.
     counts: bool,
     counted: Arc<ServedTask>,
+    /// What this node does for the task.
+    span: Span,
+    /// The wait for its operands and for memory.
+    preparing: Span,
 }
 
 /// Memory for a result, until the result is sent.
@@ -388,8 +394,20 @@ impl ServedStream {
             };
             if is_new {
                 let (counts, counted) = (refusal.is_none(), metrics.arrived());
-                let (cancel, place) = (Cancel::new(), Some(place));
-                let accepted = Accepted { task, cancel, place, memory: None, counts, counted };
+                let span = traces::following(task.trace, || {
+                    let (peer, operation) = (session.peer, task.operation.result_name());
+                    entrance!("work", otel.kind = "server", client.address = %peer, pangea.operation = operation)
+                });
+                let accepted = Accepted {
+                    task,
+                    cancel: Cancel::new(),
+                    place: Some(place),
+                    memory: None,
+                    counts,
+                    counted,
+                    preparing: child!(&span, "operands"),
+                    span,
+                };
                 session.accepted.insert(task.id, accepted);
             }
             if task.deadline.is_some() {
@@ -515,6 +533,9 @@ impl ServedStream {
         let accepted = session.accepted.get_mut(&id)?;
         let place = accepted.place.take()?;
         let memory = accepted.memory.take();
+        accepted.preparing = Span::none();
+        let span = accepted.span.clone();
+        let of_reply = span.clone();
         let (ended, end) = oneshot::channel();
         let counted = Arc::clone(&accepted.counted);
         let started = {
@@ -529,9 +550,13 @@ impl ServedStream {
         let done = Box::new(move |outcome: Outcome| {
             let (compute, fault, counted) = (outcome.compute, outcome.fault, of_result);
             place.send(match outcome.result {
-                Ok(tensor) => Reply::Result { task, tensor, compute, fault, memory, counted },
+                Ok(tensor) => {
+                    let span = child!(&of_reply, "reply");
+                    Reply::Result { task, tensor, compute, fault, memory, counted, span }
+                }
                 Err(error) => {
                     counted.end(TaskOutcome::of_error(&error));
+                    traces::failed(&of_reply, error.kind());
                     Reply::Failure { task: id, error, retry_after: None }
                 }
             });
@@ -545,6 +570,7 @@ impl ServedStream {
             keep_bytes: usize::MAX,
             cancel: accepted.cancel.clone(),
             owner: Some(owner),
+            span,
             started: Some(started),
             done,
         };
@@ -569,6 +595,7 @@ impl ServedStream {
         if let Some(accepted) = self.forget(id) {
             accepted.cancel.cancel();
             accepted.counted.end(TaskOutcome::Refused);
+            traces::failed(&accepted.span, error.kind());
             if let Some(place) = accepted.place {
                 place.send(Reply::Failure { task: id, error, retry_after });
             }

@@ -4,19 +4,18 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Cancel;
 use serde::{Deserialize, Serialize};
 use ureq::http::{HeaderMap, Response, StatusCode, header};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::fetch::{beside, stop_if};
 use super::transfer::{FETCHING, Listener};
 use super::{Transfer, disk};
+use crate::https;
 use crate::storage::whole_file;
 
 /// Timeout until a response begins.
@@ -24,14 +23,6 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// Timeout of one response's body; a longer download continues in the next request, a stalled one ends with it.
 const BODY: Duration = Duration::from_secs(120);
-
-/// Files of trusted certificates on Debian, Fedora, SUSE, macOS and Alpine.
-const CERTIFICATES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/ssl/cert.pem",
-];
 
 /// Consecutive requests without progress before the download fails.
 const ATTEMPTS: u32 = 4;
@@ -109,44 +100,9 @@ pub(super) fn size_bytes(address: &str, token: Option<&str>, cancel: &Cancel) ->
 }
 
 fn agent(address: &str) -> Result<Agent> {
-    let certificates = match trusted() {
-        Err(error) if address.starts_with("https://") => return Err(error),
-        certificates => certificates.unwrap_or_default(),
-    };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = TlsConfig::builder()
-        .root_certs(RootCerts::new_with_certs(&certificates))
-        .unversioned_rustls_crypto_provider(provider)
-        .build();
-    let config = Agent::config_builder()
-        .tls_config(tls)
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .timeout_connect(Some(ANSWER))
-        .timeout_recv_response(Some(ANSWER))
-        .timeout_recv_body(Some(BODY))
-        .user_agent(concat!("pangea/", env!("CARGO_PKG_VERSION")))
-        .build();
-    Ok(config.into())
-}
-
-/// Certificates that the system trusts; networks behind a proxy have installed its certificate there.
-fn trusted() -> Result<Vec<Certificate<'static>>> {
-    let named = std::env::var_os("SSL_CERT_FILE").filter(|file| !file.is_empty()).map(PathBuf::from);
-    let path = named.or_else(|| CERTIFICATES.iter().map(PathBuf::from).find(|path| path.is_file()));
-    let no = |what: String| {
-        let hint = "set SSL_CERT_FILE to a PEM file of trusted certificates";
-        Error::new(ErrorKind::Unavailable, format!("cannot download over https: {what}; {hint}"))
-    };
-    let path = path.ok_or_else(|| no("no file of trusted certificates was found".to_owned()))?;
-    let pem = std::fs::read(&path).map_err(|error| no(format!("{}: {error}", path.display())))?;
-    let items = parse_pem(&pem).filter_map(|item| match item {
-        Ok(PemItem::Certificate(certificate)) => Some(certificate),
-        // Keys and unknown entries are skipped.
-        _ => None,
-    });
-    Ok(items.collect())
+    https::agent(address, |config| {
+        config.timeout_connect(Some(ANSWER)).timeout_recv_response(Some(ANSWER)).timeout_recv_body(Some(BODY))
+    })
 }
 
 /// Why a request did not deliver the whole file.

@@ -15,6 +15,7 @@
 //! | `sampler` | on the last stage: choosing tokens from logits |
 //! | `pass_faults` | injected faults of passes, for tests |
 //! | `request_log` | the log lines of a stage about other nodes' requests |
+//! | `spans` | what a trace shows of a stage's sessions and passes |
 //! | `history` | a stage's state of one sequence |
 //! | `draft` | the small model of a node that drafts for larger ones |
 //! | [`wire`], [`payload`], [`limits`] | the messages of `/pangea/session/1`, their raw bytes, their limits |
@@ -37,6 +38,7 @@ pub mod payload;
 mod request_log;
 mod running_pass;
 mod sampler;
+mod spans;
 mod stage;
 pub mod wire;
 

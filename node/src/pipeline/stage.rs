@@ -21,6 +21,7 @@ use super::payload::Payload;
 use super::request_log::RequestLog;
 use super::running_pass::RunningPass;
 use super::sampler::Sampler;
+use super::spans::StageSpans;
 use super::wire::{ChainId, Frame, FrameRows, Message, Open, SessionId, StageAt, Stepped, SteppedSequence};
 use crate::devices::Lease;
 use crate::engine_metrics::EngineMetrics;
@@ -80,6 +81,7 @@ pub(super) struct Stage {
     protocol: Protocol,
     layers: Layers,
     log: RequestLog,
+    spans: StageSpans,
     /// The request that is being opened.
     opening: Option<Box<Open>>,
     /// The earlier stages' signed claims of the session that is being signed.
@@ -119,7 +121,8 @@ impl Stage {
         };
         let protocol = Protocol::new(settings, TextDrafter(drafter));
         let faults = PassFaults::new(pipeline.clone(), setup.index, setup.stages.len());
-        let log = RequestLog::new(pipeline.local(), setup.name, &setup.stages[setup.index]);
+        let log = RequestLog::new(pipeline.local(), setup.name.clone(), &setup.stages[setup.index]);
+        let spans = StageSpans::new(pipeline.local(), setup.name, &setup.stages[setup.index]);
         let sampler = setup.text.map(Sampler::new);
         let rows = pipeline.rows().map(|opener| opener.store().clone());
         let layers = Layers::new(setup.model, setup.budget, faults, sampler, running.clone(), rows);
@@ -132,6 +135,7 @@ impl Stage {
             metrics: setup.metrics,
             protocol,
             log,
+            spans,
             opening: None,
             signed_before: None,
             running,
@@ -373,6 +377,7 @@ impl Stage {
             Action::Forget(session) => {
                 self.layers.remove(&session);
                 self.log.ended(session);
+                self.spans.ended(session);
                 if self.index == 0 {
                     self.pipeline.session_over(self.started_as, &session);
                 }
@@ -401,6 +406,7 @@ impl Stage {
             Action::Break { why } => {
                 self.layers.clear();
                 self.log.clear();
+                self.spans.clear();
                 self.pipeline.broken(self.started_as, &why);
             }
             Action::Count(Count::Refused) => drop(self.metrics.refused.inc()),
@@ -414,6 +420,7 @@ impl Stage {
         open.sequence = Some(sequence);
         self.layers.join(open)?;
         self.log.began(open);
+        self.spans.began(open);
         Ok(())
     }
 
@@ -508,7 +515,10 @@ impl Stage {
         let is_first = self.index == 0;
         let received = std::mem::replace(&mut self.received, Payload::empty());
         let input = if is_first { Input::Tokens(tokens) } else { Input::Activations(received.as_f32()) };
-        let event = match self.layers.pass(&self.protocol, &rows, input, is_first) {
+        let pass = self.spans.pass(&rows, |sequence| self.protocol.session_of(sequence));
+        let result = self.layers.pass(&self.protocol, &rows, input, is_first);
+        self.spans.passed(pass);
+        let event = match result {
             Ok(mut passed) => {
                 if passed.failed.iter().any(|(_, error)| error.kind() == ErrorKind::Cancelled) {
                     self.metrics.steps_cut_off.inc();

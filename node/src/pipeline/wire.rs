@@ -16,6 +16,8 @@ pub use pangea_control::session::{
     ChainId, EndReason, FrameRows, SessionId, StageAt, Start, StartSource, SteppedSequence, TokenOut,
 };
 
+use crate::wire::TraceParent;
+
 /// The protocol, versioned in its name.
 pub const PROTOCOL: &str = "/pangea/session/1";
 
@@ -106,6 +108,8 @@ pub struct Open {
     pub format: AnswerFormat,
     /// Whether log-probabilities of the prompt are requested.
     pub prompt_logprobs: bool,
+    /// The span of the session at its coordinator.
+    pub trace: Option<TraceParent>,
     /// The prompt and the tokens chosen so far, sent as the payload, u32 little-endian.
     pub tokens: Vec<u32>,
 }

@@ -18,6 +18,7 @@ use pangea_control::generation::{Exclusions, PromptPace};
 use pangea_control::routing::Prefix;
 use pangea_units::ByteSize;
 use prometheus_client::encoding::DescriptorEncoder;
+use tracing::Span;
 
 use super::embedding::EmbeddingQueue;
 use super::generation::{Generation, Prepared};
@@ -33,6 +34,7 @@ use crate::pipeline::wire::StageAt;
 use crate::pipeline::{ChainId, ChainLimits, Draft, Drafts, Pipeline, StageSetup};
 use crate::pool::ServingAdvert;
 use crate::supervise::Supervisor;
+use crate::traces::child;
 use crate::trust::Auditor;
 use crate::{clock, compute_error};
 
@@ -328,8 +330,10 @@ impl Engine {
     pub async fn generate(&self, request: Request) -> std::result::Result<Generation, RequestRefused> {
         let arrived = clock::now();
         let shared = Arc::clone(&self.shared);
+        let preparing = child!(&Span::current(), "prepare");
         // Templates, long texts and schemas take a while, so they are processed on a blocking thread.
         let prepared = tokio::task::spawn_blocking(move || prepare(&shared, request, arrived)).await;
+        drop(preparing);
         let gone = |_| Error::new(ErrorKind::Internal, "cannot prepare the request");
         Generation::begin(Arc::clone(&self.shared), prepared.map_err(gone)??).await
     }

@@ -30,6 +30,7 @@ use super::metrics::{TokenTimes, count_answered};
 use super::request::{Event, Prefill, Summary, TokenLogprob};
 use super::request_log::RequestLog;
 use super::signed_answer::{RequestFacts, Rules, SignedAnswer};
+use super::spans::RequestSpans;
 use crate::clock;
 use crate::jobs::Ticket;
 use crate::pipeline::SessionEvent;
@@ -93,6 +94,7 @@ pub struct Generation {
     ready: VecDeque<Result<Event>>,
     refused: Option<RequestRefused>,
     log: RequestLog,
+    spans: RequestSpans,
     /// The request's job.
     job: Ticket,
     /// Set when the job is cancelled from elsewhere.
@@ -132,6 +134,7 @@ impl Generation {
             deadline: None,
         };
         let job = engine.jobs.submit(spec, move |_| cancel.cancel())?;
+        let spans = RequestSpans::new(&engine.facts.name, asked.prompt.len(), asked.max_new_tokens, asked.choices);
         let mut generation = Generation {
             state: GenerationState::new(setup),
             routes: engine.routes.changed(),
@@ -146,6 +149,7 @@ impl Generation {
             ready: VecDeque::new(),
             refused: None,
             log: RequestLog::default(),
+            spans,
             job,
             cancelled,
             over: false,
@@ -162,6 +166,7 @@ impl Generation {
         if let Some(refused) = generation.refused.take() {
             generation.over = true;
             generation.log.failed(&generation.engine.facts.name, 0, &refused.error);
+            generation.spans.failed(&refused.error);
             generation.job.fail(&refused.error);
             return Err(refused);
         }
@@ -195,6 +200,7 @@ impl Generation {
                     Ok(Event::Done(summary)) => {
                         count_answered(&self.engine.metrics, summary);
                         self.log.done(&self.engine.facts.name, summary);
+                        self.spans.done(summary);
                         self.job.end(Ending::Done { verdict: summary.verdict });
                         self.end();
                     }
@@ -237,6 +243,7 @@ impl Generation {
     }
 
     fn message(&mut self, from: PeerId, message: Message, payload: &Payload) {
+        self.spans.heard(&message);
         let stranger = (from != self.engine.pipeline.local()).then_some(&from);
         if let Some((session, reply)) = reply(stranger, message, payload) {
             self.handle(generation::Event::Reply { from, session, reply });
@@ -266,6 +273,7 @@ impl Generation {
     fn perform(&mut self, action: Action) -> Option<generation::Event> {
         match action {
             Action::FindRoute { choices, exclusions } => {
+                self.spans.routing();
                 let (routes, prompt) = (&self.engine.routes, &self.asked.prefix);
                 let route = match &self.asked.server {
                     Some(server) => routes.alone_at(server, &exclusions, prompt),
@@ -285,7 +293,10 @@ impl Generation {
                 let opened = self.open(choices.clone(), id, route, from_prompt);
                 return opened.err().map(|why| generation::Event::OpenFailed { choices, why });
             }
-            Action::Forget { session } => self.engine.pipeline.remove_session(&session),
+            Action::Forget { session } => {
+                self.spans.over(session);
+                self.engine.pipeline.remove_session(&session);
+            }
             Action::Close { chain, session, first_stage, commit } => {
                 // A first stage that is gone needs no message; its missing signature is noticed by the timeout.
                 let close = Message::Close { chain, session, commit };
@@ -295,6 +306,7 @@ impl Generation {
             Action::FailOver { choice, session, why } => {
                 tracing::warn!(event = "session_failover", %session, why, "session failing over: {why}");
                 self.engine.metrics.failovers.inc();
+                self.spans.failing_over(session);
                 self.chains[choice] = None;
                 self.lost(choice, &why);
             }
@@ -313,7 +325,7 @@ impl Generation {
             Action::Audit { choice, awaited } => {
                 if let (Some(auditor), Some(receipt)) = (&self.engine.auditor, &self.receipts[choice]) {
                     let suspect = receipt.segments.last().is_some_and(|last| last.ended.is_some());
-                    let audit = auditor.audit(receipt.clone(), awaited, suspect);
+                    let audit = auditor.audit(receipt.clone(), awaited, suspect, self.spans.audit(awaited));
                     if awaited {
                         self.audits.push(audit);
                     }
@@ -385,6 +397,7 @@ impl Generation {
             self.signed[0].score_prompt();
         }
         self.job.routed(&route.stages);
+        let trace = self.spans.opening(id, choices.len() as u16, &route.stages, self.engine.pipeline.local());
         let session = self.state.answer(choices.start);
         let first_stage = route.stages[0].peer;
         let open = Open {
@@ -401,6 +414,7 @@ impl Generation {
             sampling: self.asked.sampling.of_choice(choices.start as u16),
             format: self.asked.format.clone(),
             prompt_logprobs: scores,
+            trace,
             tokens: session.tokens().to_vec(),
         };
         let sent = self.engine.pipeline.send(first_stage, Message::Open(Box::new(open)), Payload::empty());
@@ -541,6 +555,7 @@ impl Generation {
             _ => self.engine.metrics.failed.inc(),
         };
         self.log.failed(&self.engine.facts.name, self.state.tokens().answer, error);
+        self.spans.failed(error);
         self.job.fail(error);
         self.end();
     }
@@ -559,6 +574,7 @@ impl Drop for Generation {
             self.engine.metrics.cancelled.inc();
             let gone = Error::new(ErrorKind::Cancelled, "nobody waits for it any more");
             self.log.failed(&self.engine.facts.name, self.state.tokens().answer, &gone);
+            self.spans.failed(&gone);
             self.end();
         }
     }

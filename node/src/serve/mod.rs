@@ -10,7 +10,7 @@
 //! * [`route`]: the chains of stages of a model; `pooled`: those that the pool placed, and the nodes that
 //!   answer alone. `model_digest`: the digest of a model, before and after its file is hashed. `dispatch`: what was sent to which of them. `remote`: models whose
 //!   requests other nodes answer as a whole. [`request`]: requests and their
-//!   events. `metrics`: counters. `request_log`: its log lines. `audit_host`: the node's side of audits.
+//!   events. `metrics`: counters. `request_log`: its log lines. `spans`: what a trace shows of it. `audit_host`: the node's side of audits.
 //!
 //! This room knows nothing of HTTP or commands, and of peers only their ids.
 
@@ -29,6 +29,7 @@ pub mod request;
 mod request_log;
 pub mod route;
 mod signed_answer;
+mod spans;
 
 pub use crate::model_text::{ModelText, Prompt, TokenText, WrongField, role};
 pub use crate::pipeline::{Draft, Drafts};

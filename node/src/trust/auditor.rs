@@ -19,6 +19,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use tokio::sync::oneshot;
+use tracing::Span;
 
 use super::FailedAudit;
 use super::chain::Signed;
@@ -29,6 +30,7 @@ use crate::clock;
 use crate::devices::Devices;
 use crate::observe::Observer;
 use crate::supervise::Supervisor;
+use crate::traces;
 
 /// Receipts that wait for the disk: a slow disk loses receipts, and answers never wait for it.
 const RECEIPTS_WAITING: usize = 256;
@@ -111,6 +113,8 @@ struct Job {
     receipt: Receipt,
     urgency: Urgency,
     done: oneshot::Sender<Result<Audited>>,
+    /// The span of the audit, from now on.
+    span: Span,
 }
 
 /// Result of an audit.
@@ -197,14 +201,20 @@ impl Auditor {
 
     /// Audits a receipt; `Overloaded` if too many audits wait already, `DeadlineExceeded` if it is not done in time.
     /// `awaited`: whether a request waits for it; `suspect`: whether it matters more than a drawn one.
-    pub fn audit(&self, receipt: Receipt, awaited: bool, suspect: bool) -> oneshot::Receiver<Result<Audited>> {
+    pub fn audit(
+        &self,
+        receipt: Receipt,
+        awaited: bool,
+        suspect: bool,
+        span: Span,
+    ) -> oneshot::Receiver<Result<Audited>> {
         let (done, result) = oneshot::channel();
         let urgency = match (awaited, suspect) {
             (true, _) => Urgency::Awaited,
             (false, true) => Urgency::Suspect,
             (false, false) => Urgency::Drawn,
         };
-        let crowded = self.waiting().push(Job { receipt, urgency, done }, urgency, clock::now());
+        let crowded = self.waiting().push(Job { receipt, urgency, done, span }, urgency, clock::now());
         self.0.added.notify_one();
         if let Some(job) = crowded {
             self.skip(job, Skipped::Crowded);
@@ -242,12 +252,13 @@ impl Auditor {
         };
         let receipt = &job.receipt.id;
         tracing::warn!(event = "audit_skipped", receipt, why, "answer not audited: {why}");
-        self.count(result);
+        self.count(&job.span, result);
         // The requester may have gone.
         let _ = job.done.send(Err(Error::new(kind, why)));
     }
 
-    fn count(&self, result: &'static str) {
+    fn count(&self, span: &Span, result: &'static str) {
+        traces::set(span, "pangea.result", result);
         self.0.audits.get_or_create(&ResultLabels { result }).inc();
     }
 
@@ -271,7 +282,7 @@ impl Auditor {
     }
 
     fn audit_now(&self, parts: &AuditorParts, replayers: &AuditReplayers, job: Job, deadline: Time) {
-        let Job { receipt, urgency, done } = job;
+        let Job { receipt, urgency, done, span } = job;
         let id = receipt.id.clone();
         let audited =
             replay_audit(parts, replayers, receipt, urgency == Urgency::Awaited, AuditPace::new(urgency, deadline));
@@ -279,18 +290,17 @@ impl Auditor {
             Ok(audited) => {
                 let passed = audited.receipt.verdict != Verdict::Unchecked;
                 let refuted = !audited.receipt.refuted().is_empty();
-                self.count(if refuted {
-                    "refuted"
-                } else if passed {
-                    "passed"
-                } else {
-                    "suspicious"
-                });
+                let result = match (refuted, passed) {
+                    (true, _) => "refuted",
+                    (false, true) => "passed",
+                    (false, false) => "suspicious",
+                };
+                self.count(&span, result);
                 // Written after the unaudited version of the same receipt: one thread writes both, in order.
                 drop(self.0.receipts.send(audited.receipt.clone()));
             }
             Err(error) => {
-                self.count(if error.kind() == ErrorKind::DeadlineExceeded { "late" } else { "failed" });
+                self.count(&span, if error.kind() == ErrorKind::DeadlineExceeded { "late" } else { "failed" });
                 tracing::warn!(event = "audit_failed", receipt = id, %error, "audit failed: {error}");
             }
         }

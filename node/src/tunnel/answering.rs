@@ -383,7 +383,7 @@ mod tests {
 
     fn ask(body: &[u8]) -> TunnelMessage {
         let (route, model) = (AskRoute::Completions, Digest::from_bytes([1; 32]));
-        TunnelMessage::Ask(Ask { route, model, body_bytes: body.len() as u32 })
+        TunnelMessage::Ask(Ask { route, model, body_bytes: body.len() as u32, trace: None })
     }
 
     /// Answers with the length of the body and counts its first byte as tokens.

@@ -175,7 +175,7 @@ mod tests {
     async fn heard(messages: &[(TunnelMessage, &[u8])]) -> (Vec<Heard>, Result<(), String>) {
         let (near, far) = tokio::io::duplex(1 << 20);
         let (to, mut parts) = mpsc::channel(PIECES);
-        let ask = Ask { route: AskRoute::Completions, model: Digest::from_bytes([1; 32]), body_bytes: 2 };
+        let ask = Ask { route: AskRoute::Completions, model: Digest::from_bytes([1; 32]), body_bytes: 2, trace: None };
         let asking = async {
             let ended = converse(near.compat(), PeerId::random(), ask, b"{}", &to).await;
             drop(to);

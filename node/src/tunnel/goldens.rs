@@ -17,7 +17,7 @@ fn digest() -> Digest {
 }
 
 fn ask(body_bytes: usize) -> Ask {
-    Ask { route: AskRoute::Messages, model: digest(), body_bytes: body_bytes as u32 }
+    Ask { route: AskRoute::Messages, model: digest(), body_bytes: body_bytes as u32, trace: None }
 }
 
 /// One message of each kind, and the length of its payload.
@@ -34,6 +34,7 @@ fn one_of_each() -> Vec<(TunnelMessage, usize)> {
     vec![
         (TunnelMessage::Ask(ask(300)), 300),
         (TunnelMessage::Ask(ask(BODY_BYTES)), CHUNK_BYTES),
+        (TunnelMessage::Ask(Ask { trace: conformance::trace(), ..ask(300) }), 300),
         (TunnelMessage::More, CHUNK_BYTES),
         (TunnelMessage::Working(counted), 0),
         (TunnelMessage::Head(AnswerForm::Events), 0),

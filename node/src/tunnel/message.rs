@@ -9,10 +9,10 @@ use pangea_schema::tunnel_capnp as wire;
 
 use super::limits::{BODY_BYTES, CHUNK_BYTES};
 use crate::wire::field::{
-    header_error, kind_from_wire, kind_to_wire, printable, read_digest, read_text, truncated, unknown_variant,
-    write_digest,
+    header_error, kind_from_wire, kind_to_wire, printable, read_digest, read_text, read_trace, truncated,
+    unknown_variant, write_digest,
 };
-use crate::wire::{FrameLimits, Header, WireError};
+use crate::wire::{FrameLimits, Header, TraceParent, WireError};
 
 /// Maximum header length: that of a failure with its texts.
 const MAX_HEADER_BYTES: u32 = 2048;
@@ -154,6 +154,8 @@ pub struct Ask {
     pub model: Digest,
     /// Length of the JSON body, 1 to [`BODY_BYTES`].
     pub body_bytes: u32,
+    /// The span that the request is a part of.
+    pub trace: Option<TraceParent>,
 }
 
 impl Ask {
@@ -247,6 +249,9 @@ impl Header for TunnelMessage {
                 let mut to = to.init_ask();
                 to.set_route(ask.route.to_wire());
                 to.set_body_bytes(ask.body_bytes);
+                if let Some(trace) = ask.trace {
+                    to.set_trace(trace.to_string());
+                }
                 write_digest(&ask.model, to.init_model());
             }
             TunnelMessage::More => to.set_more(()),
@@ -284,7 +289,8 @@ impl Header for TunnelMessage {
                     return Err(WireError::Header(why));
                 }
                 let model = read_digest(ask.get_model().map_err(header_error)?);
-                TunnelMessage::Ask(Ask { route: AskRoute::of_wire(route), model, body_bytes })
+                let trace = read_trace(ask.get_trace());
+                TunnelMessage::Ask(Ask { route: AskRoute::of_wire(route), model, body_bytes, trace })
             }
             Which::More(()) => TunnelMessage::More,
             Which::Working(counted) => TunnelMessage::Working(read_counted(counted)?),

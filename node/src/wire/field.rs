@@ -7,7 +7,7 @@ use pangea_client::ErrorKind;
 use pangea_compute::Digest;
 use pangea_schema::task_capnp as wire;
 
-use super::WireError;
+use super::{TraceParent, WireError};
 
 /// Writes a digest as four words.
 pub(crate) fn write_digest(digest: &Digest, mut to: wire::digest::Builder<'_>) {
@@ -29,6 +29,11 @@ pub(crate) fn read_digest(from: wire::digest::Reader<'_>) -> Digest {
         bytes[i * 8..i * 8 + 8].copy_from_slice(&word.to_le_bytes());
     }
     Digest::from_bytes(bytes)
+}
+
+/// Reads a trace's context. A malformed one is none: what it comes with needs it for nothing.
+pub(crate) fn read_trace(text: capnp::Result<capnp::text::Reader<'_>>) -> Option<TraceParent> {
+    TraceParent::parse(text.ok()?.to_str().ok()?)
 }
 
 /// Encodes an error kind.

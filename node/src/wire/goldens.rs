@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use super::conformance::{self, encoded};
 use super::frame::{FrameHead, PREFIX_BYTES};
 use super::message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, ResultSignature, Shape, Task, TaskHello};
-use super::{Header, PROTOCOL, WireError};
+use super::{Header, PROTOCOL, TraceParent, WireError};
 
 fn digest(n: u8) -> Digest {
     let mut bytes = [n; 32];
@@ -38,15 +38,22 @@ fn hello() -> TaskHello {
     }
 }
 
-/// One message of each kind, and the length of its payload.
-fn one_of_each() -> Vec<(Message, usize)> {
+/// A task of a request that is not traced.
+fn task() -> Task {
     let (operation, operands) = (Operation::Matmul, [digest(0xaa), digest(0xbb)]);
     let deadline = Some(Duration::from_millis(2500));
+    Task { id: 7, priority: -1, deadline, operation, operands, trace: None }
+}
+
+/// One message of each kind, and the length of its payload.
+fn one_of_each() -> Vec<(Message, usize)> {
+    let task = task();
     let signed = Some(ResultSignature { digest: digest(0xcc), signature: [0xdd; 64] });
     vec![
         (Message::Hello(hello()), 0),
         (Message::Operand { digest: digest(0xaa), shape: shape(), offset: 1 << 16 }, 1 << 16),
-        (Message::Task(Task { id: 7, priority: -1, deadline, operation, operands }), 0),
+        (Message::Task(task), 0),
+        (Message::Task(Task { trace: conformance::trace(), ..task }), 0),
         (Message::Cancel(7), 0),
         (Message::Release(digest(0xaa)), 0),
         (Message::Result { task: 7, shape: shape(), offset: 0, compute_nanos: 21_000_000, signed: None }, 1 << 19),
@@ -86,6 +93,19 @@ fn messages_of_every_version_are_read() {
 #[test]
 fn fields_of_later_versions_are_ignored() {
     conformance::assert_later_fields_are_ignored(&one_of_each(), read);
+}
+
+#[test]
+fn a_malformed_trace_is_none_and_the_task_is_read() {
+    let traced = Task { trace: conformance::trace(), ..task() };
+    let bytes = encoded(&Message::Task(traced), 0);
+    let text = traced.trace.unwrap().to_string();
+    let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+    for (offset, byte) in [(0, b'1'), (2, b'_'), (3, b'G'), (54, 0xff), (55, b'0')] {
+        let mut malformed = bytes[PREFIX_BYTES..].to_vec();
+        malformed[at - PREFIX_BYTES + offset] = byte;
+        assert_eq!(Message::decode(&malformed, 0).unwrap(), Message::Task(task()), "{offset}");
+    }
 }
 
 /// The header of a result as nodes sent it before results were signed.
@@ -172,10 +192,11 @@ proptest! {
     }
 
     #[test]
-    fn any_task_comes_back(id: u64, priority: i8, ms in 1u32.., a: [u8; 32], b: [u8; 32]) {
+    fn any_task_comes_back(id: u64, priority: i8, ms in 1u32.., a: [u8; 32], b: [u8; 32], trace: ([u8; 16], [u8; 8], bool)) {
         let operands = [Digest::from_bytes(a), Digest::from_bytes(b)];
         let deadline = Some(Duration::from_millis(u64::from(ms)));
-        let task = Task { id, priority, deadline, operation: Operation::Matmul, operands };
+        let trace = TraceParent::new(trace.0, trace.1, trace.2);
+        let task = Task { id, priority, deadline, operation: Operation::Matmul, operands, trace };
         let bytes = encoded(&Message::Task(task), 0);
         prop_assert_eq!(Message::decode(&bytes[PREFIX_BYTES..], 0).unwrap(), Message::Task(task));
     }

@@ -9,11 +9,11 @@ use pangea_compute::{DType, Digest, Operation};
 use pangea_schema::task_capnp as wire;
 
 use super::field::{
-    header_error, kind_from_wire, kind_to_wire, printable, read_digest, read_text, truncated, unknown_variant,
-    write_digest,
+    header_error, kind_from_wire, kind_to_wire, printable, read_digest, read_text, read_trace, truncated,
+    unknown_variant, write_digest,
 };
 use super::frame::FrameLimits;
-use super::{Header, WireError, operation};
+use super::{Header, TraceParent, WireError, operation};
 
 /// The coordinator's number of a task, unique on one stream.
 pub type TaskId = u64;
@@ -113,6 +113,8 @@ pub struct Task {
     pub operation: Operation,
     /// What to do it with, left and right.
     pub operands: [Digest; 2],
+    /// The span that the task is a part of.
+    pub trace: Option<TraceParent>,
 }
 
 /// A worker's signature of a whole result. What it signs is the room `trust`'s.
@@ -423,6 +425,9 @@ fn write_task(task: &Task, mut to: wire::task::Builder<'_>) {
     // Zero means none, so a deadline that has all but passed is sent as one millisecond.
     let deadline_ms = task.deadline.map_or(0, |left| u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1));
     to.set_deadline_ms(deadline_ms);
+    if let Some(trace) = task.trace {
+        to.set_trace(trace.to_string());
+    }
     operation::write(task.operation, &task.operands, to.init_operation());
 }
 
@@ -435,7 +440,8 @@ fn read_task(from: wire::task::Reader<'_>) -> Result<Message, WireError> {
         0 => None,
         ms => Some(Duration::from_millis(u64::from(ms))),
     };
-    Ok(Message::Task(Task { id, priority: from.get_priority(), deadline, operation, operands }))
+    let (priority, trace) = (from.get_priority(), read_trace(from.get_trace()));
+    Ok(Message::Task(Task { id, priority, deadline, operation, operands, trace }))
 }
 
 fn write_shape(shape: &Shape, mut to: wire::shape::Builder<'_>) {

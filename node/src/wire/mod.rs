@@ -9,6 +9,7 @@
 //! * [`frame`], [`header`]: shared by every protocol; a protocol's messages implement [`Header`].
 //! * `field`: fields that several protocols have. `conformance`: tests that every protocol's messages must pass.
 //! * [`message`]: the messages of `/pangea/task/1`; `operation`: the operation of a task.
+//! * `trace_parent`: the context of a trace, which requests of several protocols carry.
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -19,10 +20,12 @@ mod goldens;
 pub mod header;
 pub mod message;
 mod operation;
+mod trace_parent;
 
 pub use frame::{FrameHead, FrameLimits, PREFIX_BYTES};
 pub use header::Header;
 pub use message::{MAX_HEADER_BYTES, MAX_PAYLOAD_BYTES, Message, ResultSignature, Shape, Task, TaskHello, TaskId};
+pub use trace_parent::TraceParent;
 
 /// The protocol of tasks, versioned in its name.
 pub const PROTOCOL: &str = "/pangea/task/1";

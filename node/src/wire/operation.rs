@@ -43,7 +43,7 @@ mod tests {
     /// One task of each operation, in the order of [`Operation::ALL`].
     fn one_of_each() -> Vec<(Message, usize)> {
         let operands = [Digest::from_bytes([0xaa; 32]), Digest::from_bytes([0xbb; 32])];
-        let task = |operation| Task { id: 7, priority: 0, deadline: None, operation, operands };
+        let task = |operation| Task { id: 7, priority: 0, deadline: None, operation, operands, trace: None };
         Operation::ALL.map(|operation| (Message::Task(task(operation)), 0)).into()
     }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, Cut, DType, Digest, Operation, PackedA, PackedB, Pool, Tensor};
+use tracing::Span;
 
 use super::cost::job_shape;
 use super::gpu_products::GpuProducts;
@@ -20,6 +21,7 @@ use crate::devices::threads::Purpose;
 use crate::devices::{Devices, Kind, Lease};
 use crate::fault::Fault;
 use crate::supervise::Supervisor;
+use crate::traces::child;
 
 /// Tasks that may wait here, of all peers and jobs together. A peer's own limit is far lower; this one
 /// only keeps a defect from growing memory without bound.
@@ -92,6 +94,8 @@ pub struct Work {
     pub cancel: Cancel,
     /// The peer that sent the task; `None` for a job of this node. The node's `--fault` applies to peers only.
     pub owner: Option<PeerId>,
+    /// The span that the task is a part of.
+    pub span: Span,
     /// Called on the executor's thread just before the task starts; must not block.
     pub started: Option<Box<dyn FnOnce() + Send>>,
     /// Called on the executor's thread with the outcome; must not block.
@@ -138,6 +142,8 @@ struct Queue {
 struct Queued {
     order: (i8, u64),
     work: Work,
+    /// The span of the wait.
+    _waiting: Span,
 }
 
 impl Work {
@@ -229,7 +235,8 @@ impl Executor {
         }
         queue.arrivals += 1;
         let order = (work.priority, queue.arrivals);
-        queue.heap.push(Queued { order, work });
+        let _waiting = child!(&work.span, "queue");
+        queue.heap.push(Queued { order, work, _waiting });
         drop(queue);
         self.shared.wake.notify_one();
         Ok(())
@@ -334,6 +341,7 @@ impl Compute {
                 started();
             }
             let begin = Instant::now();
+            let computing = child!(&work.span, "compute");
             let mut compute = || {
                 let mut result = work.compute(&self.packs, &self.pool, &self.gpu);
                 let mut fault = None;
@@ -345,6 +353,7 @@ impl Compute {
             match catch_unwind(AssertUnwindSafe(&mut compute)) {
                 Ok((result, fault)) => {
                     let compute = begin.elapsed();
+                    drop(computing);
                     shared.learn(flops, compute);
                     (work.done)(Outcome { result, compute, fault });
                 }

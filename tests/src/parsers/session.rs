@@ -9,7 +9,7 @@ use pangea_node::pipeline::wire::{
     ChainId, EndReason, Frame, FrameRows, Message, Open, SessionId, StageAt, Start, StartSource, Stepped,
     SteppedSequence, TokenOut, Tokens,
 };
-use pangea_node::wire::{FrameHead, Header, PREFIX_BYTES};
+use pangea_node::wire::{FrameHead, Header, PREFIX_BYTES, TraceParent};
 
 /// A decoded message can be encoded, and decodes to the same message; rows and tokens match the payload.
 pub fn session_frame(bytes: &[u8]) {
@@ -62,6 +62,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             sampling: Sampling { logit_bias: vec![(1, 0.5)], logprobs: Some(2), ..Sampling::default() },
             format: AnswerFormat::JsonSchema("{}".to_owned()),
             prompt_logprobs: true,
+            trace: TraceParent::new([7; 16], [8; 8], true),
             tokens: vec![1, 2, 3, 4],
         })),
         Message::Accepted { session },

@@ -412,7 +412,7 @@ fn a_node_answers_peers_for_its_own_models_only() {
     let model = digest(&one, "tiny");
     let body =
         json!({"model": "another-name", "prompt": "Hello", "max_tokens": 2, "strategy": "best_of_n"}).to_string();
-    let request = Ask { route: AskRoute::Completions, model, body_bytes: body.len() as u32 };
+    let request = Ask { route: AskRoute::Completions, model, body_bytes: body.len() as u32, trace: None };
     let other = Digest::from_bytes([9; 32]);
     let asker = |node: &Node| Answerer::connect(&node.address, "other", other, Behaviour::Dies);
     let said = asker(&one).asks(request, body.as_bytes());

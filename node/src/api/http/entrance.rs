@@ -28,6 +28,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
+use tracing::Span;
 
 use super::App;
 use super::dialect::named_event;
@@ -42,6 +43,7 @@ use crate::clock;
 use crate::jobs::Ticket;
 use crate::observe::Observer;
 use crate::serve::RemoteModel;
+use crate::traces::{self, child, moment};
 use crate::tunnel::asking::{Asking, Heard};
 use crate::tunnel::limits::DOCUMENT_BYTES;
 use crate::tunnel::{AnswerForm, Ask, AskRoute, Counted, Failure, Tunnel};
@@ -158,6 +160,7 @@ impl Asked {
             route,
             model: model.digest,
             body_bytes: u32::try_from(body.len()).map_err(|_| ApiError::new(ErrorKind::InvalidInput, "too large"))?,
+            trace: None,
         };
         let log = TunnelLog::new(app, &model.name, route, user)?;
         Ok(Some(Asked {
@@ -229,6 +232,8 @@ struct Attempt {
     held: Vec<u8>,
     counted: Counted,
     complete: bool,
+    /// From the request to its end at this node.
+    span: Span,
 }
 
 /// The nodes that a request is at.
@@ -269,14 +274,16 @@ impl Race {
         let tried = self.attempts.tried();
         let may_take = |peer: &PeerId| !tried.contains(peer) && tunnel.may_ask(peer);
         let Some((server, place)) = model.send(prefix, may_take) else { return Event::NoServer };
-        app.tunnelled.sent(match (tried, self.at_work.is_empty()) {
+        let reason = match (tried, self.at_work.is_empty()) {
             ([], _) => "first",
             (_, true) => "retry",
             (_, false) => "hedge",
-        });
+        };
+        app.tunnelled.sent(reason);
         let is_retry = !tried.is_empty() && self.at_work.is_empty();
         log.began(StageAt { peer: server, layers: 0..model.layers() }, is_retry);
-        let asking = tunnel.ask(server, *ask, body.clone());
+        let span = child!(&log.span, "tunnel", otel.kind = "client", server.address = %server, pangea.reason = reason);
+        let asking = tunnel.ask(server, Ask { trace: traces::context(&span), ..*ask }, body.clone());
         let attempt = Attempt {
             asking,
             _place: place,
@@ -285,6 +292,7 @@ impl Race {
             held: Vec::new(),
             counted: Counted::default(),
             complete: false,
+            span,
         };
         self.at_work.insert(server, attempt);
         Event::Sent(server)
@@ -320,6 +328,7 @@ impl Race {
             && let Some(attempt) = self.at_work.get(&server)
         {
             self.asked.model.began(&self.asked.prefix, clock::now().since(attempt.since));
+            moment!(&attempt.span, "answer begins");
         }
         self.handle(Event::Answers(server));
     }
@@ -343,7 +352,9 @@ impl Race {
 
     fn fail(&mut self, server: PeerId, failure: Failure) {
         tracing::info!(event = "tunnel_failed", %server, why = failure.message, "a node did not answer a request: {}", failure.message);
-        self.at_work.remove(&server);
+        if let Some(failed) = self.at_work.remove(&server) {
+            traces::failed(&failed.span, failure.kind);
+        }
         if self.followed == Some(server) {
             self.followed = None;
         }
@@ -547,6 +558,7 @@ struct TunnelLog {
     counted: Counted,
     first_token: Option<Time>,
     over: bool,
+    span: Span,
 }
 
 impl TunnelLog {
@@ -559,6 +571,14 @@ impl TunnelLog {
             owner: Owner { api: Api::Http, client },
             deadline: None,
         };
+        let span = child!(
+            &Span::current(),
+            "generation",
+            gen_ai.operation.name = "generate_content",
+            gen_ai.provider.name = "pangea",
+            gen_ai.request.model = model,
+            http.route = route.path()
+        );
         let submit = || app.jobs.submit(spec, move |_| cancel.cancel());
         Ok(TunnelLog {
             app: app.clone(),
@@ -570,6 +590,7 @@ impl TunnelLog {
             counted: Counted::default(),
             first_token: None,
             over: false,
+            span,
         })
     }
 
@@ -613,6 +634,9 @@ impl TunnelLog {
     fn done(&mut self, counted: Counted) {
         self.over = true;
         self.app.tunnelled.ended("done");
+        traces::set(&self.span, "gen_ai.usage.input_tokens", i64::from(counted.prompt_tokens));
+        traces::set(&self.span, "gen_ai.usage.output_tokens", i64::from(counted.answer_tokens));
+        traces::set(&self.span, "pangea.verdict", Verdict::Unchecked.name());
         if let Some(job) = &self.job {
             job.end(Ending::Done { verdict: Verdict::Unchecked });
         }
@@ -640,6 +664,7 @@ impl TunnelLog {
     fn fail(&mut self, outcome: &'static str, error: &pangea_client::Error) {
         self.over = true;
         self.app.tunnelled.ended(outcome);
+        traces::failed(&self.span, error.kind());
         if let Some(job) = &self.job {
             job.fail(error);
         }

@@ -8,9 +8,12 @@ use futures::StreamExt;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use pangea_client::ErrorKind;
+use tracing::Instrument;
 
 use super::error::ApiError;
 use super::key_holder::{AskingPeer, KeyHolder};
+use super::traced::Traced;
+use crate::traces::{self, entrance};
 use crate::tunnel::answering::{Answer, PeerRequest};
 use crate::tunnel::{AnswerForm, Failure};
 
@@ -26,18 +29,24 @@ pub(super) async fn answer(routes: TowerToHyperService<Router>, asked: PeerReque
         .body(Body::from(asked.body))
         .map_err(|error| internal(error.to_string()))?;
     request.extensions_mut().insert(holder);
-    let mut response: Response<Body> = match routes.call(request).await {
+    let span = traces::following(asked.ask.trace, || {
+        let (peer, route) = (asked.peer, asked.ask.route.path());
+        entrance!("answer", otel.kind = "server", client.address = %peer, http.route = route)
+    });
+    let mut response: Response<Body> = match routes.call(request).instrument(span.clone()).await {
         Ok(response) => response,
         Err(never) => match never {},
     };
     if let Some(error) = response.extensions_mut().remove::<ApiError>() {
-        return Err(error.into());
+        let failure = Failure::from(error);
+        traces::failed(&span, failure.kind);
+        return Err(failure);
     }
     let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let form = kind.and_then(AnswerForm::of_content_type);
     match form.filter(|_| response.status().is_success()) {
         Some(form) => {
-            let body = response.into_body().into_data_stream();
+            let body = Body::new(Traced::new(span, response.into_body())).into_data_stream();
             Ok(Answer { form, body: body.map(|piece| piece.map_err(|error| error.to_string())).boxed() })
         }
         None => Err(internal(format!("the route gave status {} and no answer", response.status()))),

@@ -29,6 +29,7 @@
 //! | `products` | products of two matrices, with their progress and result in one answer |
 //! | `console` | the files of the console, which a browser shows at `/` |
 //! | `openapi` | the description of all routes |
+//! | `traced` | spans of requests that make this node or others work |
 //! | `error`, `limits` | failures as clients read them; limits |
 //!
 //! Each file defines its routes in `routes`, with their aliases; a new file adds one line here.
@@ -72,6 +73,7 @@ mod products;
 mod receipts;
 mod responses;
 mod responses_stream;
+mod traced;
 mod turn;
 mod write_deadline;
 
@@ -333,12 +335,19 @@ fn asking_routes() -> Router<App> {
         .merge(responses::routes())
 }
 
+/// The routes that have something computed.
+fn working_routes(app: &App) -> Router<App> {
+    asking_routes()
+        .route_layer(from_fn_with_state(app.clone(), entrance::enter))
+        .merge(federation::routes())
+        .merge(products::routes())
+}
+
 /// Every route of the API; each file defines its own.
 fn routes(app: App, guard: Guard, cors: Cors) -> Router {
     Router::new()
-        .merge(asking_routes().route_layer(from_fn_with_state(app.clone(), entrance::enter)))
+        .merge(working_routes(&app).route_layer(from_fn(traced::trace)))
         .merge(console::routes())
-        .merge(federation::routes())
         .merge(jobs::routes())
         .merge(membership::routes())
         .merge(metrics::routes())
@@ -347,7 +356,6 @@ fn routes(app: App, guard: Guard, cors: Cors) -> Router {
         .merge(ollama_models::routes())
         .merge(openapi::routes())
         .merge(pool::routes())
-        .merge(products::routes())
         .merge(receipts::routes())
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)

@@ -13,12 +13,14 @@ use pangea_schema::job_capnp::job;
 use pangea_schema::tensor_capnp::tensor;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument;
 
 use super::account::{Account, TensorMemory, TensorSeat};
 use super::backend::{Backend, RunningJob};
 use super::slot::{Fill, Slot, slot};
 use super::tensor::{HeldTensor, TensorObject, Tensors, client_dtype, tensor_shape};
 use crate::fabric::job::JobRequest;
+use crate::traces::{self, entrance};
 
 /// State behind a `Job` capability.
 pub(super) struct JobObject<B: Backend> {
@@ -57,7 +59,10 @@ pub(super) fn start<B: Backend>(
     let run =
         Run { backend: backend.clone(), account: account.clone(), tensors: tensors.clone(), progress: progress_sender };
     let cancelled = cancel.clone();
-    tokio::task::spawn_local(async move {
+    let method = request.operation.result_name();
+    let span = entrance!("rpc", otel.kind = "server", rpc.system.name = "capnproto", rpc.method = method);
+    let ended = span.clone();
+    let running = async move {
         let outcome = tokio::select! {
             biased;
             () = cancelled.cancelled() => {
@@ -77,7 +82,9 @@ pub(super) fn start<B: Backend>(
                 fill_report.fill(Err(error));
             }
         }
-    });
+        traces::end(&ended);
+    };
+    tokio::task::spawn_local(running.instrument(span));
 
     let job = JobObject { account: account.clone(), progress, report, cancel, _job: guard.clone() };
     let result = TensorObject { account: account.clone(), info, value, _seat: seat, _job: Some(guard) };

@@ -11,11 +11,13 @@ use pangea_compute::sample::{AnswerFormat, Sampling};
 use pangea_control::jobs::{Api, Owner};
 use pangea_schema::model_capnp::{generation, model, token_sink};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{Instrument, Span};
 
 use super::account::{Account, JobSeat};
 use super::backend::Backend;
 use super::slot::{Slot, slot};
 use crate::serve::{self, Engine, Event, Generation, ServedModel, role};
+use crate::traces::{self, entrance};
 
 /// State behind a `Model` capability.
 pub(super) struct ModelObject<B: Backend> {
@@ -61,13 +63,20 @@ impl<B: Backend> model::Server for ModelObject<B> {
         let params = params.get()?;
         let asked = GenerationRequest::from_wire(params.get_request()?)?;
         let sink = params.get_sink()?;
+        let span = entrance!("rpc", otel.kind = "server", rpc.system.name = "capnproto", rpc.method = "generate");
         let begun = async {
             let seat = self.account.job()?;
             let answer = self.engine.generate(request(asked)?).await?;
             Ok::<_, Error>((seat, answer))
         };
-        let (seat, answer) = begun.await.map_err(|error| to_exception(&error))?;
-        results.get().set_generation(new_client(GenerationObject::start(self.account.clone(), seat, answer, sink)));
+        let (seat, answer) = begun.instrument(span.clone()).await.map_err(|error| to_exception(&error))?;
+        results.get().set_generation(new_client(GenerationObject::start(
+            self.account.clone(),
+            seat,
+            answer,
+            sink,
+            span,
+        )));
         Ok(())
     }
 
@@ -148,6 +157,7 @@ impl<B: Backend> GenerationObject<B> {
         seat: JobSeat<B>,
         answer: Generation,
         sink: token_sink::Client,
+        span: Span,
     ) -> GenerationObject<B> {
         let (fill, summary) = slot();
         let cancel = CancellationToken::new();
@@ -161,6 +171,10 @@ impl<B: Backend> GenerationObject<B> {
             drop(sink);
             // The place is released before the result is published, so that the caller can start the next request.
             drop(seat);
+            if let Err(error) = &outcome {
+                traces::failed(&span, error.kind());
+            }
+            traces::end(&span);
             fill.fill(outcome);
         });
         GenerationObject { account, summary, _wanted: cancel.clone().drop_guard(), cancel }

@@ -7,12 +7,15 @@ use std::time::Duration;
 use libp2p::PeerId;
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::{Cancel, Digest, Tensor};
+use tracing::Span;
 
 use super::{Attempt, FabricDriver, Notice};
 use crate::fabric::checker::{Check, CheckVerdict, Checked};
 use crate::fabric::feeder::Feed;
 use crate::fabric::job::{JobId, Rejection};
 use crate::fabric::running::RunningJob;
+use crate::fabric::spans;
+use crate::traces::{self, child};
 use crate::trust::{ProductClaim, Signature, SignedProduct};
 use crate::wire::ResultSignature;
 use crate::worker::executor::{Outcome, PackKey, Side, Work};
@@ -22,18 +25,36 @@ use pangea_control::schedule::{
 };
 
 impl FabricDriver {
-    pub(super) fn start(&mut self, attempt: AttemptId, job: JobId, tile: Tile, worker: WorkerId) -> Result<()> {
+    pub(super) fn start(
+        &mut self,
+        attempt: AttemptId,
+        job: JobId,
+        tile: Tile,
+        worker: WorkerId,
+        is_hedge: bool,
+    ) -> Result<()> {
         let cancel = Cancel::new();
         let Some(running) = self.jobs.get(&job) else {
             return Err(Error::new(ErrorKind::Cancelled, "the job has ended"));
         };
-        let under_way =
-            Attempt { job, tile, worker, cancel: cancel.clone(), result: None, compute: Duration::ZERO, signed: None };
+        let span = spans::task(running.reply.span(), tile, self.peer_of(worker), is_hedge);
+        let under_way = Attempt {
+            job,
+            tile,
+            worker,
+            cancel: cancel.clone(),
+            result: None,
+            compute: Duration::ZERO,
+            signed: None,
+            span: span.clone(),
+            checking: Span::none(),
+        };
         self.attempts.insert(attempt, under_way);
         let priority = running.request.priority;
         if !worker.is_local() {
             let deadline = running.request.deadline.map(|within| within.saturating_sub(running.submitted.elapsed()));
-            let feed = Feed { attempt, job: Rc::clone(&running.data), tile, priority, deadline, cancel, lacking: None };
+            let job = Rc::clone(&running.data);
+            let feed = Feed { attempt, job, tile, priority, deadline, cancel, lacking: None, span };
             let (_, link) =
                 self.links.of_worker(worker).ok_or_else(|| Error::new(ErrorKind::Unavailable, "the peer is gone"))?;
             return link
@@ -52,6 +73,7 @@ impl FabricDriver {
             b: (key(Side::Right, tile.panel), running.data.operand(Operand::Panel(tile.panel))?),
             keep_bytes: usize::try_from(running.data.grid.group_bytes()).unwrap_or(usize::MAX),
             cancel,
+            span,
             started: None,
             done: Box::new(move |outcome| {
                 // The driver never waits for the executor, so this does not block forever.
@@ -68,7 +90,9 @@ impl FabricDriver {
 
     /// The same, where an overloaded worker may say when to try again.
     pub(super) fn attempt_refused(&mut self, attempt: AttemptId, kind: FailureKind, retry_after: Option<Duration>) {
-        self.attempts.remove(&attempt);
+        if let Some(failed) = self.attempts.remove(&attempt) {
+            traces::failed(&failed.span, kind);
+        }
         self.events.push_back(Event::AttemptFailed { attempt, kind, retry_after });
     }
 
@@ -167,24 +191,36 @@ impl FabricDriver {
                 }),
             })
         });
-        if let Err(error) = submitted {
-            tracing::warn!(event = "check_failed", attempt = attempt.0, %error);
-            self.events.push_back(inconclusive);
+        match submitted {
+            Ok(()) => {
+                if let Some(under_way) = self.attempts.get_mut(&attempt) {
+                    under_way.checking = child!(&under_way.span, "check");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(event = "check_failed", attempt = attempt.0, %error);
+                self.events.push_back(inconclusive);
+            }
         }
     }
 
     pub(super) fn checked(&mut self, attempt: AttemptId, checked: Checked) {
-        let Some(under_way) = self.attempts.get(&attempt) else { return };
-        let worker = under_way.worker;
+        let Some(under_way) = self.attempts.get_mut(&attempt) else { return };
+        let checking = std::mem::replace(&mut under_way.checking, Span::none());
+        let (job, worker) = (under_way.job, under_way.worker);
         let peer = self.peer_of(worker);
         if let CheckVerdict::Bad(_) = checked.verdict {
             self.metrics.rejected.inc();
         }
-        if let Some(running) = self.jobs.get_mut(&under_way.job) {
+        if let Some(running) = self.jobs.get_mut(&job) {
             running.check_seconds += checked.took.as_secs_f64();
             match &checked.verdict {
-                CheckVerdict::Good(method) => running.method = method,
+                CheckVerdict::Good(method) => {
+                    running.method = method;
+                    traces::set(&checking, "pangea.method", *method);
+                }
                 CheckVerdict::Bad(why) => {
+                    traces::failed(&checking, ErrorKind::VerificationFailed);
                     let peer = peer.map_or_else(String::new, |peer| peer.to_string());
                     running.rejected.push(Rejection { peer, why: why.clone() });
                 }
@@ -231,7 +267,8 @@ impl FabricDriver {
     }
 
     pub(super) fn accept(&mut self, attempt: AttemptId, job: JobId, tile: Tile, worker: WorkerId) {
-        let Some(Attempt { result: Some(part), .. }) = self.attempts.remove(&attempt) else { return };
+        let Some(Attempt { result: Some(part), span, .. }) = self.attempts.remove(&attempt) else { return };
+        let _merging = child!(&span, "merge");
         let peer = self.peer_of(worker);
         if let Some(running) = self.jobs.get_mut(&job) {
             running.merge(tile, part);
@@ -262,6 +299,7 @@ impl FabricDriver {
             deadline: None,
             cancel: under_way.cancel.clone(),
             lacking: Some(digests),
+            span: under_way.span.clone(),
         };
         let Some(link) = self.links.get(&peer) else { return };
         if link.feeder.try_send(feed).is_err() {

@@ -10,6 +10,7 @@ use crate::fabric::job::{
 };
 use crate::fabric::metrics::mode;
 use crate::fabric::running::RunningJob;
+use crate::traces::child;
 use crate::worker::executor::Side;
 use pangea_control::schedule::FailureKind;
 
@@ -26,6 +27,7 @@ impl FabricDriver {
         }
         let notices = self.notices.clone();
         let storage = whole.storage_id();
+        let checking = child!(running.reply.span(), "check");
         let submitted = self.checker.submit(Check {
             operation: running.data.operation,
             a: running.request.a.clone(),
@@ -41,7 +43,7 @@ impl FabricDriver {
         });
         match submitted {
             Ok(()) => {
-                self.finishing.insert(job, (report, whole));
+                self.finishing.insert(job, (report, whole, checking));
             }
             Err(error) => self.failed(job, FailureKind::Overloaded, error.to_string(), &report),
         }
@@ -49,10 +51,11 @@ impl FabricDriver {
 
     /// The result with this storage was checked. A job that has started again since has another one.
     pub(super) fn whole_checked(&mut self, job: JobId, storage: u64, checked: Checked) {
-        if self.finishing.get(&job).is_none_or(|(_, whole)| whole.storage_id() != storage) {
+        if self.finishing.get(&job).is_none_or(|(_, whole, _)| whole.storage_id() != storage) {
             return;
         }
-        let Some((report, whole)) = self.finishing.remove(&job) else { return };
+        let Some((report, whole, checking)) = self.finishing.remove(&job) else { return };
+        drop(checking);
         let Some(running) = self.jobs.get_mut(&job) else { return };
         running.check_seconds += checked.took.as_secs_f64();
         let name = running.data.operation.result_name();

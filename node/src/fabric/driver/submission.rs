@@ -10,6 +10,7 @@ use super::{FabricDriver, Submitting};
 use crate::fabric::job::{JobId, JobReply, JobRequest, Place};
 use crate::fabric::open_links::OpenLink;
 use crate::fabric::running::{JobData, RunningJob};
+use crate::traces::{self, child};
 use crate::worker::cost::job_shape;
 use crate::worker::executor::Side;
 use pangea_control::schedule::{Event, JobSpec, Operand, TileGrid};
@@ -27,7 +28,8 @@ impl FabricDriver {
                 return;
             }
         };
-        self.submitting.insert(job, Submitting { request, submitted, reply });
+        let planning = child!(reply.span(), "plan");
+        self.submitting.insert(job, Submitting { request, submitted, reply, planning });
         self.events.push_back(Event::JobSubmitted { job: pangea_control::schedule::JobId(job), spec });
     }
 
@@ -93,9 +95,12 @@ impl FabricDriver {
     }
 
     pub(super) fn planned(&mut self, job: JobId, grid: TileGrid) {
-        let Some(Submitting { request, submitted, reply }) = self.submitting.remove(&job) else {
+        let Some(Submitting { request, submitted, reply, planning }) = self.submitting.remove(&job) else {
             return;
         };
+        traces::set(&planning, "pangea.bands", i64::from(grid.bands()));
+        traces::set(&planning, "pangea.panels", i64::from(grid.panels()));
+        drop(planning);
         let running = match request.result() {
             Ok(result) => RunningJob::new(JobData::new(&request, result, grid), request, submitted, reply),
             Err(error) => Err((reply, error)),

@@ -12,6 +12,7 @@ use libp2p::identity::Keypair;
 use pangea_client::Error;
 use pangea_compute::{Digest, Tensor, TensorHasher};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use super::served_task::{ServedTask, TaskOutcome};
 use super::{ResultMemory, TaskService};
@@ -35,6 +36,8 @@ pub(super) enum Reply {
         fault: Option<Fault>,
         memory: Option<ResultMemory>,
         counted: Arc<ServedTask>,
+        /// The span of the reply, until it is sent.
+        span: Span,
     },
     /// With the time after which the coordinator may try again, where that is known.
     Failure {
@@ -90,9 +93,9 @@ async fn write<W: AsyncWrite + Unpin>(
                 frames.send(&message, &[]).await?;
             }
             Reply::Result { fault: Some(Fault::Hang), .. } => {}
-            Reply::Result { task, tensor, compute, fault, memory, counted } => {
+            Reply::Result { task, tensor, compute, fault, memory, counted, span } => {
                 // Held until the result is sent.
-                let _memory = memory;
+                let _held = (memory, span);
                 let keypair = served.borrow().keypair.clone();
                 send_result(frames, &task, &tensor, compute, fault, &keypair).await?;
                 let mut served = served.borrow_mut();

@@ -31,6 +31,7 @@ fn opening(session: SessionId, coordinator: PeerId, stages: Vec<StageAt>) -> Ope
         sampling: Sampling::default(),
         format: AnswerFormat::Text,
         prompt_logprobs: false,
+        trace: None,
         tokens: vec![1],
     }
 }

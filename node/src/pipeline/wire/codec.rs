@@ -18,7 +18,8 @@ use crate::pipeline::limits::{
     MAX_SEQUENCES, MAX_STAGES, MAX_TEXT_BYTES, MAX_TOKENS_OUT, MAX_TOP,
 };
 use crate::wire::field::{
-    header_error, kind_from_wire, kind_to_wire, read_digest, read_text, truncated, unknown_variant, write_digest,
+    header_error, kind_from_wire, kind_to_wire, read_digest, read_text, read_trace, truncated, unknown_variant,
+    write_digest,
 };
 use crate::wire::{FrameLimits, Header, WireError};
 
@@ -179,6 +180,9 @@ fn write_open(open: &Open, mut to: wire::open::Builder<'_>) {
         AnswerFormat::JsonSchema(schema) => format.set_json_schema(schema.as_str()),
     }
     to.set_prompt_logprobs(open.prompt_logprobs);
+    if let Some(trace) = open.trace {
+        to.set_trace(trace.to_string());
+    }
 }
 
 fn read_open(from: wire::open::Reader<'_>) -> Read<Open> {
@@ -210,6 +214,7 @@ fn read_open(from: wire::open::Reader<'_>) -> Read<Open> {
             Format::JsonSchema(schema) => AnswerFormat::JsonSchema(read_text("schema", schema, MAX_SCHEMA_BYTES)?),
         },
         prompt_logprobs: from.get_prompt_logprobs(),
+        trace: read_trace(from.get_trace()),
         // The tokens are the payload.
         tokens: Vec::new(),
     })

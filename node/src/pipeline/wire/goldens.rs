@@ -54,6 +54,7 @@ fn open() -> Open {
         },
         format: AnswerFormat::JsonSchema("{\"type\":\"object\"}".to_owned()),
         prompt_logprobs: true,
+        trace: None,
         tokens: vec![1, 2, 3, 49_151],
     }
 }
@@ -97,22 +98,26 @@ fn tokens() -> Tokens {
     }
 }
 
-/// One message of each kind, and the length of its payload.
-fn one_of_each() -> Vec<(Message, usize)> {
-    let plain = Open {
+fn plain() -> Open {
+    Open {
         sequence: None,
         sampling: Sampling::greedy(),
         format: AnswerFormat::Text,
         prompt_logprobs: false,
         tokens: vec![1, 2, 3],
         ..open()
-    };
+    }
+}
+
+/// One message of each kind, and the length of its payload.
+fn one_of_each() -> Vec<(Message, usize)> {
     let reading = Tokens { session: session(2), position: 40, computed: 32, ..Tokens::default() };
     let ending = Tokens { tokens: vec![], prompt: vec![], ended: Some(EndReason::Stop), ..tokens() };
     let idle = Frame { drops: vec![], starts: vec![], rows: vec![], ..frame() };
     vec![
         (Message::Open(Box::new(open())), 16),
-        (Message::Open(Box::new(plain)), 12),
+        (Message::Open(Box::new(plain())), 12),
+        (Message::Open(Box::new(Open { trace: conformance::trace(), ..plain() })), 12),
         (Message::Accepted { session: session(2) }, 0),
         (refused(Some(250)), 0),
         (refused(None), 0),
@@ -202,6 +207,7 @@ fn the_largest_messages_fit_their_headers() {
             stages: stages.collect(),
             sampling: Sampling { logit_bias: vec![(1, 1.0); MAX_LOGIT_BIAS], ..Sampling::default() },
             format: AnswerFormat::JsonSchema("x".repeat(MAX_SCHEMA_BYTES)),
+            trace: conformance::trace(),
             ..open()
         })),
         Message::Frame(Frame {
@@ -441,6 +447,7 @@ fn any_open() -> impl Strategy<Value = Open> {
                 sampling,
                 format,
                 prompt_logprobs,
+                trace: conformance::trace().filter(|_| epoch % 2 == 0),
                 tokens,
             }
         },
