@@ -234,6 +234,7 @@ fn opening(coordinator: PeerId, tokens: Vec<u32>) -> Message {
         sampling: Sampling::greedy(),
         format: AnswerFormat::Text,
         prompt_logprobs: false,
+        trace: None,
         tokens,
     }))
 }

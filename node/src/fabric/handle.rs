@@ -29,6 +29,7 @@ pub struct Fabric {
 }
 
 /// A command to the driver.
+#[expect(clippy::large_enum_variant, reason = "most commands submit jobs")]
 pub(crate) enum Command {
     Submit {
         job: JobId,

@@ -9,7 +9,7 @@
 //! | `sampler` | which traces are recorded, and how many of those that others ask for |
 //!
 //! Other rooms hold spans of `tracing`, of a target that the log never shows. A trace begins at an entrance, where a client asks
-//! for something ([`entrance!`]); everywhere else a span is the child of another one ([`child!`]), or of what travelled here
+//! for something (`entrance!`); everywhere else a span is the child of another one (`child!`), or of what travelled here
 //! from another node ([`following`]), or it is none. [`context`] gives what travels to another node. A span holds sizes,
 //! counts, names and ids, and never a prompt, a text, a key or a value of an operand.
 //!

@@ -68,7 +68,7 @@ impl SpanProcessor for Queue {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
-    use std::sync::mpsc::{Receiver, channel};
+    use std::sync::mpsc::{Receiver, sync_channel};
 
     use opentelemetry::trace::{Tracer, TracerProvider};
     use opentelemetry_sdk::trace::SdkTracerProvider;
@@ -97,7 +97,7 @@ mod tests {
         let traces = Traces::new(&settings).unwrap();
         let running = Arc::clone(&traces.running);
         let _running = traces.started("peer", counts);
-        let (go, wait) = channel();
+        let (go, wait) = sync_channel(1);
         let queue = Queue::new(Stuck(Mutex::new(wait)), running, Arc::default());
         let provider = SdkTracerProvider::builder().with_span_processor(queue).build();
         let tracer = provider.tracer("test");

@@ -130,6 +130,7 @@ fn well_formed_messages_at_the_wrong_place_end_the_stream() {
         deadline: None,
         operation: Operation::Matmul,
         operands: [digest, digest],
+        trace: None,
     });
     let lies: [Vec<(Message, usize)>; 3] = [
         // A piece that leaves a gap.
@@ -175,7 +176,10 @@ fn a_result_larger_than_the_memory_is_refused_before_it_is_computed() {
         stream.send_message(&message, tensor.contiguous_bytes().unwrap());
     }
     let (operation, operands) = (Operation::Matmul, [a.digest(), b.digest()]);
-    stream.send_message(&Message::Task(Task { id: 1, priority: 127, deadline: None, operation, operands }), &[]);
+    stream.send_message(
+        &Message::Task(Task { id: 1, priority: 127, deadline: None, operation, operands, trace: None }),
+        &[],
+    );
     let answer = stream.next_message(|message| {
         matches!(message, Message::Failure { .. } | Message::Result { .. } | Message::Started(_))
     });
@@ -287,7 +291,10 @@ fn a_peer_that_sends_tasks_too_fast_is_told_when_to_come_again() {
     // Their operands never come: each task waits.
     for id in 0..100 {
         let (operation, operands) = (Operation::Matmul, [digest(1), digest(2)]);
-        stream.send_message(&Message::Task(Task { id, priority: 127, deadline: None, operation, operands }), &[]);
+        stream.send_message(
+            &Message::Task(Task { id, priority: 127, deadline: None, operation, operands, trace: None }),
+            &[],
+        );
     }
     let refused = stream.next_message(|message| matches!(message, Message::Failure { .. }));
     let Message::Failure { kind, retry_after, .. } = refused else { unreachable!() };
@@ -317,8 +324,10 @@ fn results_that_a_peer_does_not_take_leave_memory_for_those_of_others() {
     }
     let (operation, digests) = (Operation::Matmul, [a.digest(), b.digest()]);
     for id in 0..12 {
-        stream
-            .send_message(&Message::Task(Task { id, priority: 0, deadline: None, operation, operands: digests }), &[]);
+        stream.send_message(
+            &Message::Task(Task { id, priority: 0, deadline: None, operation, operands: digests, trace: None }),
+            &[],
+        );
     }
     let held = || {
         let metrics = get(&worker.api, "/metrics").text();
@@ -374,7 +383,10 @@ fn an_operand_that_does_not_match_its_digest_is_not_used() {
     let shape = Shape::new(DType::I8, 8, 8).unwrap();
     stream.send_message(&Message::Operand { digest, shape, offset: 0 }, &[7; 64]);
     let (operation, operands) = (Operation::Matmul, [digest, digest]);
-    stream.send_message(&Message::Task(Task { id: 5, priority: 0, deadline: None, operation, operands }), &[]);
+    stream.send_message(
+        &Message::Task(Task { id: 5, priority: 0, deadline: None, operation, operands, trace: None }),
+        &[],
+    );
     let failure = stream.next_message(|message| matches!(message, Message::Failure { task: 5, .. }));
     let Message::Failure { kind, message, .. } = failure else { unreachable!() };
     assert_eq!(kind, pangea_client::ErrorKind::InvalidInput, "{message}");
@@ -393,7 +405,10 @@ fn a_digest_reveals_nothing_about_another_peers_operands() {
     let mut stream = stranger.stream();
     stream.send_message(&Message::Hello(advert()), &[]);
     let (operation, operands) = (Operation::Matmul, [a.digest(), b.digest()]);
-    stream.send_message(&Message::Task(Task { id: 9, priority: 0, deadline: None, operation, operands }), &[]);
+    stream.send_message(
+        &Message::Task(Task { id: 9, priority: 0, deadline: None, operation, operands, trace: None }),
+        &[],
+    );
     let missing = stream.next_message(|message| matches!(message, Message::Missing { task: 9, .. }));
     assert_eq!(missing, Message::Missing { task: 9, digests: vec![a.digest(), b.digest()] });
 }

@@ -27,6 +27,7 @@ use crate::wire::{Message, ResultSignature, Shape, Task, TaskHello, TaskId};
 const LOAD_EVERY: Duration = Duration::from_millis(500);
 
 /// A reply to the coordinator.
+#[expect(clippy::large_enum_variant, reason = "most replies are results")]
 pub(super) enum Reply {
     Message(Message),
     Result {
