@@ -299,6 +299,7 @@ use_pangea() {
       return
     fi
   fi
+  # shellcheck disable=SC2119 # no further arguments for the build
   need_pangea
 }
 
@@ -338,6 +339,7 @@ build_mdbook() {
 # Builds the binary if it is out of date, with cargo's progress, and sets PANGEA_BIN.
 # Arguments: what cargo builds with it, so that a test that comes next finds every crate built as it needs it.
 # If PANGEA_BIN is set already, it is used as it is.
+# shellcheck disable=SC2120 # setup.sh passes some
 need_pangea() {
   if [ -n "${PANGEA_BIN:-}" ]; then
     [ -x "$PANGEA_BIN" ] || die "PANGEA_BIN is '$PANGEA_BIN', which is not an executable"
