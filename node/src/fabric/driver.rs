@@ -366,7 +366,7 @@ impl FabricDriver {
                     worker = worker.0,
                     reason = reason.name()
                 );
-                if let Err(error) = self.start(attempt, job.0, tile, worker, hedge) {
+                if let Err(error) = self.start(attempt, job.0, tile, worker, reason) {
                     tracing::debug!(event = "start_failed", attempt = attempt.0, %error);
                     self.attempt_failed(attempt, error.kind());
                 }

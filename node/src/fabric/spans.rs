@@ -2,7 +2,7 @@
 
 use libp2p::PeerId;
 use pangea_compute::TensorShape;
-use pangea_control::schedule::Tile;
+use pangea_control::schedule::{StartReason, Tile};
 use tracing::Span;
 
 use super::job::{JobReport, JobRequest};
@@ -44,10 +44,11 @@ pub(super) fn done(job: &Span, report: &JobReport) {
 }
 
 /// The span of an attempt of a task; `peer` is `None` for this node.
-pub(super) fn task(job: &Span, tile: Tile, peer: Option<PeerId>, is_hedge: bool) -> Span {
+pub(super) fn task(job: &Span, tile: Tile, peer: Option<PeerId>, reason: StartReason) -> Span {
     let (band, panel) = (i64::from(tile.band), i64::from(tile.panel));
     let kind = if peer.is_some() { "client" } else { "internal" };
-    let span = child!(job, "task", otel.kind = kind, pangea.band = band, pangea.panel = panel, pangea.hedge = is_hedge);
+    let span =
+        child!(job, "task", otel.kind = kind, pangea.band = band, pangea.panel = panel, pangea.reason = reason.name());
     if let Some(peer) = peer.filter(|_| !span.is_disabled()) {
         traces::set(&span, "server.address", peer.to_string());
     }

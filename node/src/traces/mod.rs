@@ -177,11 +177,10 @@ struct Outcome {
 impl SpanCounts {
     const OUTCOMES: [&'static str; 4] = ["sent", "failed", "dropped", "capped"];
 
-    /// Registers the metric with `observer`; every outcome is there from the start.
+    /// Registers the metric with `observer`.
     pub fn new(observer: &Observer) -> SpanCounts {
-        let counts = SpanCounts(observer.counters("trace_spans", "Spans of traces, by what became of them"));
-        SpanCounts::OUTCOMES.into_iter().for_each(|outcome| counts.add(outcome, 0));
-        counts
+        let known = SpanCounts::OUTCOMES.map(|outcome| Outcome { outcome });
+        SpanCounts(observer.counters("trace_spans", "Spans of traces, by what became of them", known))
     }
 
     fn add(&self, outcome: &'static str, spans: usize) {

@@ -21,7 +21,7 @@ use crate::wire::ResultSignature;
 use crate::worker::executor::{Outcome, PackKey, Side, Work};
 use pangea_control::peers;
 use pangea_control::schedule::{
-    AttemptId, CheckOutcome, Event, FailureKind, Measured, Operand, Tile, Transfer, WorkerId,
+    AttemptId, CheckOutcome, Event, FailureKind, Measured, Operand, StartReason, Tile, Transfer, WorkerId,
 };
 
 impl FabricDriver {
@@ -31,13 +31,13 @@ impl FabricDriver {
         job: JobId,
         tile: Tile,
         worker: WorkerId,
-        is_hedge: bool,
+        reason: StartReason,
     ) -> Result<()> {
         let cancel = Cancel::new();
         let Some(running) = self.jobs.get(&job) else {
             return Err(Error::new(ErrorKind::Cancelled, "the job has ended"));
         };
-        let span = spans::task(running.reply.span(), tile, self.peer_of(worker), is_hedge);
+        let span = spans::task(running.reply.span(), tile, self.peer_of(worker), reason);
         let under_way = Attempt {
             job,
             tile,
