@@ -196,7 +196,7 @@ mod tests {
         // No service below the ports of nodes, and no address that is this host whatever it says.
         let others = addresses(&["/ip4/10.0.0.1/tcp/22", "/ip4/0.0.0.0/tcp/7777"]);
         assert_eq!(said(&others).await.unwrap(), [false, false]);
-        assert_eq!(said(&[]).await.unwrap(), []);
+        assert!(said(&[]).await.unwrap().is_empty());
         let many = vec![asked[0].clone(); MAX_ADDRESSES + 1];
         assert!(said(&many).await.is_err());
     }
@@ -226,6 +226,6 @@ mod tests {
         let listening = ["/ip4/127.0.0.1/tcp/7777", "/ip4/192.168.1.2/tcp/7777", "/ip4/192.168.1.2/udp/7777/quic-v1"];
         assert_eq!(asked_for(addresses(&listening)), addresses(&listening[1..2]));
         assert_eq!(asked_for(addresses(&listening[..1])), addresses(&listening[..1]));
-        assert_eq!(asked_for(Vec::new()), []);
+        assert!(asked_for(Vec::new()).is_empty());
     }
 }
