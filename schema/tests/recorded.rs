@@ -55,7 +55,8 @@ fn structs() -> Vec<Struct> {
             tensor_sink::write_params, tensor_sink::finish_params, tensor_sink::finish_results, byte_sink::write_params;
         job_capnp: matmul_options, job::progress_params, job::progress_results, job::watch_params, job::watch_results,
             job::cancel_params, job::cancel_results, job::report_params, job::report_results, progress_sink::update_params, progress,
-            job_report, task_counts, worker_share, verification, rejection, job_status;
+            job_report, task_counts, worker_share, verification, rejection, job_status, job_stage,
+            failover;
         model_capnp: model::generate_params, model::generate_results, model::status_params, model::status_results,
             token_sink::append_params, generation::summary_params, generation::summary_results, generation::cancel_params,
             generation::cancel_results, model_status, message, generation_request, generation_request::prompt, sampling, token_bias,
@@ -68,7 +69,8 @@ fn structs() -> Vec<Struct> {
             node::plan_model_params, node::plan_model_results, node::jobs_params, node::jobs_results, node::add_params,
             node::add_results, node::login_params, node::login_results, node::membership_params, node::membership_results,
             node::load_model_params, node::load_model_results, node::drop_model_params, node::drop_model_results, topology,
-            topology_node, topology_link, peer_status, node_status, device_status, memory_use, model_state, link_probe, counters;
+            topology_node, topology_link, peer_status, node_status, device_status, memory_use, model_state, link_probe, counters,
+            node::ways_back_params, node::ways_back_results, way_back;
         plan_capnp: model_plan, chain, stage;
         membership_capnp: membership::list_params, membership::list_results, membership::invite_params, membership::invite_results,
             membership::join_params, membership::join_results, membership::ask_params, membership::ask_results,
