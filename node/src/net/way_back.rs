@@ -59,7 +59,7 @@ impl WaysBack {
             while let Some((peer, stream)) = incoming.next().await {
                 let Some(place) = places.take(peer).filter(|_| peers.may_compute(&peer)) else { continue };
                 tokio::task::spawn_local(async move {
-                    let answered = tokio::time::timeout(TIMEOUT, answer(stream, |address| reaches(address))).await;
+                    let answered = tokio::time::timeout(TIMEOUT, answer(stream, reaches)).await;
                     tracing::debug!(event = "way_back_answered", %peer, answered = matches!(answered, Ok(Ok(()))));
                     drop(place);
                 });

@@ -61,7 +61,7 @@ pub trait Backend: Clone + Send + 'static {
     /// Who belongs to the pool; `None` without a network.
     fn members(&self) -> Option<Members>;
 
-    /// What up to [`MAX_ASKED`] connected peers say of the way back to this node; those that cannot be asked are left out.
+    /// What a few connected peers say of the way back to this node; those that cannot be asked are left out.
     fn ways_back(&self) -> impl Future<Output = Result<Vec<WayBack>>>;
 
     /// Round-trip time to a connected peer over the existing connection.
