@@ -325,7 +325,7 @@ fn what_two_nodes_count_of_a_product_and_an_answer_fits_together() {
 fn everything_countable_is_there_from_the_start(node: &Node) {
     let samples = Samples::of(node);
     for (name, count) in [
-        ("pangea_jobs_ended_total", 9),
+        ("pangea_jobs_ended_total", 12),
         ("pangea_verdicts_total", 15),
         ("pangea_tasks_total", 4),
         ("pangea_task_attempts_total", 8),
