@@ -45,7 +45,7 @@ fn the_topology_is_the_same_on_every_surface() {
     let peers = http::get(&one.api, "/api/peers").json();
     assert_eq!(peers[0]["peer"], *two.peer);
     let table = cluster.run(&["topology", "--rpc", &one.rpc]);
-    assert!(table.out.contains("master") && table.out.lines().all(|line| line.chars().count() <= 80), "{}", table.out);
+    assert!(table.out.contains("MASTER") && table.out.lines().all(|line| line.chars().count() <= 80), "{}", table.out);
 }
 
 #[test]
