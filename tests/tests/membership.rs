@@ -439,6 +439,33 @@ fn a_node_that_does_not_run_joins_for_its_next_start() {
 }
 
 #[test]
+fn who_names_a_data_directory_has_its_node_join_and_no_other() {
+    const TEST: &str = "who_names_a_data_directory_has_its_node_join_and_no_other";
+    if unless_root(TEST) {
+        return;
+    }
+    let network = match Namespaces::new(1) {
+        Ok(network) => network,
+        Err(why) => return skip(TEST, &format!("no network namespaces can be made: {why}")),
+    };
+    let (host, cluster) = (&network.hosts()[0], Cluster::new());
+    // The inviting node itself is at the address where commands look for one.
+    let one = cluster.node("one").own_pool().in_namespace(host).rpc_addr("127.0.0.1:8080").start();
+    let invitation = json_in(&cluster, host, &one, &["invite", "--token"]);
+    let token = invitation["token"].as_str().unwrap();
+    let folder = cluster.node("two").data_dir();
+    let run = |arguments: &[&str]| output(&cluster.start_in(Some(host), arguments));
+    let joined = run(&["join", token, "--data-dir", folder.to_str().unwrap()]);
+    assert!(joined.code == Some(0) && joined.out.contains("from its next start"), "{joined:?}");
+    assert!(folder.join("certificate").exists());
+    let itself = run(&["join", token, "--rpc", &one.rpc]);
+    assert!(
+        itself.code == Some(0) && itself.out.contains("This node is in the pool ") && itself.out.contains(" already"),
+        "{itself:?}"
+    );
+}
+
+#[test]
 fn an_invitation_of_a_client_makes_a_lite_client_and_never_a_member() {
     let cluster = Cluster::new();
     let one = cluster.node("one").own_pool().start();

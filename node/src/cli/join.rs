@@ -66,7 +66,13 @@ struct Asked<'a> {
 }
 
 pub(super) async fn run(args: JoinArgs, output: OutputArgs) -> Result<(), Failure> {
-    let Some(client) = args.rpc.node_if_there().await? else { return without_node(&args, &output).await };
+    let named = args.rpc.data_dir.data_dir.is_some() && args.rpc.rpc.is_none();
+    // Whoever names a data directory means its node, not one that happens to be at the usual port: that one would join.
+    let client = match named && args.rpc.data_dir.running_node().is_none() {
+        true => None,
+        false => args.rpc.node_if_there().await?,
+    };
+    let Some(client) = client else { return without_node(&args, &output).await };
     let membership = client.membership().await?;
     if let Some(invitation) = &args.invitation {
         let progress = Progress::waiting(&output, args.json, "joining");
@@ -188,6 +194,10 @@ fn conclude(joined: &JoinedPool, json: bool) -> Result<(), Failure> {
     }
     let JoinedPool { pool, member, role, connected } = joined;
     let peers = if *connected == 1 { "1 peer".to_owned() } else { format!("{connected} peers") };
+    // The node that holds a pool's key was admitted by nobody.
+    if member.is_empty() {
+        return print(&format!("This node is in the pool {pool} already, as a {role}; connected to {peers}.\n"));
+    }
     print(&format!("Joined the pool of {member} ({pool}) as a {role}; connected to {peers}.\n"))
 }
 
