@@ -67,7 +67,7 @@ impl Terminal {
             command.env("TERM", "xterm-256color");
         }
         // The test's own surroundings decide nothing.
-        for variable in ["COLUMNS", "CI", "CLICOLOR", "CLICOLOR_FORCE"] {
+        for variable in ["COLUMNS", "CI", "CLICOLOR", "CLICOLOR_FORCE", "RUST_BACKTRACE"] {
             command.env_remove(variable);
         }
         if !command.get_envs().any(|(variable, _)| variable == "NO_COLOR") {

@@ -56,6 +56,24 @@ fn top_shows_the_pool_follows_the_terminal_and_leaves_it_as_it_was() {
     assert_restored(&left);
 }
 
+/// A new size and a key that are there at the same moment: readers of events that are told once of each lose the second.
+#[test]
+fn top_loses_no_key_that_comes_with_a_new_size() {
+    let cluster = Cluster::new();
+    let node = cluster.node("alpha").start();
+    let view = top(&node, cluster.folder(), &[]);
+    view.shows("NODE▼");
+    for (columns, shown) in [(100, "MEMORY▼"), (80, "MEMORY▲"), (100, "MEMORY▼"), (80, "MEMORY▲")] {
+        view.signal(Signal::STOP);
+        view.resize(columns, 24);
+        view.type_text("m");
+        view.signal(Signal::CONT);
+        view.shows(shown);
+    }
+    view.type_text("q");
+    assert_restored(&view.finish());
+}
+
 #[test]
 fn top_says_that_its_node_is_gone_and_finds_it_again() {
     let cluster = Cluster::new();

@@ -5,13 +5,13 @@ use std::io::{self, IsTerminal, Stdout, stdin, stdout};
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
+use crossterm::cursor::Show;
+use crossterm::event::{self, Event as Input, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use crossterm::execute;
+use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
 use pangea_client::{Client, ModelPlan};
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
-use ratatui::crossterm::cursor::Show;
-use ratatui::crossterm::event::{self, Event as Input, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
-use ratatui::crossterm::execute;
-use ratatui::crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode};
 use ratatui::widgets::Paragraph;
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
