@@ -3,7 +3,7 @@
 import { useEffect, useMemo, useState as useLocal } from 'preact/hooks'
 
 import { audit, readReceipts, showReceipt } from './effects'
-import { filtered, filteredJobs, type Job } from './jobs'
+import { filtered, filteredJobs, type Job, named } from './jobs'
 import { Badge, Bar, Empty, Fact, Failure, Mark, Scroll } from './parts'
 import { labelOf } from './pool'
 import type { Receipt, ReceiptCheck } from './receipt'
@@ -121,7 +121,8 @@ function EventList() {
   const { log, live } = useState((state) => state.jobs)
   const [filter, setFilter] = useLocal('')
   const [kind, setKind] = useLocal('')
-  const shown = useMemo(() => filtered(log, filter, kind), [log, filter, kind])
+  const pool = useState((state) => state.pool.pool)
+  const shown = useMemo(() => filtered(named(log, (peer) => labelOf(pool, peer)), filter, kind), [log, pool, filter, kind])
   return (
     <section class="card" aria-labelledby="events-heading">
       <header class="card-head">

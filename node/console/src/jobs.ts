@@ -37,6 +37,8 @@ export interface LogLine {
   unix_ms: number
   kind: Happened['kind'] | 'job' | 'console'
   text: string
+  /** Peer ids in the text, whose names may become known later: `named` puts them there. */
+  peers?: string[]
 }
 
 export interface JobsState {
@@ -47,6 +49,9 @@ export interface JobsState {
   /** Whether events arrive. */
   live: boolean
 }
+
+/** A line of the log before it has its number and time. */
+type Said = Pick<LogLine, 'kind' | 'text' | 'peers'>
 
 /** Lines of the log that are kept: what a person scrolls through. */
 export const LOG_LINES = 500
@@ -60,7 +65,7 @@ export type JobsAction =
   | { type: 'jobs'; jobs: Job[] }
   | { type: 'job'; event: string; job: Job; unix_ms: number }
   | { type: 'live'; live: boolean }
-  | { type: 'happened'; lines: Pick<LogLine, 'kind' | 'text'>[]; unix_ms: number }
+  | { type: 'happened'; lines: Said[]; unix_ms: number }
 
 const running = new Set(['waiting', 'running'])
 
@@ -68,8 +73,7 @@ export function isLive(job: Job): boolean {
   return running.has(job.state)
 }
 
-/** `nameOf`: the name of a peer. */
-export function reduceJobs(state: JobsState, action: JobsAction, nameOf: (peer: string) => string = (peer) => peer): JobsState {
+export function reduceJobs(state: JobsState, action: JobsAction): JobsState {
   switch (action.type) {
     case 'jobs':
       return { ...state, jobs: action.jobs.slice(0, JOBS) }
@@ -77,8 +81,8 @@ export function reduceJobs(state: JobsState, action: JobsAction, nameOf: (peer: 
       const jobs = replaced(state.jobs, action.job)
       // Progress is told by the job's bar; the log has beginnings and ends.
       const before = state.jobs.find((job) => job.id === action.job.id)
-      const moved = movement(action.event, action.job, nameOf)
-      if (moved) return logged({ ...state, jobs }, [{ kind: 'job', text: moved }], action.unix_ms)
+      const moved = movement(action.event, action.job)
+      if (moved) return logged({ ...state, jobs }, [moved], action.unix_ms)
       if (before?.state === action.job.state) return { ...state, jobs }
       return logged({ ...state, jobs }, [{ kind: 'job', text: sentence(action.job) }], action.unix_ms)
     }
@@ -95,7 +99,7 @@ function replaced(jobs: Job[], job: Job): Job[] {
   return [job, ...jobs].slice(0, JOBS)
 }
 
-function logged(state: JobsState, lines: Pick<LogLine, 'kind' | 'text'>[], unix_ms: number): JobsState {
+function logged(state: JobsState, lines: Said[], unix_ms: number): JobsState {
   const number = state.log[0]?.number ?? 0
   const added = lines.map((line, index) => ({ ...line, number: number + index + 1, unix_ms }))
   return { ...state, log: [...added.reverse(), ...state.log].slice(0, LOG_LINES) }
@@ -107,10 +111,20 @@ export function chain(stages: JobStage[], nameOf: (peer: string) => string): str
 }
 
 /** That a job has lost its nodes, or that others go on with it. */
-function movement(event: string, { id, failover }: Job, nameOf: (peer: string) => string): string | null {
+function movement(event: string, { id, failover }: Job): Said | null {
   if (!failover) return null
-  if (event === 'job.lost') return `Job ${id} has lost ${chain(failover.from, nameOf)}: ${failover.why}`
-  return event === 'job.failover' ? `Job ${id} goes on at ${chain(failover.to, nameOf)}` : null
+  const peers = [...failover.from, ...failover.to].map(({ peer }) => peer)
+  const ids = (stages: JobStage[]) => chain(stages, (peer) => peer)
+  if (event === 'job.lost') return { kind: 'job', text: `Job ${id} has lost ${ids(failover.from)}: ${failover.why}`, peers }
+  return event === 'job.failover' ? { kind: 'job', text: `Job ${id} goes on at ${ids(failover.to)}`, peers } : null
+}
+
+/** The lines with the names of peers instead of their ids. */
+export function named(log: LogLine[], nameOf: (peer: string) => string): LogLine[] {
+  return log.map((line) => {
+    if (!line.peers) return line
+    return { ...line, text: line.peers.reduce((text, peer) => text.replaceAll(peer, nameOf(peer)), line.text) }
+  })
 }
 
 function sentence(job: Job): string {

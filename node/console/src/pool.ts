@@ -141,7 +141,7 @@ export function labels(nodes: { peer: string; name: string }[]): Map<string, str
 }
 
 export function labelOf(pool: Pool | null, peer: string): string {
-  return (pool && labels(pool.nodes).get(peer)) ?? shortPeer(peer)
+  return (pool && (labels(pool.nodes).get(peer) ?? labels(pool.absent).get(peer))) ?? shortPeer(peer)
 }
 
 /** Something that happened, for the list of events. */

@@ -4,7 +4,7 @@ import { type ChatAction, type ChatState, noChat, reduceChat } from './chat'
 import { type JobsAction, type JobsState, noJobs, reduceJobs } from './jobs'
 import { type MetricsAction, type MetricsState, noMetrics, reduceMetrics } from './metrics'
 import { type ModelsAction, type ModelsState, noModels, reduceModels } from './models'
-import { changes, labelOf, noPool, type PoolAction, type PoolState, reducePool } from './pool'
+import { changes, noPool, type PoolAction, type PoolState, reducePool } from './pool'
 import { type Prediction, type PredictionAction, reducePredictions } from './predictions'
 import { noProduct, type ProductAction, type ProductState, reduceProduct } from './products'
 import type { Receipt, ReceiptCheck } from './receipt'
@@ -151,7 +151,6 @@ export function reduce(state: State, action: Action): State {
       return { ...state, pool: reducePool(state.pool, action), jobs }
     }
     case 'job':
-      return { ...state, jobs: reduceJobs(state.jobs, action, (peer) => labelOf(state.pool.pool, peer)) }
     case 'jobs':
     case 'live':
     case 'happened':

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest'
 
-import { filtered, filteredJobs, type Job, JOBS, LOG_LINES, noJobs, reduceJobs } from '../src/jobs'
+import { filtered, filteredJobs, type Job, JOBS, LOG_LINES, named, noJobs, reduceJobs } from '../src/jobs'
 
 function job(id: number, state: string, more: Partial<Job> = {}): Job {
   return {
@@ -42,16 +42,17 @@ test('an event changes its job, and only a new state is a line of the log', () =
 })
 
 test('lost nodes and those that go on are lines of the log, with their names', () => {
-  const [from, to] = [[{ peer: 'a', layers: [0, 15] as [number, number] }], [{ peer: 'b', layers: [0, 30] as [number, number] }]]
-  const lost = job(1, 'running', { failover: { from, to: [], why: 'a is gone' } })
-  const moved = job(1, 'running', { failover: { from, to, why: 'a is gone' }, stages: to })
+  const [from, to] = [[{ peer: 'peer-a', layers: [0, 15] as [number, number] }], [{ peer: 'peer-b', layers: [0, 30] as [number, number] }]]
+  const lost = job(1, 'running', { failover: { from, to: [], why: 'stage peer-a is gone' } })
+  const moved = job(1, 'running', { failover: { from, to, why: 'stage peer-a is gone' }, stages: to })
   const say = (event: string, job: Job) => ({ type: 'job', event, job, unix_ms: 7 }) as const
-  const nameOf = (peer: string) => ({ a: 'alpha', b: 'beta' })[peer] ?? peer
   const events = [say('job.started', job(1, 'running')), say('job.lost', lost), say('job.failover', moved), say('job.progress', moved)]
-  const state = events.reduce((state, action) => reduceJobs(state, action, nameOf), noJobs)
-  expect(state.log.map(({ text }) => text)).toEqual([
+  const state = events.reduce((state, action) => reduceJobs(state, action), noJobs)
+  // The names may be known only after the events.
+  const nameOf = (peer: string) => ({ 'peer-a': 'alpha', 'peer-b': 'beta' })[peer] ?? peer
+  expect(named(state.log, nameOf).map(({ text }) => text)).toEqual([
     'Job 1 goes on at beta (layers 0–29)',
-    'Job 1 has lost alpha (layers 0–14): a is gone',
+    'Job 1 has lost alpha (layers 0–14): stage alpha is gone',
     'Job 1, product of 2x2x2 f32: running',
   ])
   expect(state.jobs[0]?.stages).toEqual(to)
