@@ -36,7 +36,9 @@ class Terminal {
     symlinkSync(MODEL_FILE, join(home, '.pangea/models', basename(MODEL_FILE)))
     const own = Object.entries(process.env).filter(([name]) => name !== 'CI' && !name.startsWith('PANGEA_'))
     const env = { ...Object.fromEntries(own), HOME: home, TMPDIR: temporary, PANGEA_BIN: BINARY, TERM: 'xterm' }
-    const args = process.platform === 'darwin' ? ['-q', '/dev/null', 'bash', '-c', command] : ['-qec', command, '/dev/null']
+    // `exec`: some shells stay beside the command and end by Ctrl-C themselves.
+    const run = `exec ${command}`
+    const args = process.platform === 'darwin' ? ['-q', '/dev/null', 'bash', '-c', run] : ['-qec', run, '/dev/null']
     this.child = spawn('script', args, { cwd: REPOSITORY, env, stdio: ['pipe', 'pipe', 'inherit'] })
     this.child.stdout?.on('data', (text) => (this.output += text))
     this.ended = new Promise((resolve) => this.child.once('exit', (code) => resolve(code)))
