@@ -6,6 +6,7 @@ use std::any::Any;
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -150,6 +151,11 @@ impl Supervisor {
 
     /// Runs a task, without which the node cannot continue, on the `LocalSet` of this thread.
     pub fn task(&self, name: &str, task: impl Future<Output = ()> + 'static) {
+        // Boxed, so that what follows is compiled once and not for every task.
+        self.run(name, Box::pin(task));
+    }
+
+    fn run(&self, name: &str, task: Pin<Box<dyn Future<Output = ()>>>) {
         let id = self.start(name, Rule::Essential, false);
         let (supervisor, part) = (self.clone(), name.to_owned());
         let panics = self.0.panics == Some(name);

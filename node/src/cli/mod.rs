@@ -54,6 +54,7 @@ mod topology;
 
 use std::cell::Cell;
 use std::future::Future;
+use std::pin::Pin;
 use std::process::ExitCode;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -249,6 +250,17 @@ fn block_on_unless_stopped(
     command: impl Future<Output = Result<(), Failure>>,
     stopped: impl FnOnce() -> Result<(), Failure>,
 ) -> Result<(), Failure> {
+    // Boxed, so that the runtime is compiled once and not for every command.
+    match run_unless_stopped(Box::pin(command))? {
+        Some(result) => result,
+        None => stopped(),
+    }
+}
+
+/// What `command` gives; none if it was stopped before, and dropped.
+fn run_unless_stopped(
+    command: Pin<Box<dyn Future<Output = Result<(), Failure>> + '_>>,
+) -> Result<Option<Result<(), Failure>>, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -256,14 +268,13 @@ fn block_on_unless_stopped(
     let result = LocalSet::new().block_on(&runtime, async {
         tokio::select! {
             biased;
-            // The command's future is dropped before that.
-            () = stop_signal() => stopped(),
-            result = command => result,
+            () = stop_signal() => None,
+            result = command => Some(result),
         }
     });
     // Work on other threads must not delay the exit.
     runtime.shutdown_background();
-    result
+    Ok(result)
 }
 
 /// Returns at the first SIGINT, SIGTERM or SIGHUP.
