@@ -124,11 +124,14 @@ struct TopologyLink {
   rttMs @2 :Float64;
   # Milliseconds; 0 while unknown.
   bytesPerS @3 :Float64;
-  # In this direction; 0 while unknown.
+  # What the link can carry in this direction; 0 while unknown.
   transport @4 :Text;
   # `tcp` or `quic`.
   foundBy @5 :Text;
   # How `from` found `to`: `mdns`, `manual`, `gossip`; `incoming` where `to` connected to `from`.
+  sentBytesPerS @6 :Float64;
+  # What passes in this direction now, averaged over the last 3 s; 0: nothing, or unknown. Of a connection of the answering node
+  # it is up to date; of one between two others it comes from the advert of `from` and is up to 3 s older.
 }
 
 struct PeerStatus {

@@ -16,9 +16,11 @@ struct LayerSpeed {
 struct Link {
   to @0 :Data;                 # peer id
   rttNanos @1 :UInt64;         # 0: unknown
-  bytesPerS @2 :Float64;       # 0: unknown
+  bytesPerS @2 :Float64;       # what the link can carry; 0: unknown
   transport @3 :Text;          # `tcp` or `quic`; at most 16 bytes
   foundBy @4 :Text;            # `mdns`, `manual`, `gossip` or `incoming`; at most 16 bytes
+  sentBytesPerS @5 :Float64;   # bytes that the author sends to `to` now, per second, averaged over the last 3 s; 0: none, or
+                               # unknown. It travels with adverts that are sent anyway: a reader sees one that is up to 3 s older
 }
 
 struct Layers {

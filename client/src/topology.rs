@@ -42,8 +42,11 @@ pub struct TopologyLink {
     pub to: String,
     /// Round trip time in milliseconds; 0 while unknown.
     pub rtt_ms: f64,
-    /// Bytes per second in this direction; 0 while unknown.
+    /// Bytes per second that the connection can carry in this direction; 0 while unknown.
     pub bytes_per_s: f64,
+    /// Bytes per second that pass in this direction now, averaged over the last 3 s; 0: none, or unknown. Of a connection of the
+    /// answering node it is up to date; of one between two others it comes from the advert of `from` and is up to 3 s older.
+    pub sent_bytes_per_s: f64,
     /// `tcp` or `quic`.
     pub transport: String,
     /// How `from` found `to`: `mdns`, `manual`, `gossip`; `incoming` where `to` connected to `from`.
@@ -70,6 +73,7 @@ impl Topology {
                 to: string(wire.get_to()?)?,
                 rtt_ms: wire.get_rtt_ms(),
                 bytes_per_s: wire.get_bytes_per_s(),
+                sent_bytes_per_s: wire.get_sent_bytes_per_s(),
                 transport: string(wire.get_transport()?)?,
                 found_by: string(wire.get_found_by()?)?,
             })
@@ -103,6 +107,7 @@ impl Topology {
             wire.set_to(&link.to);
             wire.set_rtt_ms(link.rtt_ms);
             wire.set_bytes_per_s(link.bytes_per_s);
+            wire.set_sent_bytes_per_s(link.sent_bytes_per_s);
             wire.set_transport(&link.transport);
             wire.set_found_by(&link.found_by);
         }

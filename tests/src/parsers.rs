@@ -239,6 +239,7 @@ fn advert_seeds() -> Vec<Vec<u8>> {
             to: peer(2),
             rtt: Duration::from_micros(100),
             bytes_per_s: 1e9,
+            sent_bytes_per_s: 1e6,
             transport: "tcp".to_owned(),
             found_by: "mdns".to_owned(),
         }],

@@ -73,7 +73,7 @@ export function pool(names: string[], tick: number) {
     stages: [{ model: 'd', name: 'big', layers: [2 * index, 2 * index + 2], epoch: 1 + (tick % 2), state: 'ready', done_bytes: 0, total_bytes: 0, why: '', tokens_per_s: 20 }],
   }))
   const links = nodes.flatMap(({ peer: from }) =>
-    nodes.filter(({ peer: to }) => to !== from).map(({ peer: to }) => ({ from, to, rtt_ms: 0.2, bytes_per_s: 1e9, transport: 'quic', found_by: 'mdns' })),
+    nodes.filter(({ peer: to }) => to !== from).map(({ peer: to }) => ({ from, to, rtt_ms: 0.2, bytes_per_s: 1e9, sent_bytes_per_s: tick * 1e6, transport: 'quic', found_by: 'mdns' })),
   )
   const stages = nodes.flatMap(({ peer, stages }) => stages.map(({ layers }) => ({ peer, layers })))
   const placements = [{ model: 'd', name: 'big', epoch: 1 + (tick % 2), ready: true, stages }]

@@ -51,6 +51,11 @@ test('prompts that are read, answers that lose their nodes, and downloads are sh
   await expect(running).toContainText('looking for other nodes')
   await expect(running).toContainText('→ alpha (layers 0–19) → gamma (layers 20–39)')
   await expect(running).toContainText('312 MiB of 740 MiB')
+  // The counters of this node's own links stand still; the node says what passes between two others.
+  await expect(page.locator('.graph .moving')).toHaveCount(1)
+  await expect(page.locator('.graph .moving')).toContainText('→ 1.91 MiB/s ← 1.91 MiB/s')
+  const links = page.getByRole('region', { name: 'Links' })
+  await expect(links.getByRole('row', { name: /^beta gamma/ })).toContainText('1.91 MiB/s')
   for (const view of ['topology', 'activity/jobs', 'activity/events', 'models', 'chat']) {
     await page.goto(`${page.url().split('#')[0]}#/${view}`)
     if (view === 'activity/events') await expect(page.locator('.log')).toContainText('Job 3 has lost alpha (layers 0–19) → beta (layers 20–39)')

@@ -68,7 +68,10 @@ export interface Link {
   from: string
   to: string
   rtt_ms: number
+  /** What it can carry. */
   bytes_per_s: number
+  /** What passes over it now, in this direction. */
+  sent_bytes_per_s: number
   transport: string
   found_by: string
 }
@@ -126,6 +129,23 @@ export function reducePool(state: PoolState, action: PoolAction): PoolState {
     }
   }
   return { pool: action.pool, at: action.at, traffic }
+}
+
+/** Bytes per second from which a link counts as busy: several times what pings and adverts take. */
+export const BUSY = 50_000
+
+/**
+ * Bytes per second that pass over a link now: over one of this node, as it counted from the report before to the last one; over
+ * another one, and before the second report, as the node that answers says.
+ */
+export function passing(link: Link, local: string, traffic: PoolState['traffic']): number {
+  const counted = link.from === local ? traffic[link.to]?.sent : link.to === local ? traffic[link.from]?.received : undefined
+  return counted ?? link.sent_bytes_per_s
+}
+
+/** The other direction of a link. */
+export function reverse(link: Link, links: Link[]): Link | undefined {
+  return links.find(({ from, to }) => from === link.to && to === link.from)
 }
 
 /** The names of the nodes; equal names are told apart by the ends of the peer ids. */
@@ -220,6 +240,13 @@ export function poolModels(pool: Pool | null): string[] {
 export interface Point {
   x: number
   y: number
+}
+
+/** An arrow that points from one place to another, as far as one letter can. */
+export function arrow(from: Point, to: Point): string {
+  const [x, y] = [to.x - from.x, to.y - from.y]
+  if (Math.abs(x) >= Math.abs(y)) return x < 0 ? '←' : '→'
+  return y < 0 ? '↑' : '↓'
 }
 
 /** Where the nodes are drawn in a box of this size: this node in the middle, the others around it. */

@@ -6,7 +6,7 @@ import { accept, compare, hideInvitation, invite, revoke, say } from './effects'
 import { chain, isLive, type Job } from './jobs'
 import { askable, modelToAsk } from './models'
 import { Badge, Bar, Card, Empty, Fact, Failover, Failure, Scroll } from './parts'
-import { type Link, labels, path, places, type Pool, type PoolNode, poolModels } from './pool'
+import { arrow, BUSY, type Link, labels, passing, path, places, type Pool, type PoolNode, poolModels, reverse } from './pool'
 import type { Member, State, Status } from './state'
 import { bytes, count, digits, layers, percent, rate, seconds, shortPeer } from './units'
 import { memo, useMedia, useState } from './use'
@@ -156,29 +156,41 @@ const Graph = memo(function Graph({ pool, names, paths }: PoolProps & { paths: s
   const traffic = useState((state) => state.pool.traffic)
   const peers = pool.nodes.map(({ peer }) => peer)
   const isFew = peers.length <= 2
-  const [width, height] = useMedia('(max-width: 46rem)') ? [380, isFew ? 190 : 340] : [760, isFew ? 230 : 400]
+  const isNarrow = useMedia('(max-width: 46rem)')
+  const [width, height] = isNarrow ? [380, isFew ? 190 : 340] : [760, isFew ? 230 : 400]
   const at = useMemo(() => places(peers, width, height), [peers.join(), width])
   const lit = new Set(paths.flat())
   const hops = new Set(paths.flatMap((one) => one.slice(1).map((peer, index) => hop(one[index] ?? '', peer))))
   // One line for both directions: every connection is listed in both.
-  const lines = pool.links.filter(({ from, to }) => from < to)
+  const connections = pool.links.filter(({ from, to }) => from < to)
   return (
     <svg class="graph" viewBox={`0 0 ${width} ${height}`} role="img" aria-label={`Graph of ${count(peers.length, 'node')}; the lists below say the same`}>
-      {lines.map((link) => {
+      {connections.map((link) => {
         const [from, to] = [at.get(link.from), at.get(link.to)]
         if (!from || !to) return null
-        const other = link.from === pool.local ? link.to : link.from
-        const moved = traffic[other]
-        const isBusy = (link.from === pool.local || link.to === pool.local) && (moved?.sent ?? 0) + (moved?.received ?? 0) > 50_000
-        const classes = ['link', hops.has(hop(link.from, link.to)) && 'lit', isBusy && 'moving'].filter(Boolean).join(' ')
+        const other = reverse(link, pool.links)
+        const there = passing(link, pool.local, traffic)
+        const back = other ? passing(other, pool.local, traffic) : 0
+        const classes = ['link', hops.has(hop(link.from, link.to)) && 'lit', there + back > BUSY && 'moving'].filter(Boolean).join(' ')
+        const [x, y] = [(from.x + to.x) / 2, (from.y + to.y) / 2]
+        const now = [`${arrow(from, to)} ${rate(there)}`, `${arrow(to, from)} ${rate(back)}`]
+        // Beside each other on a phone, those of two links would overlap.
+        const lines = isNarrow ? now : [now.join(' ')]
         return (
           <g key={`${link.from} ${link.to}`} class={classes}>
             <line x1={from.x} y1={from.y} x2={to.x} y2={to.y} />
             {peers.length <= 8 && (
-              <text x={(from.x + to.x) / 2} y={(from.y + to.y) / 2 - 8}>
+              <text x={x} y={y - 8}>
                 {seconds(link.rtt_ms / 1000)} · {rate(link.bytes_per_s)}
               </text>
             )}
+            {peers.length <= 8 &&
+              there + back > 0 &&
+              lines.map((line, index) => (
+                <text key={index} class="now" x={x} y={y + 18 + 16 * index}>
+                  {line}
+                </text>
+              ))}
           </g>
         )
       })}
@@ -363,7 +375,7 @@ function Links({ links, names, local }: { links: Link[]; names: Map<string, stri
             </thead>
             <tbody>
               {links.map((link) => {
-                const now = link.from === local ? traffic[link.to]?.sent : link.to === local ? traffic[link.from]?.received : undefined
+                const now = passing(link, local, traffic)
                 return <LinkRow key={`${link.from} ${link.to}`} link={link} from={names.get(link.from)} to={names.get(link.to)} now={now} />
               })}
             </tbody>
@@ -378,8 +390,8 @@ interface LinkProps {
   link: Link
   from: string | undefined
   to: string | undefined
-  /** Bytes per second that this node counted just now. */
-  now: number | undefined
+  /** Bytes per second that pass over it now. */
+  now: number
 }
 
 const LinkRow = memo(function LinkRow({ link, from, to, now }: LinkProps) {
@@ -390,7 +402,7 @@ const LinkRow = memo(function LinkRow({ link, from, to, now }: LinkProps) {
       <td>{link.transport}</td>
       <td class="number">{link.rtt_ms > 0 ? seconds(link.rtt_ms / 1000) : '–'}</td>
       <td class="number">{rate(link.bytes_per_s)}</td>
-      <td class="number">{now === undefined ? '' : rate(now)}</td>
+      <td class="number">{rate(now)}</td>
       <td>{link.found_by}</td>
     </tr>
   )

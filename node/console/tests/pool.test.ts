@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest'
 
-import { changes, labels, noPool, path, places, type Pool, type PoolNode, reducePool } from '../src/pool'
+import { arrow, changes, labels, type Link, noPool, passing, path, places, type Pool, type PoolNode, reducePool, reverse } from '../src/pool'
 
 export function node(peer: string, more: Partial<PoolNode> = {}): PoolNode {
   return {
@@ -81,6 +81,33 @@ test('traffic is what was added since the report before, and a new connection co
   expect(first.traffic).toEqual({})
   const second = reducePool(first, { type: 'pool', at: 3000, pool: pool([node('b', { sent_bytes: 300, received_bytes: 10 })]) })
   expect(second.traffic).toEqual({ b: { sent: 100, received: 0 } })
+})
+
+test('what passes over a link is what this node counted, or what the sending node says of a link of others', () => {
+  const link = (from: string, to: string, sent_bytes_per_s: number): Link => ({
+    from,
+    to,
+    rtt_ms: 1,
+    bytes_per_s: 1e9,
+    sent_bytes_per_s,
+    transport: 'tcp',
+    found_by: 'mdns',
+  })
+  const links = [link('a', 'b', 1), link('b', 'a', 2), link('b', 'c', 3), link('c', 'b', 0)]
+  const report = (sent_bytes: number, received_bytes: number) =>
+    pool([node('a', { local: true }), node('b', { sent_bytes, received_bytes }), node('c')], { links })
+  const now = (state: ReturnType<typeof reducePool>) => links.map((link) => passing(link, 'a', state.traffic))
+  const first = reducePool(noPool, { type: 'pool', at: 1000, pool: report(100, 50) })
+  expect(now(first)).toEqual([1, 2, 3, 0])
+  const second = reducePool(first, { type: 'pool', at: 3000, pool: report(300, 50) })
+  expect(now(second)).toEqual([100, 0, 3, 0])
+  expect(links.map((link) => reverse(link, links))).toEqual([links[1], links[0], links[3], links[2]])
+  expect(reverse(link('a', 'c', 0), links)).toBeUndefined()
+})
+
+test('an arrow points from one place to another', () => {
+  const [left, right, above] = [{ x: 0, y: 50 }, { x: 100, y: 60 }, { x: 5, y: 0 }]
+  expect([arrow(left, right), arrow(right, left), arrow(left, above), arrow(above, left)]).toEqual(['→', '←', '↑', '↓'])
 })
 
 test('equal names are told apart', () => {

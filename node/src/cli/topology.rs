@@ -27,6 +27,12 @@ const BOXES: usize = 4;
 /// Links between peers that are listed; the drawing itself has one link to each node.
 const OTHER_LINKS: usize = 12;
 
+/// Directions of links whose traffic is listed.
+const BUSY_LINKS: usize = 12;
+
+/// Bytes per second from which a link is busy: several times what pings and adverts take.
+const BUSY_BYTES_PER_S: f64 = 50_000.0;
+
 pub(super) async fn run(args: QueryArgs) -> Result<(), Failure> {
     let client = args.rpc.node().await?;
     let topology = client.topology().await?;
@@ -60,6 +66,7 @@ fn show(topology: &Topology, models: &[String], plans: &[ModelPlan]) -> String {
     let mut text = if graph.fits_boxes() { graph.boxes() } else { graph.lines() };
     text.push_str(&graph.unlinked());
     text.push_str(&graph.other_links());
+    text.push_str(&graph.traffic());
     for model in models {
         text.push_str(&graph.model(model, plans.iter().find(|plan| plan.model == *model)));
     }
@@ -276,6 +283,30 @@ impl<'a> Graph<'a> {
         text
     }
 
+    /// What passes over busy links now, in each direction, the busiest first.
+    fn traffic(&self) -> String {
+        let is_busy = |link: &&TopologyLink| link.sent_bytes_per_s >= BUSY_BYTES_PER_S;
+        let mut busy: Vec<&TopologyLink> = self.topology.links.iter().filter(is_busy).collect();
+        if busy.is_empty() {
+            return String::new();
+        }
+        busy.sort_by(|one, other| other.sent_bytes_per_s.total_cmp(&one.sent_bytes_per_s));
+        let mut text = "\n  Traffic now:\n".to_owned();
+        for link in busy.iter().take(BUSY_LINKS) {
+            text.push_str(&format!(
+                "    {} ──▶ {}  {:>10}/s\n",
+                padded(&self.names.label(&link.from), NAME_CHARS),
+                padded(&self.names.label(&link.to), NAME_CHARS),
+                ByteSize(link.sent_bytes_per_s as u64).to_string()
+            ));
+        }
+        if busy.len() > BUSY_LINKS {
+            let more = busy.len() - BUSY_LINKS;
+            text.push_str(&format!("    and {more} more: pangea topology --json\n"));
+        }
+        text
+    }
+
     /// A model: the path through the nodes that compute its layers, or the nodes that serve it.
     fn model(&self, model: &str, plan: Option<&ModelPlan>) -> String {
         let chain = plan.and_then(|plan| plan.current.as_ref().map(|chain| (plan, chain)));
@@ -386,6 +417,7 @@ mod tests {
             to: peer_id(to),
             rtt_ms: [0.152, 3.1, 45.67, 1250.0, 0.0][(one + other) % 5],
             bytes_per_s: [2.3e9, 123.4e6, 999.0, 0.0][(one + other) % 4],
+            sent_bytes_per_s: 0.0,
             transport: if one == 0 { "quic" } else { "tcp" }.to_owned(),
             found_by: if from < to { "manual" } else { "incoming" }.to_owned(),
         };
@@ -441,6 +473,39 @@ mod tests {
             "topology_tree",
             drawn(&pool(7, |one, other| other == 2 * one + 1 || other == 2 * one + 2), &[])
         );
+    }
+
+    #[test]
+    fn what_passes_now_is_listed_for_each_direction_of_busy_links_the_busiest_first() {
+        let mut topology = pool(3, |_, _| true);
+        assert!(!drawn(&topology, &[]).contains("Traffic"), "nothing passes");
+        for link in &mut topology.links {
+            let between = |from: usize, to: usize| link.from == peer_id(from) && link.to == peer_id(to);
+            link.sent_bytes_per_s = match (between(2, 1), between(1, 2), between(0, 1)) {
+                (true, ..) => 9.5e9,
+                (_, true, _) => BUSY_BYTES_PER_S,
+                (.., true) => BUSY_BYTES_PER_S - 1.0,
+                _ => 800.0,
+            };
+        }
+        let text = drawn(&topology, &[]);
+        let listed = text.split_once("  Traffic now:\n").unwrap().1;
+        let listed: Vec<&str> = listed.lines().take_while(|line| !line.is_empty()).collect();
+        assert_eq!(
+            listed,
+            ["    workstation… ──▶ mac2            8.85 GiB/s", "    mac2         ──▶ workstation…    48.8 KiB/s",]
+        );
+    }
+
+    #[test]
+    fn of_many_busy_links_as_many_are_listed_as_fit_a_screen() {
+        let mut topology = pool(4, |_, _| true);
+        topology.links.iter_mut().for_each(|link| link.sent_bytes_per_s = 1e6);
+        assert!(!drawn(&topology, &[]).contains("more: pangea topology --json"));
+        let mut topology = pool(5, |_, _| true);
+        topology.links.iter_mut().for_each(|link| link.sent_bytes_per_s = 1e6);
+        let text = drawn(&topology, &[]);
+        assert!(text.contains("    and 8 more: pangea topology --json\n"), "{text}");
     }
 
     #[test]

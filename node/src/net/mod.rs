@@ -13,7 +13,7 @@
 //! | `mdns` | announcements on the local network, as far as they are believed |
 //! | `inbound` | streams that peers open, until they are taken |
 //! | [`joining`] | `/pangea/join/1`: how a node asks a member to be admitted, and is answered |
-//! | `peer_connections` | open connections: their bytes, and how each is cut off |
+//! | `peer_connections` | open connections: their bytes, in total and per second, and how each is cut off |
 //! | `pings` | how often each end of a connection pings |
 //! | [`way_back`] | `/pangea/wayback/1`: whether a peer can open a connection to this node |
 //! | `metrics` | what is counted of connections, for `/metrics` |
@@ -53,4 +53,4 @@ pub use network::{
 };
 pub use pangea_control::net::dial::Unconnected;
 pub use pangea_control::net::dial_budget::Report;
-pub use pangea_control::net::{FoundBy, Traffic, Transport};
+pub use pangea_control::net::{FoundBy, Traffic, TrafficRate, Transport};

@@ -18,7 +18,7 @@ use super::metrics::{self, RefusedByPeers};
 use super::peer_connections::PeerConnections;
 use super::peers_file::PeersFileError;
 use super::swarm;
-use super::{FoundBy, Report, Traffic, Transport, Unconnected};
+use super::{FoundBy, Report, Traffic, TrafficRate, Transport, Unconnected};
 use crate::membership::Membership;
 use crate::observe::Observer;
 use crate::peers::Peers;
@@ -396,6 +396,11 @@ impl Network {
     /// Bytes exchanged with `peer` over its current connection. Cheap. Zero if not connected.
     pub fn traffic(&self, peer: &PeerId) -> Traffic {
         self.connections.traffic(peer)
+    }
+
+    /// Bytes per second that are exchanged with `peer` now, averaged over the last seconds. Cheap. Zero if not connected.
+    pub fn traffic_rate(&self, peer: &PeerId) -> TrafficRate {
+        self.connections.rate(peer)
     }
 
     /// Registers what is counted of connections with `observer`; `peers` knows the round trips.

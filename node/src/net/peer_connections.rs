@@ -1,4 +1,4 @@
-//! Open connections of a node: each one's bytes, and the switch that cuts it off.
+//! Open connections of a node: each one's bytes, the rate of each peer's, and the switch that cuts a connection off.
 //! `pangea_control::net::connection_table` decides which of two connections to one peer lives, and who is blocked. This
 //! file never reads or writes a socket.
 
@@ -11,9 +11,11 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use libp2p::PeerId;
 use libp2p::core::muxing::{StreamMuxer, StreamMuxerEvent};
+use pangea_control::Time;
 use pangea_control::net::admission::Refusal;
 use pangea_control::net::connection_table::{ConnectionNumber, ConnectionTable};
-use pangea_control::net::{Traffic, Transport};
+use pangea_control::net::traffic_rates::TrafficRates;
+use pangea_control::net::{Traffic, TrafficRate, Transport};
 
 /// Peers whose bytes are counted separately: more than most pools have, and few enough that a large pool does not fill a database of
 /// metrics. The bytes of further peers are counted together.
@@ -62,6 +64,8 @@ struct ConnectionsState {
     decisions: ConnectionTable,
     /// One meter per connection in `decisions`.
     meters: HashMap<ConnectionNumber, Arc<ConnectionMeter>>,
+    /// Bytes per second of the admitted connections.
+    rates: TrafficRates,
     /// Bytes of the connections that ended.
     ended: Traffic,
     /// Connected peers whose bytes are counted separately, up to [`PEERS_COUNTED`]: those that connected first.
@@ -98,6 +102,7 @@ impl PeerConnections {
         let table = ConnectionsState {
             decisions: ConnectionTable::new(local),
             meters: HashMap::new(),
+            rates: TrafficRates::default(),
             ended: Traffic::default(),
             counted: BTreeSet::new(),
             others_ended: Traffic::default(),
@@ -137,6 +142,23 @@ impl PeerConnections {
             meter.add_to(&mut traffic);
         }
         traffic
+    }
+
+    /// Counts what passed over the admitted connections until `now`, for [`PeerConnections::rate`].
+    pub(super) fn sample_rates(&self, now: Time) {
+        let mut table = lock(&self.table);
+        let ConnectionsState { decisions, meters, rates, .. } = &mut *table;
+        let counted = decisions.all_admitted().filter_map(|(peer, number)| {
+            let mut traffic = Traffic::default();
+            meters.get(&number)?.add_to(&mut traffic);
+            Some((*peer, traffic))
+        });
+        rates.sample(counted, now);
+    }
+
+    /// Bytes per second that are exchanged with `peer` over its admitted connection, as of the last sample.
+    pub(super) fn rate(&self, peer: &PeerId) -> TrafficRate {
+        lock(&self.table).rates.of(peer)
     }
 
     /// Bytes exchanged over all connections that there were.
@@ -292,6 +314,26 @@ mod tests {
         drop(connection);
         assert_eq!(connections.traffic(&peer), Traffic::default());
         assert!(lock(&connections.table).meters.is_empty());
+    }
+
+    #[test]
+    fn rates_are_those_of_admitted_connections() {
+        let connections = PeerConnections::new(PeerId::random());
+        let (peer, stranger) = (PeerId::random(), PeerId::random());
+        let meters: [Arc<ConnectionMeter>; 2] = Default::default();
+        let admitted = connections.accepted(peer, Transport::Tcp, Arc::clone(&meters[0]));
+        admitted.admit().unwrap();
+        let _stranger = connections.accepted(stranger, Transport::Tcp, Arc::clone(&meters[1]));
+        for second in 0..3 {
+            connections.sample_rates(Time::from_secs(second));
+            meters.iter().for_each(|meter| meter.sent(100));
+            meters.iter().for_each(|meter| meter.received(10));
+        }
+        assert_eq!(connections.rate(&peer), TrafficRate { received_bytes_per_s: 10.0, sent_bytes_per_s: 100.0 });
+        assert_eq!(connections.rate(&stranger), TrafficRate::default());
+        drop(admitted);
+        connections.sample_rates(Time::from_secs(3));
+        assert_eq!(connections.rate(&peer), TrafficRate::default());
     }
 
     /// An admitted connection to a new peer, over which this many bytes were received.

@@ -331,6 +331,7 @@ impl SwarmDriver {
     // Timers.
 
     fn on_tick(&mut self) {
+        self.connections.sample_rates(clock::now());
         let dead: Vec<PeerId> = self
             .connected
             .keys()

@@ -23,7 +23,7 @@ pub const TOPIC: &str = "/pangea/pool/1";
 /// Version inside a message.
 const VERSION: u16 = 1;
 
-/// Maximum bytes of an advert: a node with 512 links (80 bytes each) and a few dozen models is under 64 KiB; each advert is
+/// Maximum bytes of an advert: a node with 512 links (112 bytes each) and a few dozen models is under 64 KiB; each advert is
 /// published every second at most, unless something changes.
 pub const MAX_ADVERT_BYTES: usize = 128 << 10;
 
@@ -214,6 +214,7 @@ fn write_link(link: &LinkAdvert, mut to: wire::link::Builder<'_>) {
     to.set_to(&link.to.to_bytes());
     to.set_rtt_nanos(nanos(link.rtt));
     to.set_bytes_per_s(link.bytes_per_s);
+    to.set_sent_bytes_per_s(link.sent_bytes_per_s);
     to.set_transport(truncated(&link.transport, MAX_LABEL_BYTES));
     to.set_found_by(truncated(&link.found_by, MAX_LABEL_BYTES));
 }
@@ -412,6 +413,7 @@ fn read_link(from: wire::link::Reader<'_>) -> Read<LinkAdvert> {
         to: read_peer(from.get_to())?,
         rtt: Duration::from_nanos(from.get_rtt_nanos()),
         bytes_per_s: rate(from.get_bytes_per_s())?,
+        sent_bytes_per_s: rate(from.get_sent_bytes_per_s())?,
         transport: printable(read_text("transport", from.get_transport(), MAX_LABEL_BYTES)?),
         found_by: printable(read_text("foundBy", from.get_found_by(), MAX_LABEL_BYTES)?),
     })

@@ -26,13 +26,17 @@ use crate::peers::Peers;
 use crate::wire::WireError;
 use pangea_control::Time;
 use pangea_control::membership::{NotProven, Role};
-use pangea_control::pool::advert_pace::{AdvertPace, has_new_values};
+use pangea_control::net::traffic_rates;
+use pangea_control::pool::advert_pace::{self, AdvertPace, has_new_values};
 use pangea_control::pool::election::{Candidate, Changed, Election, Event};
 use pangea_control::pool::roster::{Delivery, Heard, Roster};
 use pangea_control::pool::term_keeper::{Action, TermKeeper};
 
 /// Interval of the clock's ticks: a fraction of the shortest timeout of an election.
 const TICK: Duration = Duration::from_millis(100);
+
+/// An advert says what was sent since the one before: no traffic falls between two of them.
+const _: () = assert!(traffic_rates::AVERAGED.as_millis() >= advert_pace::LONGEST.as_millis());
 
 /// What a node's part in the pool starts with.
 pub struct PoolSettings {
@@ -102,7 +106,8 @@ impl PoolDriver {
         let metrics = Metrics::new(&settings.observer, &viewed);
         let works = settings.own.works;
         let (own, said) = (Arc::new(Mutex::new(settings.own)), Arc::new(Notify::new()));
-        let pool = Pool { local, own: Arc::clone(&own), said: Arc::clone(&said), view: viewed };
+        let (for_pool, said_by_pool) = (Arc::clone(&own), Arc::clone(&said));
+        let pool = Pool { local, own: for_pool, said: said_by_pool, view: viewed, network: network.clone() };
         let driver = PoolDriver {
             network,
             events,
@@ -337,6 +342,7 @@ impl PoolDriver {
                     to: *peer,
                     rtt: measured.and_then(|peer| peer.rtt).unwrap_or_default(),
                     bytes_per_s: measured.and_then(|peer| peer.bytes_per_s).unwrap_or_default(),
+                    sent_bytes_per_s: self.network.traffic_rate(peer).sent_bytes_per_s,
                     transport: link.transport.clone(),
                     found_by: link.found_by.clone(),
                 }

@@ -78,6 +78,7 @@ fn full() -> Advert {
             to: peer(2),
             rtt: Duration::from_micros(150),
             bytes_per_s: 1e9,
+            sent_bytes_per_s: 2.5e6,
             transport: "tcp".to_owned(),
             found_by: "gossip".to_owned(),
         }],
@@ -140,8 +141,11 @@ fn fields_of_later_versions_are_ignored() {
 /// Adverts from before fields were added, none of which a release sent: those fields have their defaults.
 #[test]
 fn adverts_from_before_fields_were_added_are_decoded() {
+    // Without what its links carry now.
+    let mut untold = full();
+    untold.links.iter_mut().for_each(|link| link.sent_bytes_per_s = 0.0);
     // Without the bits of its engine.
-    let exact = Advert { bits: String::new(), serving: Vec::new(), ..full() };
+    let exact = Advert { bits: String::new(), serving: Vec::new(), ..untold.clone() };
     // Without the weights that a position is computed with.
     let mut one_size = exact.clone();
     one_size.models.iter_mut().for_each(|model| model.size.active_layer_bytes = 0);
@@ -164,6 +168,7 @@ fn adverts_from_before_fields_were_added_are_decoded() {
         (include_str!("goldens_undropped.txt"), before),
         (include_str!("goldens_one_size.txt"), one_size),
         (include_str!("goldens_exact.txt"), exact),
+        (include_str!("goldens_untold.txt"), untold),
     ];
     for (text, full) in versions {
         let [(_, new_bytes), (_, full_bytes)] = &values_of(text)[..] else { panic!("two adverts") };
@@ -216,6 +221,11 @@ fn what_is_beyond_the_limits_is_refused() {
     };
     refused(&Advert { f32_flops_per_s: f64::NAN, ..full() });
     refused(&Advert { speed: Some(LayerSpeed { weight_bytes_per_s: -1.0, macs_per_s: 0.0 }), ..full() });
+    for impossible in [-1.0, f64::NAN, f64::INFINITY] {
+        let mut sent = full();
+        sent.links[0].sent_bytes_per_s = impossible;
+        refused(&sent);
+    }
     let mut gap = full();
     gap.placements[0].stages[1].layers = 16..30;
     refused(&gap);

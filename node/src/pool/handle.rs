@@ -4,10 +4,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libp2p::PeerId;
+use pangea_client::Topology;
+use pangea_control::net::TrafficRate;
 use tokio::sync::{Notify, watch};
 
-use super::Advert;
-use super::View;
+use super::{Advert, View, topology};
+use crate::net::Network;
 
 /// The pool as this node sees it.
 #[derive(Clone)]
@@ -16,6 +18,7 @@ pub struct Pool {
     pub(super) own: Arc<Mutex<Advert>>,
     pub(super) said: Arc<Notify>,
     pub(super) view: watch::Receiver<Arc<View>>,
+    pub(super) network: Network,
 }
 
 impl Pool {
@@ -32,6 +35,16 @@ impl Pool {
     /// The view of the pool; updated with every event.
     pub fn view(&self) -> watch::Receiver<Arc<View>> {
         self.view.clone()
+    }
+
+    /// The pool as a graph for people, with what passes over its links now.
+    pub fn topology(&self) -> Topology {
+        topology::of(&self.view.borrow(), |peer| self.traffic_rate(peer))
+    }
+
+    /// Bytes per second that this node exchanges with `peer` now.
+    pub fn traffic_rate(&self, peer: &PeerId) -> TrafficRate {
+        self.network.traffic_rate(peer)
     }
 
     /// Changes this node's advert. Changes are collected and published within a moment. Fields that the pool itself

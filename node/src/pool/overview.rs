@@ -7,6 +7,7 @@ use std::ops::Range;
 use libp2p::PeerId;
 use pangea_client::{PeerStatus, TopologyLink};
 use pangea_compute::Digest;
+use pangea_control::net::TrafficRate;
 use pangea_control::placement::pool_facts;
 use serde::Serialize;
 
@@ -174,8 +175,14 @@ pub struct RefusedModel {
     pub why: String,
 }
 
-/// The overview of `view`. `peers`: the statuses of all known peers; `traffic`: bytes sent to and received from one.
-pub fn of(view: &View, peers: Vec<PeerStatus>, traffic: impl Fn(&PeerId) -> (u64, u64)) -> Overview {
+/// The overview of `view`. `peers`: the statuses of all known peers; `traffic`: bytes sent to and received from one; `rate`: bytes per
+/// second that this node exchanges with one now.
+pub fn of(
+    view: &View,
+    peers: Vec<PeerStatus>,
+    traffic: impl Fn(&PeerId) -> (u64, u64),
+    rate: impl Fn(&PeerId) -> TrafficRate,
+) -> Overview {
     let names: BTreeMap<Digest, &str> = view
         .everyone()
         .flat_map(|advert| advert.models.iter().map(|model| (model.digest, model.name.as_str())))
@@ -205,7 +212,7 @@ pub fn of(view: &View, peers: Vec<PeerStatus>, traffic: impl Fn(&PeerId) -> (u64
         local: view.local.to_string(),
         master: view.master().map_or_else(String::new, |peer| peer.to_string()),
         nodes: view.everyone().map(|advert| node(advert)).collect(),
-        links: topology::of(view).links,
+        links: topology::of(view, rate).links,
         placements: placements.collect(),
         refusals: refused.collect(),
         absent,
@@ -361,7 +368,8 @@ mod tests {
             ..PeerStatus::default()
         };
         let peers = vec![status(worker, ""), status(gone, "it left")];
-        let overview = of(&view, peers, |peer| if *peer == worker { (10, 20) } else { (0, 0) });
+        let traffic = |peer: &PeerId| if *peer == worker { (10, 20) } else { (0, 0) };
+        let overview = of(&view, peers, traffic, |_| TrafficRate::default());
         assert_eq!((overview.local, overview.master), (local.to_string(), worker.to_string()));
         let [own, other] = &overview.nodes[..] else { panic!("{:?}", overview.nodes) };
         assert!(own.local && own.connected && !own.master && own.trust == 1.0);

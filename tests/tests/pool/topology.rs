@@ -1,9 +1,13 @@
 //! The graph of a pool on every surface, and how its nodes found each other.
 
 use pangea_client::ErrorKind;
+use pangea_client::blocking::Client;
+use pangea_compute::{DType, Tensor};
 use pangea_tests::cluster::{Cluster, Node};
 use pangea_tests::http;
-use pangea_tests::process::eventually;
+use pangea_tests::matrix::{multiply, remote};
+use pangea_tests::process::{TIMEOUT, eventually};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Waits until `node` sees `links` connections (two per pair) with known round-trip times.
@@ -28,7 +32,10 @@ fn the_topology_is_the_same_on_every_surface() {
     let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&json), ["nodes", "links"]);
     assert_eq!(keys(&json["nodes"][0]), ["peer", "name", "master", "models", "device", "memory_bytes", "gflops"]);
-    assert_eq!(keys(&json["links"][0]), ["from", "to", "rtt_ms", "bytes_per_s", "transport", "found_by"]);
+    assert_eq!(
+        keys(&json["links"][0]),
+        ["from", "to", "rtt_ms", "bytes_per_s", "sent_bytes_per_s", "transport", "found_by"]
+    );
     assert_eq!(json["nodes"][0]["peer"], *one.peer);
     assert_eq!(json["nodes"][1]["name"], "two");
     assert_eq!(json["nodes"].as_array().unwrap().iter().filter(|node| node["master"] == true).count(), 1);
@@ -46,6 +53,54 @@ fn the_topology_is_the_same_on_every_surface() {
     assert_eq!(peers[0]["peer"], *two.peer);
     let table = cluster.run(&["topology", "--rpc", &one.rpc]);
     assert!(table.out.contains("MASTER") && table.out.lines().all(|line| line.chars().count() <= 80), "{}", table.out);
+}
+
+/// Bytes per second that pass from one node to another now, as `asked` says over HTTP.
+fn passing(asked: &Node, from: &Node, to: &Node) -> f64 {
+    let topology: serde_json::Value = http::get(&asked.api, "/api/pangea/topology").json();
+    let links = topology["links"].as_array().unwrap();
+    let link = links.iter().find(|link| link["from"] == *from.peer && link["to"] == *to.peer);
+    link.map_or(0.0, |link| link["sent_bytes_per_s"].as_f64().unwrap())
+}
+
+#[test]
+fn what_two_nodes_exchange_is_seen_at_a_third_while_it_passes() {
+    /// Far more than pings and adverts, far less than the operands of a product every few seconds.
+    const BUSY: f64 = 100_000.0;
+    /// Says so when it is dropped, also by a panic: the thread that multiplies ends, whatever was seen.
+    struct Seen<'a>(&'a AtomicBool);
+    impl Drop for Seen<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let cluster = Cluster::new();
+    let nodes = cluster.pool(&["hub", "two", "three"]);
+    let [hub, two, three] = &nodes[..] else { panic!("three nodes") };
+    sees(hub, 3, 6);
+    let both = |asked: &Node| [passing(asked, two, three), passing(asked, three, two)];
+    eventually("nothing passes but pings and adverts", || both(hub).iter().all(|rate| *rate < BUSY));
+    let (is_seen, rpc) = (AtomicBool::new(false), two.rpc.as_str());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let client = Client::connect(rpc, TIMEOUT).unwrap();
+            // New operands every time: a worker keeps those that it has.
+            for seed in (0..).step_by(2).take_while(|_| !is_seen.load(Ordering::Relaxed)) {
+                let operand = |seed| Tensor::generate(DType::I8, 1024, 1024, seed).unwrap();
+                multiply(&client, &operand(seed), &operand(seed + 1), &remote()).unwrap();
+            }
+        });
+        let _seen = Seen(&is_seen);
+        for asked in [hub, two, three] {
+            eventually("operands and tiles are seen to pass", || both(asked).iter().all(|rate| *rate > BUSY));
+        }
+        eventually("people see it", || {
+            let text = cluster.run(&["topology", "--rpc", &hub.rpc]).out;
+            assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+            text.contains("Traffic now:")
+        });
+    });
+    eventually("what has passed is not shown for long", || both(hub).iter().all(|rate| *rate < BUSY));
 }
 
 #[test]

@@ -93,12 +93,13 @@ class TopologyNode:
 
 @dataclasses.dataclass(frozen=True)
 class TopologyLink:
-    """A connection of the pool in one direction."""
+    """A connection of the pool in one direction: `bytes_per_s` is what it can carry, `sent_bytes_per_s` what passes over it now."""
 
     from_: str
     to: str
     rtt_ms: float
     bytes_per_s: float
+    sent_bytes_per_s: float
     transport: str
     found_by: str
 

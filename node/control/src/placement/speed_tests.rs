@@ -119,6 +119,7 @@ impl Pool {
             to: peer(other as u8),
             rtt: Duration::from_secs_f64(2.0 * HOP_S),
             bytes_per_s: 1e9,
+            sent_bytes_per_s: 0.0,
             transport: "tcp".to_owned(),
             found_by: "mdns".to_owned(),
         };

@@ -133,8 +133,14 @@ pub struct LinkAdvert {
     pub to: PeerId,
     /// Round-trip time; zero until it was measured.
     pub rtt: Duration,
-    /// Throughput in bytes per second; 0 until it was measured.
+    /// Bytes per second that it can carry; 0 until that was measured.
     pub bytes_per_s: f64,
+    /// Bytes per second that the author sends to the other end now, averaged over [`AVERAGED`]; 0: none, or unknown. It is no
+    /// news of its own, so at a node that reads it, it is up to [`LONGEST`] older.
+    ///
+    /// [`AVERAGED`]: crate::net::traffic_rates::AVERAGED
+    /// [`LONGEST`]: super::advert_pace::LONGEST
+    pub sent_bytes_per_s: f64,
     /// `tcp` or `quic`.
     pub transport: String,
     /// `mdns`, `manual`, `gossip` or `incoming`.

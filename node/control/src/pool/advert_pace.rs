@@ -78,7 +78,8 @@ pub fn silence(publishes: bool) -> Duration {
 }
 
 /// Whether `now` has measured values that differ from those that were `published`: the load of models, or links. All other
-/// changes are published at once.
+/// changes are published at once, but what passes over the links now: that differs all the time, only people read it, and it
+/// travels with adverts that are published anyway, [`LONGEST`] apart at most.
 pub fn has_new_values(published: &Advert, now: &Advert) -> bool {
     let differs = |before: f64, now: f64| {
         let (least, most) = (before.min(now), before.max(now));
@@ -158,6 +159,7 @@ mod tests {
             to: peer,
             rtt: Duration::from_micros(rtt_us),
             bytes_per_s,
+            sent_bytes_per_s: 0.0,
             transport: "tcp".to_owned(),
             found_by: "manual".to_owned(),
         };
@@ -166,6 +168,7 @@ mod tests {
         for (news, links) in [
             (false, vec![link(900, 1e9)]),
             (false, vec![link(100, 1.4e9)]),
+            (false, vec![LinkAdvert { sent_bytes_per_s: 5e8, ..link(100, 1e9) }]),
             (true, vec![link(100, 1.6e9)]),
             (true, vec![link(100, 0.5e9)]),
             (true, vec![link(0, 1e9)]),

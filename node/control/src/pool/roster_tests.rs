@@ -69,6 +69,7 @@ fn an_author_that_is_connected_to_everyone_told_everyone_itself() {
             to: *to,
             rtt: Duration::ZERO,
             bytes_per_s: 0.0,
+            sent_bytes_per_s: 0.0,
             transport: "tcp".to_owned(),
             found_by: "manual".to_owned(),
         };

@@ -70,6 +70,7 @@ mod tests {
             to,
             rtt: std::time::Duration::from_millis(1),
             bytes_per_s,
+            sent_bytes_per_s: 0.0,
             transport: "tcp".into(),
             found_by: "mdns".into(),
         };

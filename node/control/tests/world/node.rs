@@ -360,6 +360,7 @@ impl Run {
                 to: *to,
                 rtt: measured.and_then(|peer| peer.rtt).unwrap_or_default(),
                 bytes_per_s: measured.and_then(|peer| peer.bytes_per_s).unwrap_or_default(),
+                sent_bytes_per_s: 0.0,
                 transport: "tcp".to_owned(),
                 found_by: "mdns".to_owned(),
             }

@@ -11,6 +11,7 @@ use pangea_client::{ErrorKind, ModelPlan, PeerStatus, Topology};
 use super::App;
 use super::error::ApiError;
 use crate::placement::{plan_report, view_with_file};
+use crate::pool::Pool;
 use crate::pool::overview::{self, Overview};
 
 /// The routes of this file.
@@ -35,7 +36,7 @@ async fn peers(State(app): State<App>) -> Result<Json<Vec<PeerStatus>>, ApiError
 
 /// `/api/topology`: the same as `pangea topology --json`.
 async fn topology(State(app): State<App>) -> Json<Topology> {
-    Json(app.pool.as_ref().map(|pool| crate::pool::topology::of(&pool.view().borrow())).unwrap_or_default())
+    Json(app.pool.as_ref().map(Pool::topology).unwrap_or_default())
 }
 
 fn no_pool() -> ApiError {
@@ -48,7 +49,7 @@ async fn whole(State(app): State<App>) -> Result<Json<Overview>, ApiError> {
     let peers = app.fabric.peers().await?;
     let view = Arc::clone(&pool.view().borrow());
     let traffic = |peer: &_| app.members.as_ref().map_or((0, 0), |members| members.traffic(peer));
-    Ok(Json(overview::of(&view, peers, traffic)))
+    Ok(Json(overview::of(&view, peers, traffic, |peer| pool.traffic_rate(peer))))
 }
 
 /// `/api/pangea/plan/{model}`: the same as `pangea models plan --json`; of a model that nobody serves and that is on this machine, where it

@@ -16,7 +16,7 @@ use crate::fabric::job::{CancelOnDrop, JobOutcome, JobRequest};
 use crate::jobs::Jobs;
 use crate::net::way_back::WaysBack;
 use crate::placement;
-use crate::pool::{Members, Pool, said, topology};
+use crate::pool::{Members, Pool, said};
 
 /// Peers that are asked for the way back: one of each network is enough, and a pool may be large.
 const MAX_ASKED: usize = 4;
@@ -141,7 +141,7 @@ impl Backend for RunningNode {
     }
 
     fn topology(&self) -> Topology {
-        self.pool.as_ref().map(|pool| topology::of(&pool.view().borrow())).unwrap_or_default()
+        self.pool.as_ref().map(Pool::topology).unwrap_or_default()
     }
 
     fn plan_model(&self, model: &str) -> Result<ModelPlan> {
