@@ -159,7 +159,7 @@ fn nodes_that_have_loaded_all_layers_go_on_without_the_file() {
         // One that has lost its layers cannot fetch them again.
         world.crash(0, false);
         world.crash(2, false);
-        tenths_until(&mut world, 20, |world| newest(world).is_none());
+        tenths_until(&mut world, 80, |world| newest(world).is_none() && refusal(world, 1).is_some());
         world.start(2).unwrap();
         world.run_for(20 * SECOND).unwrap();
         assert_eq!(newest(&world), None, "seed {seed}");
