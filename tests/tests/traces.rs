@@ -418,6 +418,77 @@ fn a_request_that_another_node_answers_is_one_trace_with_its_tunnel() {
 }
 
 #[test]
+fn embeddings_are_traced_at_the_node_that_computes_them() {
+    let cluster = Cluster::new();
+    let collector = Collector::start();
+    let file = cluster.folder().join("tiny.gguf");
+    std::fs::write(&file, TinyModel::default().gguf()).unwrap();
+    let serving = collector.traced(cluster.node("serving").with("--model", file.to_str().unwrap())).start();
+    let client = cluster.node("asked").flag("--client").with("--peer", &serving.address);
+    let asked = collector.traced(client).start();
+    let texts = json!({"model": "tiny", "input": ["one", "two"]});
+    let ask = |flags: &str| ask(&asked, "/v1/embeddings", &parent_of(TRACE, flags), &texts);
+    eventually("the other node embeds", || ask("00").status == 200);
+    let embedded = ask("01");
+    assert_eq!(embedded.status, 200);
+    let tokens = embedded.json()["usage"]["prompt_tokens"].to_string();
+    let on_asked = ["POST /v1/embeddings", "tunnel"].map(|name| (&asked, name));
+    let on_serving = ["answer", "embeddings", "queue", "compute"].map(|name| (&serving, name));
+    let trace = collector.trace(TRACE, &[&on_asked[..], &on_serving[..]].concat());
+    trace.is_one_tree();
+    let embeddings = trace.only(&serving, "embeddings");
+    assert_eq!(embeddings.parent, trace.only(&serving, "answer").id);
+    for (name, value) in
+        [("gen_ai.operation.name", "embeddings"), ("pangea.texts", "2"), ("gen_ai.usage.input_tokens", &tokens)]
+    {
+        assert_eq!(embeddings.attributes[name], value, "{embeddings:?}");
+    }
+    for part in ["queue", "compute"] {
+        assert_eq!(trace.only(&serving, part).parent, embeddings.id);
+    }
+}
+
+#[test]
+fn each_sample_of_a_vote_is_a_part_of_its_trace_down_to_the_voters_stage() {
+    let name = "each_sample_of_a_vote_is_a_part_of_its_trace_down_to_the_voters_stage";
+    let Some(model) = file_of(SMOLLM2, name) else { return };
+    let cluster = Cluster::new();
+    let collector = Collector::start();
+    let voter = |name: &str| {
+        let node = cluster.node(name).with("--model", model.to_str().unwrap()).flag("--federation");
+        collector.traced(node)
+    };
+    let one = voter("one").start();
+    let two = voter("two").with("--peer", &one.address).start();
+    let messages = json!([{"role": "user", "content": "What is the capital of Sweden?"}]);
+    let question = json!({"messages": messages, "max_tokens": 8, "seed": 1, "strategy": "best_of_n", "samples": 4});
+    let path = "/v1/federation/vote";
+    let ballots = |answer: &Value| answer["ballots"].as_array().map_or(0, Vec::len);
+    eventually("both nodes vote", || {
+        let answer = ask(&one, path, &parent_of(TRACE, "00"), &question);
+        answer.status == 200 && answer.text().contains(&two.peer)
+    });
+    let answer = ask(&one, path, &parent_of(TRACE, "01"), &question).json();
+    assert!(ballots(&answer) > 1, "{answer}");
+    let on_one = ["POST /v1/federation/vote", "vote", "sample", "generation"].map(|name| (&one, name));
+    let trace = collector.trace(TRACE, &[&on_one[..], &[(&two, "stage")]].concat());
+    trace.is_one_tree();
+    trace.says_nothing_of(&["Sweden"]);
+    let vote = trace.only(&one, "vote");
+    assert_eq!(vote.parent, trace.only(&one, "POST /v1/federation/vote").id);
+    assert_eq!(vote.attributes["pangea.ballots"], ballots(&answer).to_string(), "{vote:?}");
+    let samples: Vec<&Seen> = trace.of(&one, "sample").collect();
+    assert!(samples.len() >= ballots(&answer) && samples.iter().all(|sample| sample.parent == vote.id), "{samples:?}");
+    // What the other node computed is under the sample that it was asked for.
+    let by_id: HashMap<&str, &Seen> = trace.0.iter().map(|span| (span.id.as_str(), span)).collect();
+    for stage in trace.of(&two, "stage") {
+        let up = |span: &Seen| by_id[span.parent.as_str()];
+        let sample = up(up(up(stage)));
+        assert_eq!((sample.name.as_str(), &sample.attributes["server.address"]), ("sample", &two.peer), "{stage:?}");
+    }
+}
+
+#[test]
 fn a_node_without_traces_sends_nothing_and_asks_others_for_none() {
     let cluster = Cluster::new();
     let collector = Collector::start();
