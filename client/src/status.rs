@@ -138,7 +138,7 @@ pub struct MemoryUse {
 pub struct ModelState {
     /// Name that requests give.
     pub name: String,
-    /// `absent`, `loading`, `ready`, `unplaced` or `failed`.
+    /// `absent`, `loading`, `ready`, `unloaded`, `unproven`, `unplaced`, `failed`, or `away` with the nodes that served it.
     pub state: String,
     /// Why the model cannot be asked; empty where no reason is known.
     pub why: String,

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
+use opentelemetry_proto::tonic::trace::v1::span::Event;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use pangea_tests::cluster::{Cluster, Node, NodeBuilder};
 use pangea_tests::http::{Response, get, send};
@@ -37,7 +38,15 @@ struct Seen {
     end: u64,
     failed: bool,
     attributes: BTreeMap<String, String>,
-    events: Vec<String>,
+    events: Vec<Moment>,
+}
+
+/// An event of a span.
+#[derive(Clone, Debug)]
+struct Moment {
+    name: String,
+    at: u64,
+    attributes: BTreeMap<String, String>,
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -56,6 +65,12 @@ fn text(value: Option<&AnyValue>) -> String {
 
 fn attributes(pairs: &[KeyValue]) -> BTreeMap<String, String> {
     pairs.iter().map(|pair| (pair.key.clone(), text(pair.value.as_ref()))).collect()
+}
+
+impl From<Event> for Moment {
+    fn from(event: Event) -> Moment {
+        Moment { name: event.name, at: event.time_unix_nano, attributes: attributes(&event.attributes) }
+    }
 }
 
 /// A collector: takes what nodes send it and keeps the spans.
@@ -138,7 +153,7 @@ fn receive(stream: TcpStream, into: &Mutex<Vec<Seen>>) {
                 end: span.end_time_unix_nano,
                 failed: span.status.is_some_and(|status| status.code == StatusCode::Error as i32),
                 attributes: attributes(&span.attributes),
-                events: span.events.into_iter().map(|event| event.name).collect(),
+                events: span.events.into_iter().map(Moment::from).collect(),
             })
         }));
         if writer
@@ -189,8 +204,9 @@ impl Trace {
     /// Checks that nothing says more than it should.
     fn says_nothing_of(&self, secrets: &[&str]) {
         for span in &self.0 {
-            let said = span.attributes.iter().map(|(key, value)| format!("{key}={value}"));
-            for said in said.chain(span.events.clone()).chain([span.name.clone()]) {
+            let of_events = span.events.iter().flat_map(|event| &event.attributes);
+            let said = span.attributes.iter().chain(of_events).map(|(key, value)| format!("{key}={value}"));
+            for said in said.chain(span.events.iter().map(|event| event.name.clone())).chain([span.name.clone()]) {
                 for secret in secrets {
                     assert!(!said.contains(secret), "{said} in {}", span.name);
                 }
@@ -320,6 +336,60 @@ fn an_answer_of_two_nodes_is_one_trace_over_both() {
 }
 
 #[test]
+fn an_answer_that_loses_a_stage_says_in_its_trace_which_stages_it_lost_why_and_which_go_on() {
+    let name = "an_answer_that_loses_a_stage_says_in_its_trace_which_stages_it_lost_why_and_which_go_on";
+    let Some(model) = file_of(SMOLLM2, name) else { return };
+    let cluster = Cluster::new();
+    let collector = Collector::start();
+    let splitting = cluster.node("one").with("--model", model.to_str().unwrap()).flag("--split").flag("--force-master");
+    let one = collector.traced(splitting).start();
+    let [two, three] =
+        ["two", "three"].map(|name| collector.traced(cluster.node(name).with("--peer", &one.address)).start());
+    let messages = json!([{"role": "user", "content": "Write a long story about a lighthouse keeper."}]);
+    let question = |max_tokens: usize| json!({"messages": messages, "max_tokens": max_tokens, "temperature": 0, "stream": max_tokens > 1});
+    eventually("all nodes compute the answer", || {
+        let answer = ask(&one, "/v1/chat/completions", &parent_of(TRACE, "00"), &question(1));
+        answer.status == 200 && answer.json()["pangea"]["stages"].as_array().unwrap().len() == 3
+    });
+    let mut answer = ask(&one, "/v1/chat/completions", &parent_of(TRACE, "01"), &question(300));
+    assert_eq!(answer.status, 200);
+    let mut last = String::new();
+    for tokens in 0.. {
+        if tokens == 5 {
+            two.kill9();
+        }
+        match answer.event() {
+            Some(event) if event == "[DONE]" => break,
+            Some(event) => last = event,
+            None => panic!("the answer has no end after {last}"),
+        }
+    }
+    let last: Value = serde_json::from_str(&last).unwrap();
+    assert!(last["pangea"]["failovers"].as_u64().unwrap() >= 1, "it was over before anything happened: {last}");
+    let trace = collector.trace(TRACE, &[(&one, "generation"), (&one, "session"), (&three, "stage")]);
+    trace.says_nothing_of(&["lighthouse"]);
+    let generation = trace.only(&one, "generation");
+    assert!(!generation.failed, "{generation:?}");
+    assert_eq!(generation.attributes["pangea.failovers"], last["pangea"]["failovers"].to_string());
+    let events = |name: &str| generation.events.iter().filter(|event| event.name == name).collect::<Vec<_>>();
+    let (lost, failovers) = (events("lost"), events("failover"));
+    let (Some(lost), Some(failover)) = (lost.first(), failovers.first()) else { panic!("{generation:?}") };
+    assert!(lost.attributes["pangea.from"].contains(&two.peer), "{lost:?}");
+    assert!(!lost.attributes["pangea.why"].is_empty() && lost.at <= failover.at, "{lost:?} {failover:?}");
+    for name in ["pangea.from", "pangea.why"] {
+        assert_eq!(failover.attributes[name], lost.attributes[name], "{failover:?}");
+    }
+    let to = &failover.attributes["pangea.to"];
+    assert!(!to.contains(&two.peer) && [&one, &three].iter().any(|node| to.contains(&node.peer)), "{failover:?}");
+    // The sessions before and after are those of the events.
+    let mut sessions: Vec<&Seen> = trace.of(&one, "session").collect();
+    sessions.sort_by_key(|session| session.start);
+    let chains: Vec<&String> = sessions.iter().map(|session| &session.attributes["pangea.chain"]).collect();
+    assert_eq!(chains[..2], [&failover.attributes["pangea.from"], to]);
+    assert_eq!((sessions[0].failed, sessions.last().unwrap().failed), (true, false), "{sessions:?}");
+}
+
+#[test]
 fn a_request_that_another_node_answers_is_one_trace_with_its_tunnel() {
     let cluster = Cluster::new();
     let collector = Collector::start();
@@ -343,8 +413,79 @@ fn a_request_that_another_node_answers_is_one_trace_with_its_tunnel() {
     trace.is_one_tree();
     let (tunnel, answer) = (trace.only(&asked, "tunnel"), trace.only(&serving, "answer"));
     assert_eq!((&answer.parent, &tunnel.attributes["server.address"]), (&tunnel.id, &serving.peer));
-    assert_eq!(tunnel.events, ["answer begins"]);
+    assert_eq!(tunnel.events.iter().map(|event| &event.name).collect::<Vec<_>>(), ["answer begins"]);
     assert_eq!(trace.only(&serving, "generation").parent, answer.id);
+}
+
+#[test]
+fn embeddings_are_traced_at_the_node_that_computes_them() {
+    let cluster = Cluster::new();
+    let collector = Collector::start();
+    let file = cluster.folder().join("tiny.gguf");
+    std::fs::write(&file, TinyModel::default().gguf()).unwrap();
+    let serving = collector.traced(cluster.node("serving").with("--model", file.to_str().unwrap())).start();
+    let client = cluster.node("asked").flag("--client").with("--peer", &serving.address);
+    let asked = collector.traced(client).start();
+    let texts = json!({"model": "tiny", "input": ["one", "two"]});
+    let ask = |flags: &str| ask(&asked, "/v1/embeddings", &parent_of(TRACE, flags), &texts);
+    eventually("the other node embeds", || ask("00").status == 200);
+    let embedded = ask("01");
+    assert_eq!(embedded.status, 200);
+    let tokens = embedded.json()["usage"]["prompt_tokens"].to_string();
+    let on_asked = ["POST /v1/embeddings", "tunnel"].map(|name| (&asked, name));
+    let on_serving = ["answer", "embeddings", "queue", "compute"].map(|name| (&serving, name));
+    let trace = collector.trace(TRACE, &[&on_asked[..], &on_serving[..]].concat());
+    trace.is_one_tree();
+    let embeddings = trace.only(&serving, "embeddings");
+    assert_eq!(embeddings.parent, trace.only(&serving, "answer").id);
+    for (name, value) in
+        [("gen_ai.operation.name", "embeddings"), ("pangea.texts", "2"), ("gen_ai.usage.input_tokens", &tokens)]
+    {
+        assert_eq!(embeddings.attributes[name], value, "{embeddings:?}");
+    }
+    for part in ["queue", "compute"] {
+        assert_eq!(trace.only(&serving, part).parent, embeddings.id);
+    }
+}
+
+#[test]
+fn each_sample_of_a_vote_is_a_part_of_its_trace_down_to_the_voters_stage() {
+    let name = "each_sample_of_a_vote_is_a_part_of_its_trace_down_to_the_voters_stage";
+    let Some(model) = file_of(SMOLLM2, name) else { return };
+    let cluster = Cluster::new();
+    let collector = Collector::start();
+    let voter = |name: &str| {
+        let node = cluster.node(name).with("--model", model.to_str().unwrap()).flag("--federation");
+        collector.traced(node)
+    };
+    let one = voter("one").start();
+    let two = voter("two").with("--peer", &one.address).start();
+    let messages = json!([{"role": "user", "content": "What is the capital of Sweden?"}]);
+    let question = json!({"messages": messages, "max_tokens": 8, "seed": 1, "strategy": "best_of_n", "samples": 4});
+    let path = "/v1/federation/vote";
+    let ballots = |answer: &Value| answer["ballots"].as_array().map_or(0, Vec::len);
+    eventually("both nodes vote", || {
+        let answer = ask(&one, path, &parent_of(TRACE, "00"), &question);
+        answer.status == 200 && answer.text().contains(&two.peer)
+    });
+    let answer = ask(&one, path, &parent_of(TRACE, "01"), &question).json();
+    assert!(ballots(&answer) > 1, "{answer}");
+    let on_one = ["POST /v1/federation/vote", "vote", "sample", "generation"].map(|name| (&one, name));
+    let trace = collector.trace(TRACE, &[&on_one[..], &[(&two, "stage")]].concat());
+    trace.is_one_tree();
+    trace.says_nothing_of(&["Sweden"]);
+    let vote = trace.only(&one, "vote");
+    assert_eq!(vote.parent, trace.only(&one, "POST /v1/federation/vote").id);
+    assert_eq!(vote.attributes["pangea.ballots"], ballots(&answer).to_string(), "{vote:?}");
+    let samples: Vec<&Seen> = trace.of(&one, "sample").collect();
+    assert!(samples.len() >= ballots(&answer) && samples.iter().all(|sample| sample.parent == vote.id), "{samples:?}");
+    // What the other node computed is under the sample that it was asked for.
+    let by_id: HashMap<&str, &Seen> = trace.0.iter().map(|span| (span.id.as_str(), span)).collect();
+    for stage in trace.of(&two, "stage") {
+        let up = |span: &Seen| by_id[span.parent.as_str()];
+        let sample = up(up(up(stage)));
+        assert_eq!((sample.name.as_str(), &sample.attributes["server.address"]), ("sample", &two.peer), "{stage:?}");
+    }
 }
 
 #[test]

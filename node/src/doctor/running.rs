@@ -21,10 +21,11 @@ pub(super) fn pool(status: &NodeStatus) -> Vec<Finding> {
 }
 
 pub(super) fn models(status: &NodeStatus) -> Vec<Finding> {
-    let failed = status.models.iter().filter(|model| matches!(&*model.state, "failed" | "unplaced"));
+    let failed = status.models.iter().filter(|model| matches!(&*model.state, "failed" | "unplaced" | "away"));
     let finding = |model: &pangea_client::ModelState| {
         let what = format!("{} is {}: {}", model.name, model.state, model.why);
         let advice = match &*model.state {
+            "away" => "start a node that has the file; it is forgotten in ten minutes",
             "unplaced" => "add a node, or raise --max-memory of one",
             _ => "see the node's log; a damaged file is fetched again by pangea models pull",
         };
@@ -137,11 +138,13 @@ mod tests {
         let sick = NodeStatus {
             pool_key: false,
             master: String::new(),
-            models: vec![ModelState {
-                name: "big".to_owned(),
-                state: "unplaced".to_owned(),
-                why: "needs 9 GiB".to_owned(),
-            }],
+            models: [("big", "unplaced", "needs 9 GiB"), ("tiny", "away", "it was on desk")]
+                .map(|(name, state, why)| ModelState {
+                    name: name.to_owned(),
+                    state: state.to_owned(),
+                    why: why.to_owned(),
+                })
+                .to_vec(),
             devices: vec![DeviceStatus {
                 name: "Card".to_owned(),
                 why: "it was lost".to_owned(),
@@ -159,6 +162,7 @@ mod tests {
             "the pool is open",
             "no master",
             "big is unplaced: needs 9 GiB",
+            "tiny is away: it was on desk",
             "Card is not used any more",
             "attic runs pangea 0.0.9",
             "liar is quarantined: it lied",

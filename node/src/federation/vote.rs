@@ -14,10 +14,12 @@ use pangea_compute::sample::AnswerFormat;
 use pangea_control::federation::limits::DEADLINE;
 use pangea_control::federation::{Absence, Action, BallotBox, Event, Strategy, VoteResult, VoteTerms, VotingNode};
 use tokio::sync::watch;
+use tracing::{Instrument, Span};
 
 use super::sample::{Charge, Sample};
 use crate::clock;
 use crate::serve::{Engine, Request, Summary};
+use crate::traces::{self, child};
 
 /// Interval at which the ballot box gets the time: a part of the time after which a sample is asked of a second voter.
 const TICK: Duration = Duration::from_millis(250);
@@ -116,6 +118,13 @@ pub(super) async fn vote(
         deadline: clock::now() + deadline.unwrap_or(DEADLINE),
         voters: voters.iter().map(|voting| voting.voter).collect(),
     });
+    let span = child!(
+        &Span::current(),
+        "vote",
+        gen_ai.request.model = engine.model().name,
+        pangea.strategy = %strategy,
+        pangea.voters = voters.len() as i64
+    );
     let mut running: FuturesUnordered<BoxFuture<'static, Ended>> = FuturesUnordered::new();
     let mut handles: BTreeMap<(usize, usize), AbortHandle> = BTreeMap::new();
     let mut given: BTreeMap<(usize, usize), Sample> = BTreeMap::new();
@@ -128,7 +137,9 @@ pub(super) async fn vote(
                     request.sampling.seed = seed;
                     let voting = &voters[voter];
                     request.server = (!voting.voter.is_last_resort).then_some(voting.peer);
-                    let (sampled, handle) = abortable(Sample::generate(engine.clone(), request, Arc::clone(&charge)));
+                    let asked = span_of(&span, voting, sample);
+                    let sampled = generate(engine.clone(), request, Arc::clone(&charge), asked.clone());
+                    let (sampled, handle) = abortable(sampled.instrument(asked));
                     handles.insert((voter, sample), handle);
                     running.push(sampled.map(move |ended| (voter, sample, ended)).boxed());
                 }
@@ -145,11 +156,16 @@ pub(super) async fn vote(
                     });
                     let summary = total(given.values());
                     let samples_max = ballots.samples_max();
+                    traces::set(&span, "pangea.decided", result.decided.name());
+                    traces::set(&span, "pangea.ballots", result.ballots.len() as i64);
                     let winner = &result.ballots[result.winner];
                     let winner = given.remove(&(winner.voter, winner.sample)).unwrap_or_default();
                     return Ok(Vote { result, voters, winner, samples_max, summary, anyone });
                 }
-                Action::Fail(error) => return Err(error),
+                Action::Fail(error) => {
+                    traces::failed(&span, error.kind());
+                    return Err(error);
+                }
             }
         }
         tokio::select! {
@@ -180,6 +196,26 @@ pub(super) async fn vote(
             () = tokio::time::sleep(TICK) => actions.extend(ballots.handle(Event::Tick, clock::now())),
         }
     }
+}
+
+/// The span of a sample that is asked of a voter.
+fn span_of(vote: &Span, voting: &VotingNode, sample: usize) -> Span {
+    let kind = if voting.voter.local || voting.voter.is_last_resort { "internal" } else { "client" };
+    let sampled = child!(vote, "sample", otel.kind = kind, pangea.sample = sample as i64);
+    if !voting.voter.is_last_resort {
+        traces::set(&sampled, "server.address", voting.peer.to_string());
+    }
+    sampled
+}
+
+/// Generates a sample; `asked` is its span.
+async fn generate(engine: Engine, request: Request, charge: Charge, asked: Span) -> Result<Sample> {
+    let sampled = Sample::generate(engine, request, charge).await;
+    match &sampled {
+        Ok(sampled) => traces::set(&asked, "gen_ai.usage.output_tokens", sampled.summary.answer_tokens as i64),
+        Err(error) => traces::failed(&asked, error.kind()),
+    }
+    sampled
 }
 
 /// The node that computed each sample of the last resort, where one node alone did.

@@ -14,8 +14,9 @@
 //! | `layers` | the layers of that thread, their caches, and the stage's claims |
 //! | `sampler` | on the last stage: choosing tokens from logits |
 //! | `pass_faults` | injected faults of passes, for tests |
-//! | `request_log` | the log lines of a stage about other nodes' requests |
-//! | `spans` | what a trace shows of a stage's sessions and passes |
+//! | `stage_requests` | which request each session of a stage belongs to, and its open answers |
+//! | `request_log` | the log lines of a stage about another node's request |
+//! | `spans` | what a trace shows of a stage's work for a request |
 //! | `history` | a stage's state of one sequence |
 //! | `draft` | the small model of a node that drafts for larger ones |
 //! | [`wire`], [`payload`], [`limits`] | the messages of `/pangea/session/1`, their raw bytes, their limits |
@@ -40,6 +41,7 @@ mod running_pass;
 mod sampler;
 mod spans;
 mod stage;
+mod stage_requests;
 pub mod wire;
 
 pub use draft::Draft;

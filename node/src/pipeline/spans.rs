@@ -1,35 +1,19 @@
-//! The spans of one stage about the sessions that it computes, and about the passes that it takes. A pass over a prompt has a
+//! The spans of one stage about a request that it computes, and about the passes that it takes. A pass over a prompt has a
 //! span of its own; the passes that give an answer's tokens, one each, are summed up in one. Numbers only, no tokens.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use libp2p::PeerId;
-use pangea_units::LayerRange;
 use tracing::Span;
 
-use super::wire::{FrameRows, Open, SessionId, StageAt};
+use super::stage_requests::StageFacts;
+use super::wire::{FrameRows, Open, SessionId};
 use crate::traces::{self, child, entrance};
 
-/// The spans of one stage.
-pub(super) struct StageSpans {
-    local: PeerId,
-    /// Name of the model.
-    model: String,
-    layers: LayerRange,
-    /// Requests that are traced, by the session of their first answer.
-    requests: BTreeMap<SessionId, Traced>,
-    /// The request of each session.
-    sessions: BTreeMap<SessionId, SessionId>,
-}
-
 /// A traced request.
-struct Traced {
+pub(super) struct TracedRequest {
     span: Span,
     /// Positions that its sessions begin with.
     given: u32,
-    /// Answers that have not ended.
-    open: u16,
     /// The span of the passes that give tokens, from the first of them on.
     decoding: Span,
     passes: i64,
@@ -46,99 +30,61 @@ pub(super) struct Pass {
     began: Option<Instant>,
 }
 
-impl StageSpans {
-    /// The spans of the stage of `local` at `stage` of a model with this name.
-    pub(super) fn new(local: PeerId, model: String, stage: &StageAt) -> StageSpans {
-        let (requests, sessions) = (BTreeMap::new(), BTreeMap::new());
-        StageSpans { local, model, layers: LayerRange::from(&stage.layers), requests, sessions }
+impl Pass {
+    /// The requests that it has computed tokens for, and how long; `None` if there are none that are traced.
+    pub(super) fn ended(self) -> Option<(Vec<SessionId>, Duration)> {
+        Some((self.decoding, self.began?.elapsed()))
     }
+}
 
-    /// A request was accepted by this stage.
-    pub(super) fn began(&mut self, open: &Open) {
-        if open.trace.is_none() {
-            return;
-        }
+impl TracedRequest {
+    /// A request was accepted by this stage; `None` for one that nobody traces.
+    pub(super) fn began(open: &Open, stage: &StageFacts) -> Option<TracedRequest> {
+        open.trace?;
         let span = entrance!(
             "stage",
             otel.kind = "server",
-            gen_ai.request.model = self.model,
-            pangea.layers = %self.layers,
+            gen_ai.request.model = stage.model,
+            pangea.layers = %stage.layers,
             pangea.session = %open.session,
             client.address = %open.coordinator
         );
-        if open.coordinator == self.local {
+        if open.coordinator == stage.local {
             traces::follow_own(&span, open.trace);
         } else {
             traces::follow(&span, open.trace);
         }
-        if span.is_disabled() {
-            return;
-        }
-        for choice in 0..open.choices {
-            self.sessions.insert(open.session.choice(choice), open.session);
-        }
         let (given, decoding) = (open.tokens.len() as u32, Span::none());
-        let traced = Traced { span, given, open: open.choices, decoding, passes: 0, computed: Duration::ZERO };
-        self.requests.insert(open.session, traced);
+        let is_traced = !span.is_disabled();
+        is_traced.then_some(TracedRequest { span, given, decoding, passes: 0, computed: Duration::ZERO })
     }
 
-    /// A pass over these rows begins; `session_of` gives the session of a sequence.
-    pub(super) fn pass(&mut self, rows: &[FrameRows], session_of: impl Fn(u64) -> Option<SessionId>) -> Pass {
-        let mut pass = Pass::default();
-        if self.requests.is_empty() {
-            return pass;
-        }
-        for rows in rows {
-            let request = session_of(rows.sequence).and_then(|session| self.sessions.get(&session)).copied();
-            let Some((request, traced)) = request.and_then(|of| Some((of, self.requests.get_mut(&of)?))) else {
-                continue;
-            };
-            let (first, count) = (i64::from(rows.start), i64::from(rows.rows));
-            if rows.start < traced.given {
-                let reading = child!(&traced.span, "prefill", pangea.position = first, pangea.rows = count);
-                pass.reading.push(reading);
-                continue;
-            }
-            if traced.decoding.is_disabled() {
-                traced.decoding = child!(&traced.span, "decode");
-            }
-            if !pass.decoding.contains(&request) {
-                pass.decoding.push(request);
-            }
-            pass.began.get_or_insert_with(Instant::now);
-        }
-        pass
-    }
-
-    /// The pass has ended.
-    pub(super) fn passed(&mut self, pass: Pass) {
-        let Some(began) = pass.began else { return };
-        for request in &pass.decoding {
-            if let Some(traced) = self.requests.get_mut(request) {
-                traced.passes += 1;
-                traced.computed += began.elapsed();
-            }
-        }
-    }
-
-    /// All sessions have ended, because the chain failed.
-    pub(super) fn clear(&mut self) {
-        for session in self.sessions.keys().copied().collect::<Vec<_>>() {
-            self.ended(session);
-        }
-    }
-
-    /// A session has ended here.
-    pub(super) fn ended(&mut self, session: SessionId) {
-        let Some(request) = self.sessions.remove(&session) else { return };
-        let Some(traced) = self.requests.get_mut(&request) else { return };
-        traced.open -= 1;
-        if traced.open > 0 {
+    /// `pass`, which begins, has these rows of this request, whose first session is `request`.
+    pub(super) fn enters(&mut self, pass: &mut Pass, request: SessionId, rows: &FrameRows) {
+        let (first, count) = (i64::from(rows.start), i64::from(rows.rows));
+        if rows.start < self.given {
+            let reading = child!(&self.span, "prefill", pangea.position = first, pangea.rows = count);
+            pass.reading.push(reading);
             return;
         }
-        if let Some(Traced { decoding, passes, computed, .. }) = self.requests.remove(&request) {
-            traces::set(&decoding, "pangea.passes", passes);
-            traces::set(&decoding, "pangea.compute_s", computed.as_secs_f64());
+        if self.decoding.is_disabled() {
+            self.decoding = child!(&self.span, "decode");
         }
+        if !pass.decoding.contains(&request) {
+            pass.decoding.push(request);
+        }
+        pass.began.get_or_insert_with(Instant::now);
+    }
+
+    /// A pass has computed tokens of it.
+    pub(super) fn passed(&mut self, took: Duration) {
+        self.passes += 1;
+        self.computed += took;
+    }
+
+    /// All of its answers have ended.
+    pub(super) fn ended(self) {
+        traces::set(&self.decoding, "pangea.passes", self.passes);
+        traces::set(&self.decoding, "pangea.compute_s", self.computed.as_secs_f64());
     }
 }

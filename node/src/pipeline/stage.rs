@@ -18,10 +18,9 @@ use super::host::{Pipeline, StageLoad, StageSetup};
 use super::layers::{Layers, PassError, Passed, SignedStage};
 use super::pass_faults::PassFaults;
 use super::payload::Payload;
-use super::request_log::RequestLog;
 use super::running_pass::RunningPass;
 use super::sampler::Sampler;
-use super::spans::StageSpans;
+use super::stage_requests::StageRequests;
 use super::wire::{ChainId, Frame, FrameRows, Message, Open, SessionId, StageAt, Stepped, SteppedSequence};
 use crate::devices::Lease;
 use crate::engine_metrics::EngineMetrics;
@@ -80,8 +79,7 @@ pub(super) struct Stage {
     metrics: Arc<EngineMetrics>,
     protocol: Protocol,
     layers: Layers,
-    log: RequestLog,
-    spans: StageSpans,
+    requests: StageRequests,
     /// The request that is being opened.
     opening: Option<Box<Open>>,
     /// The earlier stages' signed claims of the session that is being signed.
@@ -121,8 +119,7 @@ impl Stage {
         };
         let protocol = Protocol::new(settings, TextDrafter(drafter));
         let faults = PassFaults::new(pipeline.clone(), setup.index, setup.stages.len());
-        let log = RequestLog::new(pipeline.local(), setup.name.clone(), &setup.stages[setup.index]);
-        let spans = StageSpans::new(pipeline.local(), setup.name, &setup.stages[setup.index]);
+        let requests = StageRequests::new(pipeline.local(), setup.name, &setup.stages[setup.index]);
         let sampler = setup.text.map(Sampler::new);
         let rows = pipeline.rows().map(|opener| opener.store().clone());
         let layers = Layers::new(setup.model, setup.budget, faults, sampler, running.clone(), rows);
@@ -134,8 +131,7 @@ impl Stage {
             pipeline,
             metrics: setup.metrics,
             protocol,
-            log,
-            spans,
+            requests,
             opening: None,
             signed_before: None,
             running,
@@ -376,8 +372,7 @@ impl Stage {
             }
             Action::Forget(session) => {
                 self.layers.remove(&session);
-                self.log.ended(session);
-                self.spans.ended(session);
+                self.requests.ended(session);
                 if self.index == 0 {
                     self.pipeline.session_over(self.started_as, &session);
                 }
@@ -405,8 +400,7 @@ impl Stage {
             Action::Report { to, number } => self.report(to, number, following),
             Action::Break { why } => {
                 self.layers.clear();
-                self.log.clear();
-                self.spans.clear();
+                self.requests.clear();
                 self.pipeline.broken(self.started_as, &why);
             }
             Action::Count(Count::Refused) => drop(self.metrics.refused.inc()),
@@ -419,8 +413,7 @@ impl Stage {
         self.layers.faults().refuse()?;
         open.sequence = Some(sequence);
         self.layers.join(open)?;
-        self.log.began(open);
-        self.spans.began(open);
+        self.requests.began(open);
         Ok(())
     }
 
@@ -515,9 +508,9 @@ impl Stage {
         let is_first = self.index == 0;
         let received = std::mem::replace(&mut self.received, Payload::empty());
         let input = if is_first { Input::Tokens(tokens) } else { Input::Activations(received.as_f32()) };
-        let pass = self.spans.pass(&rows, |sequence| self.protocol.session_of(sequence));
+        let pass = self.requests.pass(&rows, |sequence| self.protocol.session_of(sequence));
         let result = self.layers.pass(&self.protocol, &rows, input, is_first);
-        self.spans.passed(pass);
+        self.requests.passed(pass);
         let event = match result {
             Ok(mut passed) => {
                 if passed.failed.iter().any(|(_, error)| error.kind() == ErrorKind::Cancelled) {
@@ -525,7 +518,7 @@ impl Stage {
                 }
                 for rows in &passed.rows {
                     if let Some(session) = self.protocol.session_of(rows.sequence) {
-                        self.log.computed(session, rows.start + rows.rows - rows.draft.len() as u32);
+                        self.requests.computed(session, rows.start + rows.rows - rows.draft.len() as u32);
                     }
                 }
                 let event = Event::Computed {

@@ -31,7 +31,7 @@ use crate::{clock, compute_error, models};
 use entry::{Entry, Source, State};
 use pangea_control::Time;
 use pangea_control::placement::assignment::Assignments;
-use pangea_control::placement::{pool_facts, preview};
+use pangea_control::placement::{has_loaded_chain, pool_facts, preview, without_weights};
 use pangea_control::pool::{Drops, NameChoices, NameChosen, ServedLately, full_name, served};
 use pangea_control::routing::{ModelKnowledge, Way, has_numerics, way_of};
 
@@ -178,7 +178,7 @@ impl Served {
         }
     }
 
-    /// Adds the models that other nodes serve, and removes those that no node serves any more. Two digests under one
+    /// Adds the models that other nodes serve, and removes those that no node serves any more, unless all their layers are loaded. Two digests under one
     /// name are two models: [`NameChoices`] says which has the name, and any other is named `name@` plus the start of its
     /// digest.
     fn update(&self, view: &View, now: Time) {
@@ -208,7 +208,9 @@ impl Served {
         entries.retain(|entry| match &entry.source {
             Source::File { .. } | Source::Copy(_) => true,
             Source::Pool(digest) => {
-                let stays = served.iter().any(|model| model.digest == *digest) || self.has_whole_copy(digest);
+                let stays = served.iter().any(|model| model.digest == *digest)
+                    || self.has_whole_copy(digest)
+                    || has_loaded_chain(view, digest);
                 stays && entry.name == names.listed(&entry.called, digest)
             }
         });
@@ -303,16 +305,32 @@ impl Served {
         self.entries().iter().map(|entry| entry.show(node)).collect()
     }
 
-    /// The state of each model, in the client's type.
+    /// The state of each model, and of each that went with the nodes that served it, in the client's type.
     pub fn states(&self) -> Vec<ModelState> {
-        let models = self.list().into_iter();
-        models
-            .map(|ServedModel { name, state, why, digest, .. }| ModelState {
-                why: why.or_else(|| self.left_out(&digest?)).unwrap_or_default(),
-                name,
-                state: state.to_owned(),
-            })
-            .collect()
+        let listed = self.list().into_iter().map(|ServedModel { name, state, why, digest, .. }| ModelState {
+            why: why.or_else(|| self.left_out(&digest?)).unwrap_or_default(),
+            name,
+            state: state.to_owned(),
+        });
+        listed.chain(self.away()).collect()
+    }
+
+    /// The models that other nodes served a short while ago, and that no node serves now.
+    fn away(&self) -> Vec<ModelState> {
+        let entries = self.entries();
+        let lately = self.0.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_listed = |digest: &Digest| entries.iter().any(|entry| entry.digest.get() == Some(digest));
+        let away = lately.away().filter(|(_, digest, _)| !is_listed(digest));
+        away.map(|(name, digest, nodes)| ModelState {
+            name: if entries.iter().any(|entry| entry.name == name) {
+                full_name(name, digest)
+            } else {
+                name.to_owned()
+            },
+            state: "away".to_owned(),
+            why: without_weights(name, nodes.iter().map(String::as_str)),
+        })
+        .collect()
     }
 
     /// Why this node has no layers of a model that the pool places, if it has none.
@@ -404,14 +422,8 @@ impl Served {
         let others: Vec<String> =
             entries.iter().filter(|entry| entry.called == name).filter_map(|entry| entry.full_name()).collect();
         let lately = self.0.lately.lock().unwrap_or_else(PoisonError::into_inner);
-        let nodes = lately.nodes(name).map(|nodes| nodes.into_iter().collect::<Vec<_>>().join(", "));
-        let (kind, mut message) = match nodes {
-            Some(nodes) => (
-                ErrorKind::Unavailable,
-                format!(
-                    "no node that serves the model {name:?} can be reached now, but {nodes} did a short while ago; try again later"
-                ),
-            ),
+        let (kind, mut message) = match lately.nodes(name) {
+            Some(nodes) => (ErrorKind::Unavailable, format!("{}, or try again later", without_weights(name, nodes))),
             None if !others.is_empty() => (ErrorKind::NotFound, format!("the model {name:?} is on no node any more")),
             None if lately.is_joining() => (
                 ErrorKind::Unavailable,
@@ -426,6 +438,12 @@ impl Served {
             message.push_str(&format!("; other models with the name are {others}: request one of them by that name"));
         }
         Error::new(kind, message)
+    }
+
+    /// Why a model has no plan, where `error` says that no node serves it: it may have gone with its nodes.
+    pub fn not_planned(&self, name: &str, error: Error) -> Error {
+        let not_found = || Some(self.not_found(name)).filter(|why| why.kind() == ErrorKind::Unavailable);
+        (error.kind() == ErrorKind::NotFound && !name.is_empty()).then(not_found).flatten().unwrap_or(error)
     }
 
     /// The engine of a model, once it is ready; downloads and loads an absent model.

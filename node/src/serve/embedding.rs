@@ -7,11 +7,13 @@ use pangea_client::{Error, ErrorKind, Result};
 use pangea_control::generation::Exclusions;
 use pangea_control::routing::Prefix;
 use tokio::sync::Semaphore;
+use tracing::Span;
 
 use super::engine::{Engine, RequestRefused};
 use crate::compute_error;
 use crate::model_text::Prompt;
 use crate::pipeline::host::StageLayers;
+use crate::traces::{self, child};
 
 /// Requests for embeddings that wait for one model, each with its texts in memory; more are refused.
 const MAX_WAITING: usize = 64;
@@ -45,12 +47,40 @@ impl Engine {
     /// [`RequestRefused`]: `InvalidInput` for a text beyond the context, `Overloaded` if too many requests wait, `Unavailable`
     /// where this node does not have the whole model.
     pub async fn embed(&self, texts: Vec<Prompt>, cut: bool) -> std::result::Result<Vec<Embedding>, RequestRefused> {
+        let span = child!(
+            &Span::current(),
+            "embeddings",
+            gen_ai.operation.name = "embeddings",
+            gen_ai.provider.name = "pangea",
+            gen_ai.request.model = self.model().name,
+            pangea.texts = texts.len() as i64
+        );
+        let embedded = self.embed_in(&span, texts, cut).await;
+        match &embedded {
+            Ok(embeddings) => {
+                let tokens: usize = embeddings.iter().map(|embedding| embedding.tokens).sum();
+                traces::set(&span, "gen_ai.usage.input_tokens", tokens as i64);
+            }
+            Err(refused) => traces::failed(&span, refused.error.kind()),
+        }
+        embedded
+    }
+
+    async fn embed_in(
+        &self,
+        span: &Span,
+        texts: Vec<Prompt>,
+        cut: bool,
+    ) -> std::result::Result<Vec<Embedding>, RequestRefused> {
+        let waiting = child!(span, "queue");
         let queue = self.shared().embeddings();
         let full = |_| Error::new(ErrorKind::Overloaded, "too many requests for embeddings wait for this model");
         let _place = queue.places.try_acquire().map_err(full)?;
         let closed = |_| Error::new(ErrorKind::Internal, "the queue of embeddings is closed");
         let _turn = queue.turn.acquire().await.map_err(closed)?;
+        drop(waiting);
         let whole = Arc::new(self.whole()?);
+        let _computing = child!(span, "compute");
         let mut embeddings = Vec::with_capacity(texts.len());
         for text in texts {
             let (shared, whole) = (Arc::clone(self.shared()), Arc::clone(&whole));

@@ -421,10 +421,11 @@ impl Generation {
         sent.map_err(|error| error.message().to_owned())
     }
 
-    /// Tells whoever follows the job that an answer has lost its stages.
-    fn lost(&self, choice: usize, why: &str) {
+    /// Tells whoever follows the job or its trace that an answer has lost its stages.
+    fn lost(&mut self, choice: usize, why: &str) {
         let stages = self.state.segments(choice).last().map_or(&[][..], |segment| &segment.stages);
         self.job.lost(stages, why);
+        self.spans.lost(stages, why);
     }
 
     /// Converts new tokens of an answer to text.

@@ -22,6 +22,8 @@ pub(super) struct RequestSpans {
     routing: Span,
     /// Sessions that have not ended.
     sessions: Vec<SessionSpans>,
+    /// The stages that an answer has lost and why, until others go on with it.
+    lost: Option<(String, String)>,
 }
 
 /// The spans of the sessions that were opened together.
@@ -58,7 +60,7 @@ impl RequestSpans {
             gen_ai.request.choice.count = choices as i64,
             gen_ai.usage.input_tokens = prompt_tokens as i64
         );
-        RequestSpans { request, began: Instant::now(), routing: Span::none(), sessions: Vec::new() }
+        RequestSpans { request, began: Instant::now(), routing: Span::none(), sessions: Vec::new(), lost: None }
     }
 
     /// A chain is looked for.
@@ -90,8 +92,11 @@ impl RequestSpans {
             server.address = %first_stage,
             pangea.session = %first
         );
-        let at = |stage: &StageAt| format!("{} at {}", LayerRange::from(&stage.layers), stage.peer);
-        traces::set(&session, "pangea.chain", stages.iter().map(at).collect::<Vec<_>>().join(", "));
+        let chain = chain(stages);
+        if let Some((from, why)) = self.lost.take() {
+            moment!(&self.request, "failover", pangea.session = %first, pangea.from = from, pangea.to = chain, pangea.why = why);
+        }
+        traces::set(&session, "pangea.chain", chain);
         let context = traces::context(&session);
         let doing = child!(&session, "open");
         self.sessions.push(SessionSpans { first, choices, session, phase: Phase::Open, doing, tokens: 0 });
@@ -142,9 +147,18 @@ impl RequestSpans {
         self.sessions.retain(|spans| spans.first != first);
     }
 
-    /// An answer goes on at other stages, because its session failed.
+    /// An answer has lost these stages, for a reason.
+    pub(super) fn lost(&mut self, stages: &[StageAt], why: &str) {
+        if self.request.is_disabled() {
+            return;
+        }
+        let from = chain(stages);
+        moment!(&self.request, "lost", pangea.from = from, pangea.why = why);
+        self.lost = Some((from, why.to_owned()));
+    }
+
+    /// An answer is to go on at other stages, because its session failed.
     pub(super) fn failing_over(&mut self, session: SessionId) {
-        moment!(&self.request, "failover", pangea.session = %session);
         if let Some(spans) = self.of(session) {
             traces::failed(&spans.session, pangea_client::ErrorKind::Unavailable);
         }
@@ -183,4 +197,10 @@ impl RequestSpans {
         // Audits that nobody waits for end later.
         traces::end(&self.request);
     }
+}
+
+/// The stages of a chain, as text.
+fn chain(stages: &[StageAt]) -> String {
+    let at = |stage: &StageAt| format!("{} at {}", LayerRange::from(&stage.layers), stage.peer);
+    stages.iter().map(at).collect::<Vec<_>>().join(", ")
 }

@@ -227,7 +227,8 @@ fn a_model_whose_owner_is_gone_is_away_and_not_unknown() {
         let error = refused.json();
         assert_eq!(status, 503, "{error}");
         let message = error["error"]["message"].as_str().unwrap();
-        let is_told = message.contains("owner did a short while ago");
+        let is_told =
+            message.contains("no node that is here has the model's weights") && message.contains("was on owner;");
         assert!(!is_told || again.is_some_and(|seconds| seconds.parse::<u64>().is_ok_and(|seconds| seconds > 0)));
         is_told
     });

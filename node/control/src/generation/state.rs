@@ -347,6 +347,8 @@ impl GenerationState {
                 self.lost = Some(why.clone());
                 let signs = can_sign && self.audit.is_some();
                 let commit = self.retire(choice, closed, signs, why.clone());
+                // Whoever follows the session hears that it failed before it is forgotten.
+                actions.push(Action::FailOver { choice, session: closed, why });
                 if commit.is_none() {
                     actions.push(Action::Forget { session: closed });
                 }
@@ -354,7 +356,6 @@ impl GenerationState {
                     actions.push(Action::Close { chain, session: closed, first_stage, commit });
                 }
                 self.answers[choice].route = None;
-                actions.push(Action::FailOver { choice, session: closed, why });
             }
             Outcome::Failed(error) => self.fail(error, actions),
         }

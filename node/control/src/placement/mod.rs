@@ -14,6 +14,7 @@
 //!   a chain), `chains` (orders of nodes), `shares` (layers per node), and
 //!   `no_plan` (why there is no plan).
 //! * [`preview()`]: a model's planned and current placement, for people.
+//! * `loaded_chain`: the layers that a model whose file is gone can still be computed with.
 //! * `left_out`: why nodes get no layers of a model.
 //! * [`missing_layers()`]: which layers no node has any more.
 //! * [`PublishedPlacements`]: the placements that count until a new master has published its own.
@@ -29,6 +30,7 @@ mod cooldown;
 mod cost;
 mod left_out;
 mod load_failures;
+mod loaded_chain;
 mod measured;
 mod missing_layers;
 mod model_placement;
@@ -49,8 +51,9 @@ mod usable;
 
 pub use crate::pool::placed::{PlacedStage, Placement, PlacementRefusal};
 pub use cost::Prediction;
+pub use loaded_chain::has_loaded_chain;
 pub use missing_layers::missing_layers;
-pub use no_plan::NoPlan;
+pub use no_plan::{NoPlan, without_weights};
 pub use offer::{LinkSpeed, ModelNeeds, NodeOffer, SESSION_POSITIONS};
 pub use placement_master::{Note, TokenTime};
 pub use placer::{Action, Event, Placer};

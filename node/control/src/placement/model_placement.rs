@@ -10,6 +10,7 @@ use super::cooldown::{Cooldowns, Culpability};
 use super::load_failures::LoadFailures;
 use super::measured::MeasuredSpeeds;
 use super::offer::{ModelNeeds, NodeOffer};
+use super::placement_master::Note;
 use super::plan::{Plan, plan, predict};
 use super::pool_facts;
 use super::replan_delay::ReplanDelay;
@@ -71,7 +72,11 @@ pub(super) enum Worth {
 #[derive(Debug)]
 pub(super) struct ModelPlacement {
     pub(super) needs: ModelNeeds,
+    /// When a node that serves the model was there last, and the names of those that were.
     pub(super) served_at: Time,
+    pub(super) owners: Vec<String>,
+    /// Whether some node has the whole file. Without it only layers that are loaded already can be placed.
+    has_file: bool,
     /// The placement that serves requests.
     pub(super) serving: Option<Running>,
     /// The placement that takes over once its stages are ready.
@@ -95,6 +100,8 @@ impl ModelPlacement {
         ModelPlacement {
             needs,
             served_at: now,
+            owners: Vec::new(),
+            has_file: true,
             serving: None,
             forming: None,
             planned_at: None,
@@ -126,6 +133,13 @@ impl ModelPlacement {
         self.told.extend(peers.filter_map(|peer| Some((peer, view.advert(&peer)?.incarnation))));
     }
 
+    /// Records why there is no plan; returns what to log, if that was not known.
+    pub(super) fn refuse(&mut self, refused: Unplaced) -> Option<Note> {
+        let known = self.refused.as_ref().is_some_and(|known| known.why == refused.why);
+        let why = self.refused.insert(refused).why.clone();
+        (!known).then(|| Note::Refused { name: self.needs.name.clone(), why })
+    }
+
     /// The refusal to publish if the pool cannot hold the model.
     pub(super) fn refusal(&self) -> Option<PlacementRefusal> {
         let refused = self.refused.as_ref().filter(|refused| refused.permanent && self.in_force().next().is_none())?;
@@ -134,6 +148,24 @@ impl ModelPlacement {
 
     pub(super) fn in_force(&self) -> impl Iterator<Item = &Placement> + Clone {
         [&self.serving, &self.forming].into_iter().flatten().map(|running| &running.placement)
+    }
+
+    /// Records whether some node has the whole file.
+    pub(super) fn observe_file(&mut self, view: &View, now: Time) {
+        let is_served = self.served_at == now;
+        if !is_served {
+            self.needs.served_by.clear();
+        }
+        let had_file =
+            std::mem::replace(&mut self.has_file, is_served || pool_facts::has_file(view, &self.needs.digest));
+        if self.has_file != had_file {
+            (self.refused, self.planned_at) = (None, None);
+        }
+    }
+
+    /// Whether some node has the whole file, as far as [`ModelPlacement::observe_file`] knows.
+    pub(super) fn has_file(&self) -> bool {
+        self.has_file
     }
 
     /// Drops a failed placement, and switches to a forming one that is ready.
@@ -160,6 +192,10 @@ impl ModelPlacement {
                     self.forming = self.kept(forming, health, view, now);
                 }
             }
+        }
+        let is_unfetchable = |forming: &mut Running| !pool_facts::is_loaded(view, &forming.placement);
+        if !self.has_file && self.forming.take_if(is_unfetchable).is_some() {
+            self.planned_at = None;
         }
         if let Some(mut serving) = self.serving.take() {
             let health = serving.health(view, now, true);

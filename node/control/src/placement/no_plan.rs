@@ -19,6 +19,18 @@ pub struct NoPlan {
     pub why: String,
 }
 
+/// Why a model whose file was on `owners`, names of nodes that are gone, is not computed.
+pub fn without_weights<'a>(name: &str, owners: impl IntoIterator<Item = &'a str>) -> String {
+    let mut owners: Vec<&str> = owners.into_iter().take(NAMES).collect();
+    if owners.is_empty() {
+        owners.push("a node that is gone");
+    }
+    format!(
+        "no node that is here has the model's weights: {name} was on {}; start that node again, or another one with --model {name}",
+        owners.join(", ")
+    )
+}
+
 pub(super) fn layers(needs: &ModelNeeds, most: u32) -> NoPlan {
     let why = format!("{} says that it has {} layers; models have 1 to {most}", needs.name, needs.size.layers);
     NoPlan { why }

@@ -6,6 +6,7 @@
 //! * A working placement is replaced only by a plan that was predicted to be clearly faster for some time and whose stages fit
 //!   beside the old ones, or because flags require another one, or because one of its nodes is under suspicion.
 //! * The old placement stays in force until every stage of the new one is ready.
+//! * A model whose file no node has any more is placed on layers that are loaded already, and otherwise nowhere.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,19 +17,21 @@ use libp2p_identity::PeerId;
 use pangea_units::Digest;
 
 use super::cost::Prediction;
+use super::loaded_chain::loaded_chain;
 use super::measured::MeasuredSpeeds;
 use super::model_placement::{ModelPlacement, Unplaced, Worth};
+use super::no_plan::without_weights;
 use super::plan::{plan, predict};
 use super::running::Running;
 use super::slowness::{self, Observed, SlowChain, Slowness};
-use super::{Placement, PlacementRefusal};
+use super::{PlacedStage, Placement, PlacementRefusal};
 use super::{left_out, pool_facts};
 use crate::pool::models_said::ModelsSaid;
 use crate::pool::served::is_unloaded;
 use crate::pool::{NameChoices, Term, View};
 use crate::session::ChainId;
 
-/// Time for which a model is still placed after the last node that serves it left: answers continue, and nodes restart.
+/// Time for which what was learned of a model's placements is kept after the last node that serves it left: nodes restart.
 const ORPHANED: Duration = Duration::from_secs(120);
 
 /// Models planned in one decision. Each plan considers a bounded number of nodes, so that a pool with many models delays no
@@ -216,6 +219,8 @@ impl PlacementMaster {
                 self.served.push(digest);
                 self.epochs.entry(digest).or_default();
                 let model = self.models.entry(digest).or_insert_with(|| ModelPlacement::new(needs.clone(), now));
+                let name = |owner| view.advert(owner).map(|advert| advert.name.clone());
+                model.owners = needs.served_by.iter().filter_map(name).collect();
                 model.needs = needs;
             }
         }
@@ -225,11 +230,11 @@ impl PlacementMaster {
             }
         }
         self.models.retain(|_, model| {
-            if model.served_at != now {
-                model.needs.served_by.clear();
-            }
+            model.observe_file(view, now);
             let digest = &model.needs.digest;
-            now.since(model.served_at) < ORPHANED && !view.is_dropped(digest) && !is_unloaded(view, digest)
+            // What works goes on without those that began it.
+            let stays = now.since(model.served_at) < ORPHANED || model.in_force().next().is_some();
+            stays && !view.is_dropped(digest) && !is_unloaded(view, digest)
         });
     }
 
@@ -350,6 +355,9 @@ impl PlacementMaster {
         let reserved = self.reserved(&digest, view);
         let model = self.models.get_mut(&digest)?;
         model.planned_at = Some(now);
+        if !model.has_file() {
+            return self.decide_without_file(digest, term, &reserved, view, now);
+        }
         if model.waits_for_owner(view) {
             return None;
         }
@@ -384,10 +392,7 @@ impl PlacementMaster {
                 }
                 // Excluded nodes become eligible again.
                 let permanent = plan(&model.needs, &all, |from, to| model.speeds.link(view, from, to)).is_err();
-                let refused = Unplaced { why: no_plan.why, permanent };
-                let known = model.refused.as_ref().is_some_and(|known| known.why == refused.why);
-                let why = model.refused.insert(refused).why.clone();
-                return (!known).then(|| Note::Refused { name: model.needs.name.clone(), why });
+                return model.refuse(Unplaced { why: no_plan.why, permanent });
             }
         };
         model.refused = None;
@@ -396,12 +401,8 @@ impl PlacementMaster {
             // Flags require this plan: the serving placement makes room first.
             model.serving = None;
         }
-        let name = self.names.listed(&model.needs.name, &digest);
-        let epoch = self.epochs.entry(digest).or_default();
-        // A master that restarted may not know its own earlier epochs: those of a later incarnation are higher.
-        *epoch = (*epoch + 1).max(view.own.incarnation.min(MAX_EPOCH));
-        let placement = Placement { model: digest, name, epoch: *epoch, term, stages: plan.stages };
-        model.forming = Some(Running::new(placement.clone(), view, now));
+        let placement = self.form(digest, term, plan.stages, view, now)?;
+        let model = self.models.get_mut(&digest)?;
         model.tell_left_out(view.everyone().map(|advert| advert.peer), view);
         let used = |peer: &PeerId| placement.stages.iter().any(|stage| stage.peer == *peer);
         let left_out = plan.left_out.into_iter().filter(|(peer, _)| !excluded.contains(peer));
@@ -414,6 +415,49 @@ impl PlacementMaster {
             .chain(left_out::unfetched(view, &model.needs))
             .collect();
         Some(Note::Placed { placement, reason: plan.reason, prediction: plan.prediction, left_out })
+    }
+
+    /// Decides about a model whose file no node has any more.
+    fn decide_without_file(
+        &mut self,
+        digest: Digest,
+        term: Term,
+        reserved: &BTreeMap<PeerId, u64>,
+        view: &View,
+        now: Time,
+    ) -> Option<Note> {
+        let model = self.models.get_mut(&digest).filter(|model| model.serving.is_none())?;
+        let offers = model.offers(view, reserved);
+        let links = |from: &PeerId, to: &PeerId| model.speeds.link(view, from, to);
+        let chain = loaded_chain(view, &digest, model.needs.size.layers);
+        let chain = chain.and_then(|stages| Some((predict(&model.needs, &offers, links, &stages)?, stages)));
+        let Some((prediction, stages)) = chain else {
+            let why = without_weights(&model.needs.name, model.owners.iter().map(String::as_str));
+            return model.refuse(Unplaced { why, permanent: true });
+        };
+        model.refused = None;
+        let placement = self.form(digest, term, stages, view, now)?;
+        let reason = "no node has the file, and these have loaded the layers".to_owned();
+        Some(Note::Placed { placement, reason, prediction, left_out: Vec::new() })
+    }
+
+    /// Lets a placement of these stages form, under the next epoch.
+    fn form(
+        &mut self,
+        digest: Digest,
+        term: Term,
+        stages: Vec<PlacedStage>,
+        view: &View,
+        now: Time,
+    ) -> Option<Placement> {
+        let model = self.models.get_mut(&digest)?;
+        let name = self.names.listed(&model.needs.name, &digest);
+        let epoch = self.epochs.entry(digest).or_default();
+        // A master that restarted may not know its own earlier epochs: those of a later incarnation are higher.
+        *epoch = (*epoch + 1).max(view.own.incarnation.min(MAX_EPOCH));
+        let placement = Placement { model: digest, name, epoch: *epoch, term, stages };
+        model.forming = Some(Running::new(placement.clone(), view, now));
+        Some(placement)
     }
 
     /// Bytes that the placements of all other models take on each node.

@@ -172,6 +172,20 @@ fn is_sound(placement: &Placement) -> bool {
     (1..=MAX_STAGES).contains(&stages.len()) && stages.iter().enumerate().all(&mut follows)
 }
 
+/// Whether some node has the whole file of a model, so that its layers can be placed on any node.
+pub(super) fn has_file(view: &View, model: &Digest) -> bool {
+    view.everyone().any(|advert| advert.models.iter().any(|known| known.digest == *model && known.whole))
+}
+
+/// Whether every stage of a placement has its layers, whichever placement they were loaded for.
+pub(super) fn is_loaded(view: &View, placement: &Placement) -> bool {
+    placement.stages.iter().all(|placed| {
+        let is_it = |stage: &StageAdvert| stage.model == placement.model && stage.layers == placed.layers;
+        let advert = view.advert(&placed.peer).filter(|advert| advert.works);
+        advert.is_some_and(|advert| advert.stages.iter().any(|stage| is_it(stage) && stage.state == StageState::Ready))
+    })
+}
+
 /// The state of a stage of a placement, as its node advertises it.
 pub fn stage_state<'a>(view: &'a View, placement: &Placement, stage: usize) -> Option<&'a StageState> {
     let placed = placement.stages.get(stage)?;

@@ -100,6 +100,12 @@ impl ServedLately {
         self.is_joining
     }
 
+    /// The models that no other node serves any more: name, digest, and names of the nodes that served it last.
+    pub fn away(&self) -> impl Iterator<Item = (&str, &Digest, &BTreeSet<String>)> {
+        let away = self.models.iter().filter(|(_, holders)| !holders.present);
+        away.map(|((name, digest), holders)| (name.as_str(), digest, &holders.nodes))
+    }
+
     /// Names of the nodes that served a model with this name, or with this full name, last; `None` if none did lately.
     pub fn nodes(&self, requested: &str) -> Option<BTreeSet<&str>> {
         let is_meant = |name: &str, digest: &Digest| name == requested || is_full_name(requested, name, digest);

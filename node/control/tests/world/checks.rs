@@ -445,14 +445,15 @@ pub(crate) fn can_hold_models(world: &World) -> bool {
 }
 
 /// Whether every model that somebody of the pool serves, if its nodes can hold one at all, has one placement in force whose stages are ready, as every node of the
-/// pool sees it.
+/// pool sees it. A model that nobody serves any more may go on where its layers are loaded.
 pub(crate) fn all_placed(world: &World) -> bool {
     let pool = pool(world).unwrap_or_default();
     let memory: u64 = pool.iter().filter(|node| node.spec.works).map(|node| models_bytes(node.spec.memory_bytes)).sum();
     pool.iter().filter(|_| memory >= MODEL_BYTES).filter_map(|node| node.run.as_ref()).all(|run| {
         let view = run.view(world.now);
         let (models, placements) = (pool_facts::models(&view), pool_facts::placements(&view).unwrap_or_default());
-        placements.len() == models.len()
+        let of_served = placements.iter().filter(|placement| models.contains_key(&placement.model));
+        of_served.count() == models.len()
             && placements.iter().all(|placement| pool_facts::is_ready(&view, placement))
             && models.keys().all(|model| placements.iter().any(|placement| placement.model == *model))
     })

@@ -44,6 +44,11 @@ fn count(world: &World) -> usize {
     world.checks.placements_of(digest(1))
 }
 
+/// What the master of a node says of why model 1 has no placement.
+fn refusal(world: &World, node: usize) -> Option<String> {
+    pool_facts::refusal(&world.nodes[node].run.as_ref().unwrap().view(world.now), &digest(1))
+}
+
 /// Tenths of a second until something holds.
 fn tenths_until(world: &mut World, limit: u32, holds: impl Fn(&World) -> bool) -> u32 {
     let mut tenths = 0;
@@ -90,15 +95,74 @@ fn a_model_that_those_left_cannot_hold_is_refused_for_all_to_hear_until_another_
         world.crash(1, false);
         world.crash(2, false);
         world.run_for(6 * SECOND).unwrap();
-        let refusal = |world: &World| {
-            let run = world.nodes[0].run.as_ref().unwrap();
-            pool_facts::refusal(&run.view(world.now), &digest(1))
-        };
-        assert!(refusal(&world).is_some_and(|why| why.contains("missing")), "seed {seed}: {:?}", refusal(&world));
+        let why = refusal(&world, 0);
+        assert!(why.as_ref().is_some_and(|why| why.contains("missing")), "seed {seed}: {why:?}");
         assert_eq!(newest(&world), None);
         world.start(1).unwrap();
         tenths_until(&mut world, 60, |world| newest(world).is_some());
-        assert_eq!(refusal(&world), None, "seed {seed}");
+        assert_eq!(refusal(&world, 0), None, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_model_whose_last_file_went_with_its_node_is_placed_nowhere_at_once_and_again_when_the_node_returns() {
+    for seed in 0..seeds() {
+        let mut scenario = Scenario::quiet(seed, 3);
+        // The master stays, and the only node with the file has layers of its own.
+        scenario.nodes[1].force_master = true;
+        let mut world = World::new(scenario, false);
+        settle(&mut world);
+        assert!(stages(&world).iter().any(|stage| stage.peer == world.nodes[0].peer), "seed {seed}");
+        let before = count(&world);
+        world.crash(0, false);
+        tenths_until(&mut world, 10, |world| newest(world).is_none() && refusal(world, 2).is_some());
+        let why = refusal(&world, 2).unwrap();
+        assert!(
+            why.contains("no node that is here has the model's weights: model1 was on node-"),
+            "seed {seed}: {why}"
+        );
+        world.run_for(20 * SECOND).unwrap();
+        assert_eq!((newest(&world), count(&world)), (None, before), "seed {seed}: nobody looks for nodes for it");
+        world.start(0).unwrap();
+        tenths_until(&mut world, 80, |world| newest(world).is_some());
+        assert_eq!(refusal(&world, 2), None, "seed {seed}");
+        settle(&mut world);
+        assert_eq!(stages(&world).len(), 3, "seed {seed}");
+    }
+}
+
+#[test]
+fn nodes_that_have_loaded_all_layers_go_on_without_the_file() {
+    for seed in 0..seeds() {
+        let mut scenario = Scenario::quiet(seed, 3);
+        // The node with the file has no memory for a layer.
+        (scenario.nodes[0].memory_bytes, scenario.nodes[1].force_master) = (1 << 20, true);
+        let mut world = World::new(scenario, false);
+        settle(&mut world);
+        let before = newest(&world).unwrap();
+        assert_eq!(before.stages.len(), 2, "seed {seed}");
+        world.crash(0, false);
+        for _ in 0..10 {
+            settle(&mut world);
+            assert_eq!(newest(&world), Some(before.clone()), "seed {seed}: nothing happens to it");
+        }
+        // A chain that broke is placed again on the same layers.
+        for node in 1..3 {
+            world.break_chains(node).unwrap();
+        }
+        tenths_until(&mut world, 20, |world| epoch(world) > before.epoch);
+        settle(&mut world);
+        assert_eq!(stages(&world), before.stages, "seed {seed}");
+        world.start(0).unwrap();
+        settle(&mut world);
+        assert_eq!(stages(&world), before.stages, "seed {seed}");
+        // One that has lost its layers cannot fetch them again.
+        world.crash(0, false);
+        world.crash(2, false);
+        tenths_until(&mut world, 80, |world| newest(world).is_none() && refusal(world, 1).is_some());
+        world.start(2).unwrap();
+        world.run_for(20 * SECOND).unwrap();
+        assert_eq!(newest(&world), None, "seed {seed}");
     }
 }
 

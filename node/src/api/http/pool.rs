@@ -58,7 +58,7 @@ async fn plan(State(app): State<App>, Path(model): Path<String>) -> Result<Json<
     let view = Arc::clone(&app.pool.as_ref().ok_or_else(no_pool)?.view().borrow());
     let not_served = match pangea_control::placement::preview(&view, &model) {
         Ok(preview) => return Ok(Json(plan_report(preview))),
-        Err(error) if error.kind() == ErrorKind::NotFound => error,
+        Err(error) if error.kind() == ErrorKind::NotFound => app.served.not_planned(&model, error),
         Err(error) => return Err(error.into()),
     };
     // A path would tell whether there is such a file on this machine.

@@ -236,7 +236,7 @@ impl<B: Backend> node::Server for NodeObject<B> {
     ) -> capnp::Result<()> {
         let _call = self.account.call().map_err(exception)?;
         let model = params.get()?.get_model()?.to_str()?;
-        let plan = self.backend.plan_model(model).map_err(exception)?;
+        let plan = self.backend.plan_model(model).map_err(|error| exception(self.served.not_planned(model, error)))?;
         plan.to_wire(results.get().init_plan());
         Ok(())
     }

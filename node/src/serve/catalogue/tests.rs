@@ -86,14 +86,49 @@ fn a_model_that_its_pool_served_a_moment_ago_is_away_and_not_unknown() {
     for node in pool_with_owner.nodes.values_mut() {
         Arc::make_mut(node).name = "desk".to_owned();
     }
-    let served = follow(&[pool_with_owner, pool(&[])]);
+    let served = follow(&[pool_with_owner.clone()]);
+    let state =
+        |served: &Served| served.states().into_iter().map(|model| (model.name, model.state)).collect::<Vec<_>>();
+    assert_eq!(state(&served), [("tiny".to_owned(), "absent".to_owned())]);
+    let served = follow(&[pool_with_owner.clone(), pool(&[])]);
     assert!(served.names().is_empty());
+    assert_eq!(state(&served), [("tiny".to_owned(), "away".to_owned())]);
+    let why = served.states().remove(0).why;
+    assert!(why.starts_with("no node that is here has the model's weights: tiny was on desk;"), "{why}");
     for name in ["tiny", "tiny@07070707"] {
         let error = served.not_found(name);
         assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-        assert!(error.message().contains("desk"), "{error}");
+        assert!(error.message().contains(&format!("{name} was on desk")), "{error}");
     }
     assert_eq!(served.not_found("never").kind(), ErrorKind::NotFound);
     served.update(&pool(&[]), Time::from_secs(60) + served_lately::REMEMBERED);
     assert_eq!(served.not_found("tiny").kind(), ErrorKind::NotFound, "it is gone for good");
+    assert!(served.states().is_empty());
+    let served = follow(&[pool_with_owner.clone(), pool(&[]), pool_with_owner]);
+    assert_eq!(state(&served), [("tiny".to_owned(), "absent".to_owned())], "its node is back");
+}
+
+#[test]
+fn a_model_whose_layers_are_loaded_stays_listed_without_the_nodes_that_served_it() {
+    let with_owner = pool(&[("tiny", 7)]);
+    let (mut loaded, mut others) = (pool(&[]), pool(&[("tiny", 7)]));
+    let holder = Arc::make_mut(others.nodes.values_mut().next().unwrap());
+    (holder.models[0].served, holder.models[0].whole, holder.models[0].size.layers) = (false, false, 4);
+    let layers = |layers: Range<u32>| crate::pool::StageAdvert {
+        model: holder.models[0].digest,
+        layers,
+        epoch: 1,
+        state: crate::pool::StageState::Ready,
+        session_bytes: 0,
+        broken: None,
+        pace: None,
+    };
+    let (all, some) = (layers(0..4), layers(1..4));
+    holder.stages = vec![all];
+    loaded.nodes = others.nodes.clone();
+    assert_eq!(follow(&[with_owner.clone(), loaded.clone()]).names(), ["tiny"]);
+    for node in loaded.nodes.values_mut() {
+        Arc::make_mut(node).stages = vec![some.clone()];
+    }
+    assert!(follow(&[with_owner, loaded]).names().is_empty(), "layer 0 is lost");
 }

@@ -137,9 +137,9 @@ fn a_late_answer_moves_to_a_route_that_exists_and_otherwise_to_this_node_alone()
     let id = SessionId([5; 16]);
     let actions = world.handle(Event::RouteFound { choices: 0..1, id, chain, stages });
     let [
+        Action::FailOver { .. },
         Action::Forget { session },
         Action::Close { first_stage, .. },
-        Action::FailOver { .. },
         Action::Open { .. },
         Action::Suspect { peer, reason: SuspicionReason::Late },
     ] = &actions[..]
