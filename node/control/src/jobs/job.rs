@@ -119,8 +119,8 @@ pub struct Failover {
 pub enum Ending {
     /// The result is complete.
     Done {
-        /// How far the result can be trusted.
-        verdict: Verdict,
+        /// How far the result can be trusted; `None` for a download: nothing is computed.
+        verdict: Option<Verdict>,
     },
     /// The job failed.
     Failed {

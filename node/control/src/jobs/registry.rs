@@ -236,7 +236,7 @@ impl Jobs {
 
     fn suspect(&mut self, id: JobId) -> Vec<Action> {
         let Some(job) = self.ended.iter_mut().find(|job| job.id == id) else { return Vec::new() };
-        let JobState::Ended(Ending::Done { verdict }) = &mut job.state else { return Vec::new() };
+        let JobState::Ended(Ending::Done { verdict: Some(verdict) }) = &mut job.state else { return Vec::new() };
         *verdict = Verdict::Unchecked;
         vec![Action::Publish(JobEvent::Suspect(job.clone()))]
     }
@@ -269,7 +269,7 @@ mod tests {
     }
 
     fn done() -> Ending {
-        Ending::Done { verdict: Verdict::Local }
+        Ending::Done { verdict: Some(Verdict::Local) }
     }
 
     #[test]
@@ -354,16 +354,17 @@ mod tests {
     #[test]
     fn a_done_job_that_is_suspect_counts_as_unchecked_and_a_failed_one_stays_as_it_is() {
         let mut jobs = Jobs::default();
-        let (good, bad, live) =
-            (submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO));
-        jobs.handle(Event::Ended(good, Ending::Done { verdict: Verdict::Verified }), Time::ZERO);
+        let [good, bad, live, without_verdict] = [(); 4].map(|()| submit(&mut jobs, Time::ZERO));
+        jobs.handle(Event::Ended(without_verdict, Ending::Done { verdict: None }), Time::ZERO);
+        jobs.handle(Event::Ended(good, Ending::Done { verdict: Some(Verdict::Verified) }), Time::ZERO);
         jobs.handle(Event::Ended(bad, Ending::Cancelled), Time::ZERO);
         let published = jobs.handle(Event::Suspect(good), Time::ZERO);
-        let unchecked = JobState::Ended(Ending::Done { verdict: Verdict::Unchecked });
+        let unchecked = JobState::Ended(Ending::Done { verdict: Some(Verdict::Unchecked) });
         assert!(matches!(&published[..], [Action::Publish(JobEvent::Suspect(job))] if job.state == unchecked));
         assert_eq!(jobs.list().into_iter().find(|job| job.id == good).unwrap().state, unchecked);
         assert!(jobs.handle(Event::Suspect(bad), Time::ZERO).is_empty());
         assert!(jobs.handle(Event::Suspect(live), Time::ZERO).is_empty());
+        assert!(jobs.handle(Event::Suspect(without_verdict), Time::ZERO).is_empty(), "nothing was computed");
     }
 
     #[test]
