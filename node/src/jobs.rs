@@ -9,7 +9,9 @@ use pangea_client::jobs::{JobError, JobFailover, JobOwner, JobStatus, JobStatusP
 use pangea_client::{AnswerStage, Error, ErrorKind, Result};
 use pangea_compute::Operation;
 use pangea_control::Time;
-use pangea_control::jobs::{Action, Ending, Event, Job, JobEvent, JobId, JobKind, JobProgress, JobSpec, JobState};
+use pangea_control::jobs::{
+    Action, Ending, Event, Job, JobCounts, JobEvent, JobId, JobKind, JobProgress, JobSpec, JobState,
+};
 use pangea_control::session::StageAt;
 use pangea_control::trust::Verdict;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -143,6 +145,11 @@ impl Jobs {
     pub fn list(&self) -> Vec<JobStatus> {
         let clock = WallClock::of_this_process();
         self.lock().jobs.list().iter().map(|job| clock.status(job)).collect()
+    }
+
+    /// How many jobs there are and were, of all kinds.
+    pub fn counts(&self) -> JobCounts {
+        self.lock().jobs.counts()
     }
 
     /// Events of all jobs from now on.

@@ -148,6 +148,17 @@ impl Ending {
     }
 }
 
+/// Number of jobs of all kinds since the start of the node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct JobCounts {
+    /// Jobs that have not ended: they wait or run.
+    pub live: usize,
+    /// Jobs that are done.
+    pub done: u64,
+    /// Jobs that failed or were cancelled.
+    pub failed: u64,
+}
+
 /// State of a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JobState {

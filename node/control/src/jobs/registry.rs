@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pangea_units::{Error, ErrorKind, Result};
 
-use super::job::{Ending, Failover, Job, JobId, JobKind, JobProgress, JobSpec, JobState};
+use super::job::{Ending, Failover, Job, JobCounts, JobId, JobKind, JobProgress, JobSpec, JobState};
 use crate::Time;
 use crate::session::StageAt;
 use crate::trust::Verdict;
@@ -121,6 +121,9 @@ pub struct Jobs {
     live: BTreeMap<JobId, Live>,
     /// The jobs that ended last, the latest at the end.
     ended: VecDeque<Job>,
+    /// All jobs that ended, longer than the history has them.
+    done: u64,
+    failed: u64,
     draining: bool,
     closed: bool,
 }
@@ -221,6 +224,10 @@ impl Jobs {
 
     fn end(&mut self, id: JobId, ending: Ending, now: Time) -> Vec<Action> {
         let Some(Live { mut job, .. }) = self.live.remove(&id) else { return Vec::new() };
+        match &ending {
+            Ending::Done { .. } => self.done += 1,
+            Ending::Failed { .. } | Ending::Cancelled => self.failed += 1,
+        }
         job.state = JobState::Ended(ending);
         job.ended = Some(now);
         if self.ended.len() == HISTORY {
@@ -247,6 +254,11 @@ impl Jobs {
         let mut jobs: Vec<Job> = live.chain(&self.ended).cloned().collect();
         jobs.sort_by_key(|job| std::cmp::Reverse(job.id));
         jobs
+    }
+
+    /// How many jobs there are and were, of all kinds.
+    pub fn counts(&self) -> JobCounts {
+        JobCounts { live: self.live(), done: self.done, failed: self.failed }
     }
 
     /// Number of jobs that have not ended.
@@ -378,6 +390,24 @@ mod tests {
         let ids: Vec<JobId> = jobs.list().iter().map(|job| job.id).collect();
         assert_eq!(ids.len(), HISTORY + 1);
         assert!(ids.contains(&running) && !ids.contains(&ended[0]) && ids[0] == ended[HISTORY]);
+    }
+
+    #[test]
+    fn jobs_of_all_kinds_are_counted_longer_than_they_are_listed() {
+        let mut jobs = Jobs::default();
+        let mut run = |kind, ending| {
+            let (id, _) = jobs.submit(spec(kind), Time::ZERO).unwrap();
+            ending.into_iter().for_each(|ending| drop(jobs.handle(Event::Ended(id, ending), Time::ZERO)));
+        };
+        let kinds = [JobKind::Operation("product"), JobKind::Generation, JobKind::Download];
+        for kind in kinds {
+            run(kind, None);
+            run(kind, Some(done()));
+            run(kind, Some(Ending::Cancelled));
+            run(kind, Some(Ending::Failed { kind: ErrorKind::Internal, message: "it broke".to_owned() }));
+        }
+        (0..HISTORY).for_each(|_| run(JobKind::Generation, Some(done())));
+        assert_eq!(jobs.counts(), JobCounts { live: 3, done: 3 + HISTORY as u64, failed: 6 });
     }
 
     #[test]
