@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest'
 
-import { changes, labels, noPool, path, places, type Pool, type PoolNode, reducePool } from '../src/pool'
+import { changes, labels, noPool, path, places, type Pool, type PoolNode, reducePool, trust } from '../src/pool'
 
 export function node(peer: string, more: Partial<PoolNode> = {}): PoolNode {
   return {
@@ -21,6 +21,8 @@ export function node(peer: string, more: Partial<PoolNode> = {}): PoolNode {
     decode_bytes_per_s: 0,
     prompt_macs_per_s: 0,
     trust: 1,
+    tasks_checked: 500,
+    newcomer: false,
     quarantined: false,
     why: '',
     sent_bytes: 0,
@@ -81,6 +83,17 @@ test('traffic is what was added since the report before, and a new connection co
   expect(first.traffic).toEqual({})
   const second = reducePool(first, { type: 'pool', at: 3000, pool: pool([node('b', { sent_bytes: 300, received_bytes: 10 })]) })
   expect(second.traffic).toEqual({ b: { sent: 100, received: 0 } })
+})
+
+test('a node of which little was checked is new, and one that something speaks against has its number', () => {
+  const said = (more: Partial<PoolNode>) => trust(node('b', more))
+  expect(said({ trust: 0.1, tasks_checked: 0, newcomer: true })).toEqual({
+    text: 'new',
+    from: '10 % after 0 checked results; each one that is right adds to it',
+  })
+  expect(said({ trust: 0.05, tasks_checked: 1 })).toEqual({ text: '5 %', from: 'after 1 checked result' })
+  expect(said({ trust: 0, quarantined: true }).text).toBe('0 %')
+  expect(said({ trust: 1, tasks_checked: 0, local: true })).toEqual({ text: '100 %', from: 'this node trusts itself' })
 })
 
 test('equal names are told apart', () => {
