@@ -190,6 +190,7 @@ struct NodeStatus {
   jobsRunning @13 :UInt32;
   jobsDone @14 :UInt64;
   jobsFailed @15 :UInt64;
+  # Jobs of all kinds: those that wait or run, and those that ended since the start.
   tasksServed @16 :UInt64;
   # Tasks computed for peers.
   bytesSent @17 :UInt64;

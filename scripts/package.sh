@@ -13,7 +13,7 @@ Usage: scripts/package.sh PACKAGE [FOLDER]
 Builds the binary, unless PANGEA_BIN names one, and writes a package of it into FOLDER (target):
 
   deb [FOLDER]    pangea_VERSION_ARCHITECTURE.deb, for Debian and its relatives: the binary, its manual pages, shell
-                  completions, and the unit of a system service, which is not started
+                  completions, the book, and the unit of a system service, which is not started
   wheel [FOLDER]  pangea-VERSION-py3-none-PLATFORM.whl: the binary and the Python client, for pip, pipx and uv. On Linux
                   PLATFORM says the oldest C library that the binary runs with
   oci [FOLDER]    pangea_VERSION_ARCHITECTURE.oci.tar, a container image: the binary, the C library, certificates of
@@ -88,6 +88,28 @@ sbom() {
 
 # ---- deb ---------------------------------------------------------------------------------------------------------
 
+# Puts the README, the changelog and the pages of the book where people look for the documents of a package: as text, so that making a
+# package needs no mdBook. What pages link to outside of the book lies below repository/, as in the book as HTML.
+documents() { # folder
+  local documents=$1 link page
+  mkdir -p "$documents/book"
+  install -m 644 "$REPOSITORY/LICENSE" "$documents"
+  sed -e 's|](node/book/src/|](book/|g' -e 's|](node/|](repository/node/|g' "$REPOSITORY/README.md" >"$documents/README.md"
+  install -m 644 "$REPOSITORY"/node/book/src/*.svg "$documents/book"
+  for page in "$REPOSITORY"/node/book/src/*.md; do
+    sed -e 's|](\.\./\.\./\.\./|](../repository/|g' -e 's|](\.\./\.\./|](../repository/node/|g' "$page" >"$documents/book/${page##*/}"
+  done
+  chmod 644 "$documents/README.md" "$documents"/book/*.md
+  { grep -oh '](\(\.\./\)\{0,1\}repository/[^)#]*' "$documents/README.md" "$documents"/book/*.md || true; } \
+    | sed 's|.*repository/||' | sort -u | while IFS= read -r link; do
+      place 644 "$REPOSITORY/$link" "$documents/repository/$link"
+    done
+  # What the page on monitoring is about.
+  install -m 644 "$REPOSITORY"/node/monitoring/* "$documents/repository/node/monitoring"
+  # The policy of Debian names this file, above the other pages.
+  sed 's|](\([a-z-]*\.md\)|](book/\1|g' "$REPOSITORY/node/book/src/changelog.md" | gzip -9n >"$documents/changelog.gz"
+}
+
 deb() {
   local folder=${1:-$TARGET} architecture root documents size depends
   has dpkg-deb || { fail "dpkg-deb is missing: build the package on Debian or a relative"; exit 2; }
@@ -107,9 +129,8 @@ deb() {
   "$PANGEA_BIN" completions fish >"$root/usr/share/fish/vendor_completions.d/pangea.fish"
   "$PANGEA_BIN" service install --system --dry-run \
     | sed 's|^ExecStart="[^"]*"|ExecStart="/usr/bin/pangea"|' >"$root/lib/systemd/system/pangea.service"
-  install -m 644 "$REPOSITORY/README.md" "$REPOSITORY/LICENSE" "$documents"
+  documents "$documents"
   ln -s LICENSE "$documents/copyright"
-  gzip -9nc "$REPOSITORY/node/book/src/changelog.md" >"$documents/changelog.gz"
   gzip -9nc "$SBOM" >"$documents/pangea.cdx.json.gz"
   size=$(du -sk "$root" | cut -f1)
   # The tool reads the binary's symbols and asks dpkg which versions of which packages have them; it expects a source package.

@@ -75,11 +75,11 @@ pub struct NodeStatus {
     pub memory_limit_bytes: u64,
     /// Connected peers.
     pub peers: u32,
-    /// Jobs running.
+    /// Jobs that wait or run: tensors, answers of models and downloads alike.
     pub jobs_running: u32,
-    /// Jobs done since the start.
+    /// Jobs of all kinds done since the start.
     pub jobs_done: u64,
-    /// Jobs failed or cancelled since the start.
+    /// Jobs of all kinds failed or cancelled since the start.
     pub jobs_failed: u64,
     /// Tasks done for peers since the start.
     pub tasks_served: u64,

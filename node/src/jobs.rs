@@ -9,7 +9,9 @@ use pangea_client::jobs::{JobError, JobFailover, JobOwner, JobStatus, JobStatusP
 use pangea_client::{AnswerStage, Error, ErrorKind, Result};
 use pangea_compute::Operation;
 use pangea_control::Time;
-use pangea_control::jobs::{Action, Ending, Event, Job, JobEvent, JobId, JobKind, JobProgress, JobSpec, JobState};
+use pangea_control::jobs::{
+    Action, Ending, Event, Job, JobCounts, JobEvent, JobId, JobKind, JobProgress, JobSpec, JobState,
+};
 use pangea_control::session::StageAt;
 use pangea_control::trust::Verdict;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -93,9 +95,7 @@ impl Inner {
     /// Counts a job that ended.
     fn count(&self, job: &Job) {
         self.ended.get_or_create(&EndedLabels::of(job)).inc();
-        if let JobState::Ended(Ending::Done { verdict }) = job.state
-            && job.spec.kind != JobKind::Download
-        {
+        if let JobState::Ended(Ending::Done { verdict: Some(verdict) }) = job.state {
             self.verdicts.get_or_create(&VerdictLabels::of(job.spec.kind, verdict)).inc();
         }
     }
@@ -145,6 +145,11 @@ impl Jobs {
     pub fn list(&self) -> Vec<JobStatus> {
         let clock = WallClock::of_this_process();
         self.lock().jobs.list().iter().map(|job| clock.status(job)).collect()
+    }
+
+    /// How many jobs there are and were, of all kinds.
+    pub fn counts(&self) -> JobCounts {
+        self.lock().jobs.counts()
     }
 
     /// Events of all jobs from now on.
@@ -282,9 +287,7 @@ impl WallClock {
     /// The status of a job for programs and people.
     fn status(&self, job: &Job) -> JobStatus {
         let (verdict, error) = match &job.state {
-            // The file was checked, as far as its host says what it is; nothing was computed.
-            JobState::Ended(Ending::Done { .. }) if job.spec.kind == JobKind::Download => (None, None),
-            JobState::Ended(Ending::Done { verdict }) => (Some(verdict.name().to_owned()), None),
+            JobState::Ended(Ending::Done { verdict }) => (verdict.map(|verdict| verdict.name().to_owned()), None),
             JobState::Ended(Ending::Failed { kind, message }) => {
                 (None, Some(JobError { kind: kind.name().to_owned(), message: message.clone() }))
             }
@@ -356,7 +359,8 @@ mod tests {
         let submit = |kind| jobs.submit(spec(kind), |_| {}).unwrap();
         let [done, failed, cancelled] = [PRODUCT, JobKind::Generation, JobKind::Generation].map(submit);
         let live = submit(PRODUCT);
-        done.end(Ending::Done { verdict: Verdict::Local });
+        submit(JobKind::Download).end(Ending::Done { verdict: None });
+        done.end(Ending::Done { verdict: Some(Verdict::Local) });
         failed.fail(&Error::new(ErrorKind::Overloaded, "full"));
         failed.fail(&Error::new(ErrorKind::Internal, "again"));
         drop((done, failed, cancelled));
@@ -370,6 +374,7 @@ mod tests {
             ended("generation", "failed", 1),
             ended("generation", "cancelled", 1),
             ended("sum", "failed", 0),
+            ended("download", "done", 1),
             verdict("product", "local", 1),
             verdict("product", "unchecked", 0),
             verdict("generation", "local", 0),
@@ -377,7 +382,21 @@ mod tests {
         ] {
             assert!(text.lines().any(|line| line == sample), "{sample} in {text}");
         }
+        assert!(!text.contains(r#"pangea_verdicts_total{kind="download""#), "nothing is computed: {text}");
         drop(live);
+    }
+
+    #[test]
+    fn only_what_was_computed_has_a_verdict() {
+        let jobs = Jobs::default();
+        let verdict = |kind, verdict| {
+            jobs.submit(spec(kind), |_| {}).unwrap().end(Ending::Done { verdict });
+            let JobStatus { state, verdict, .. } = jobs.list().remove(0);
+            (state, verdict)
+        };
+        let done = "done".to_owned();
+        assert_eq!(verdict(JobKind::Generation, Some(Verdict::Local)), (done.clone(), Some("local".to_owned())));
+        assert_eq!(verdict(JobKind::Download, None), (done, None));
     }
 
     #[test]
@@ -387,7 +406,7 @@ mod tests {
         let product = jobs.submit(spec(PRODUCT), |_| {}).unwrap();
         let generation = jobs.submit(spec(JobKind::Generation), |_| {}).unwrap();
         product.started();
-        product.end(Ending::Done { verdict: Verdict::Verified });
+        product.end(Ending::Done { verdict: Some(Verdict::Verified) });
         drop(generation);
         let mut names = Vec::new();
         while let Ok(event) = events.try_recv() {
@@ -418,7 +437,7 @@ mod tests {
             drop(product);
             tokio::task::yield_now().await;
             assert!(!*jobs.drained().borrow());
-            generation.end(Ending::Done { verdict: Verdict::Local });
+            generation.end(Ending::Done { verdict: Some(Verdict::Local) });
             drained.await.unwrap();
         });
         assert_eq!(jobs.list().iter().filter(|job| job.state == "cancelled").count(), 1);

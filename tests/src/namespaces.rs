@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::skip::{skip, unless_root};
+
 /// One host's network.
 #[derive(Clone, Debug)]
 pub struct Namespace {
@@ -24,11 +26,18 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// `count` hosts on one switch.
+    /// `count` hosts on one switch; `None` where this machine does not allow them, after a line that says that `test` is skipped.
     ///
-    /// # Errors
-    /// Why this machine does not allow namespaces.
-    pub fn new(count: usize) -> Result<Namespaces, String> {
+    /// # Panics
+    /// As [`skip`].
+    pub fn for_test(test: &str, count: usize) -> Option<Namespaces> {
+        if unless_root(test) {
+            return None;
+        }
+        Namespaces::new(count).map_err(|why| skip(test, &format!("no network namespaces can be made: {why}"))).ok()
+    }
+
+    fn new(count: usize) -> Result<Namespaces, String> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("pgt{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let mut made = Namespaces { switch: format!("{prefix}-switch"), hosts: Vec::new() };

@@ -14,7 +14,6 @@ use pangea_tests::cluster::{Cluster, Node, Output, output};
 use pangea_tests::matrix;
 use pangea_tests::namespaces::{Namespace, Namespaces};
 use pangea_tests::process::{TIMEOUT, eventually};
-use pangea_tests::skip::{skip, unless_root};
 use serde_json::Value;
 
 /// Runs a command against `node`.
@@ -441,13 +440,7 @@ fn a_node_that_does_not_run_joins_for_its_next_start() {
 #[test]
 fn who_names_a_data_directory_has_its_node_join_and_no_other() {
     const TEST: &str = "who_names_a_data_directory_has_its_node_join_and_no_other";
-    if unless_root(TEST) {
-        return;
-    }
-    let network = match Namespaces::new(1) {
-        Ok(network) => network,
-        Err(why) => return skip(TEST, &format!("no network namespaces can be made: {why}")),
-    };
+    let Some(network) = Namespaces::for_test(TEST, 1) else { return };
     let (host, cluster) = (&network.hosts()[0], Cluster::new());
     // The inviting node itself is at the address where commands look for one.
     let one = cluster.node("one").own_pool().in_namespace(host).rpc_addr("127.0.0.1:8080").start();
@@ -509,13 +502,7 @@ fn json_in(cluster: &Cluster, host: &Namespace, node: &Node, arguments: &[&str])
 #[test]
 fn on_one_network_a_pin_and_six_digits_admit_nodes_that_know_no_address() {
     const TEST: &str = "on_one_network_a_pin_and_six_digits_admit_nodes_that_know_no_address";
-    if unless_root(TEST) {
-        return;
-    }
-    let network = match Namespaces::new(3) {
-        Ok(network) => network,
-        Err(why) => return skip(TEST, &format!("no network namespaces can be made: {why}")),
-    };
+    let Some(network) = Namespaces::for_test(TEST, 3) else { return };
     let cluster = Cluster::alone();
     let host = |index: usize| &network.hosts()[index];
     let start = |name: &str, index: usize| cluster.node(name).own_pool().in_namespace(host(index)).start();

@@ -36,7 +36,8 @@ impl Gpu {
     /// Opens the adapter of that choice. One that is open in this process already, and not lost, is shared.
     ///
     /// # Errors
-    /// [`Error::Invalid`] where no adapter of this machine is of that choice, with the reason of each;
+    /// [`Error::Invalid`] where no adapter of this machine is of that choice, with the names of those that there are, or why each
+    /// is not used;
     /// [`Error::DeviceLost`] where its driver refuses.
     pub fn open(choice: GpuChoice<'_>) -> Result<Arc<Gpu>, Error> {
         // One device of an adapter has its compiled kernels; two would compile them twice.
@@ -196,39 +197,96 @@ impl Loss {
 }
 
 fn choose(choice: GpuChoice<'_>) -> Result<adapter::Found, Error> {
-    let (fit, rest): (Vec<_>, Vec<_>) = adapter::found().into_iter().partition(|found| match choice {
+    let mut found = adapter::found();
+    let fits = |found: &adapter::Found| match choice {
         GpuChoice::Best => found.report.unused_because.is_none(),
         GpuChoice::BestOrSoftware => {
             found.report.unused_because.is_none()
                 || found.missing.is_none() && found.report.kind == AdapterKind::Software
         }
-        GpuChoice::Named(name) => {
-            found.missing.is_none() && found.report.name.to_lowercase().contains(&name.to_lowercase())
+        GpuChoice::Named(name) => found.missing.is_none() && is_named(&found.report, name),
+    };
+    match found.iter().position(fits) {
+        Some(first) => Ok(found.swap_remove(first)),
+        None => {
+            let all: Vec<_> = found.iter().map(|found| (&found.report, found.missing.as_deref())).collect();
+            Err(Error::invalid("gpu", refusal(choice, &all)))
         }
-    });
-    if let Some(first) = fit.into_iter().next() {
-        return Ok(first);
     }
-    let wanted = match choice {
-        GpuChoice::Named(name) => format!("no usable GPU of this machine is named {name:?}"),
-        _ => "this machine has no usable GPU".to_owned(),
+}
+
+/// Whether an adapter is meant by a part of its name, in any case.
+fn is_named(report: &AdapterReport, name: &str) -> bool {
+    report.name.to_lowercase().contains(&name.to_lowercase())
+}
+
+/// Why no adapter is of that choice, from all that there are with what each lacks for any choice: which ones can be named, if a
+/// name fits none; why each is not used, otherwise.
+fn refusal(choice: GpuChoice<'_>, all: &[(&AdapterReport, Option<&str>)]) -> String {
+    let called = |report: &AdapterReport| format!("{} ({})", report.name, report.backend);
+    let because = |(report, missing): &(&AdapterReport, Option<&str>)| {
+        let why = missing.or(report.unused_because.as_deref()).unwrap_or("it is not of this choice");
+        format!("{}: {why}", called(report))
     };
-    let reasons: Vec<String> = rest
-        .into_iter()
-        .map(|found| {
-            let why = found.missing.or(found.report.unused_because);
-            format!(
-                "{} ({}): {}",
-                found.report.name,
-                found.report.backend,
-                why.as_deref().unwrap_or("has another name")
-            )
-        })
-        .collect();
-    let reasons = if reasons.is_empty() {
-        "no driver shows one; install a driver for Vulkan, Metal or DirectX 12".to_owned()
+    let (wanted, meant): (String, Vec<_>) = match choice {
+        GpuChoice::Named(name) => (
+            format!("no usable GPU of this machine is named {name:?}"),
+            all.iter().filter(|(report, _)| is_named(report, name)).collect(),
+        ),
+        _ => ("this machine has no usable GPU".to_owned(), all.iter().collect()),
+    };
+    let usable: Vec<String> =
+        all.iter().filter(|(_, missing)| missing.is_none()).map(|(report, _)| called(report)).collect();
+    let reasons = |of: Vec<&(&AdapterReport, Option<&str>)>| of.into_iter().map(because).collect::<Vec<_>>().join("; ");
+    if all.is_empty() {
+        format!("{wanted}: no GPU was found; install a driver for Vulkan, Metal or DirectX 12")
+    } else if !meant.is_empty() {
+        format!("{wanted}: {}", reasons(meant))
+    } else if usable.is_empty() {
+        format!("{wanted}, and none of those found can be used: {}", reasons(all.iter().collect()))
     } else {
-        reasons.join("; ")
-    };
-    Err(Error::invalid("gpu", format!("{wanted}: {reasons}")))
+        format!("{wanted}; those found are {}", usable.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(name: &str, kind: AdapterKind, unused_because: Option<&str>) -> AdapterReport {
+        AdapterReport {
+            name: name.to_owned(),
+            backend: "Vulkan".to_owned(),
+            kind,
+            driver: String::new(),
+            memory_bytes: None,
+            max_buffer_bytes: 0,
+            max_binding_bytes: 0,
+            workgroup_memory_bytes: 0,
+            unused_because: unused_because.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_name_that_no_gpu_has_is_answered_with_the_names_that_there_are() {
+        let card = adapter("RTX 4090", AdapterKind::Discrete, None);
+        let software = adapter("llvmpipe", AdapterKind::Software, Some("it is software"));
+        let old = adapter("Old Card", AdapterKind::Discrete, Some("it lacks halves"));
+        let (card, software, old) = ((&card, None), (&software, None), (&old, Some("it lacks halves")));
+        let named = GpuChoice::Named("nosuch");
+        let unknown = "no usable GPU of this machine is named \"nosuch\"";
+        let found = format!("{unknown}; those found are RTX 4090 (Vulkan), llvmpipe (Vulkan)");
+        assert_eq!(refusal(named, &[card, old, software]), found);
+        let none = format!("{unknown}: no GPU was found; install a driver for Vulkan, Metal or DirectX 12");
+        assert_eq!(refusal(named, &[]), none);
+        let useless = format!("{unknown}, and none of those found can be used: Old Card (Vulkan): it lacks halves");
+        assert_eq!(refusal(named, &[old]), useless);
+        // Who means a card that is there learns why it is not used, and who names none, what keeps each from being used.
+        let meant = refusal(GpuChoice::Named("old"), &[card, old]);
+        assert_eq!(meant, "no usable GPU of this machine is named \"old\": Old Card (Vulkan): it lacks halves");
+        let best = refusal(GpuChoice::Best, &[old, software]);
+        let why =
+            "this machine has no usable GPU: Old Card (Vulkan): it lacks halves; llvmpipe (Vulkan): it is software";
+        assert_eq!(best, why);
+    }
 }

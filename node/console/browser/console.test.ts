@@ -24,6 +24,8 @@ test('the pool is shown with its nodes, links and master', async ({ page }) => {
   await expect(nodes).toHaveCount(2)
   await expect(nodes.filter({ hasText: 'this node' })).toContainText('one')
   await expect(nodes.filter({ hasText: 'two' })).toContainText('Trust')
+  // Nothing that it computed was checked yet, which is no reason to distrust it.
+  await expect(nodes.filter({ hasText: 'two' }).locator('.fact', { hasText: 'Trust' }).locator('dd')).toHaveText('new')
   await expect(page.getByRole('img', { name: /Graph of 2 nodes/ })).toBeVisible()
   await expect(page.locator('.summary')).toContainText('2 nodes, 1 connection, master one')
   const links = page.getByRole('region', { name: 'Links' })

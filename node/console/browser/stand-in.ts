@@ -64,6 +64,8 @@ export function pool(names: string[], tick: number) {
     decode_bytes_per_s: 1e10,
     prompt_macs_per_s: 1e11,
     trust: 1,
+    tasks_checked: 500,
+    newcomer: false,
     quarantined: false,
     why: '',
     sent_bytes: tick * 1e6,

@@ -1,6 +1,6 @@
 // The pool as the node reports it, what changed between two reports, and where a graph of it is drawn. Pure.
 
-import { layers, shortPeer } from './units'
+import { count, layers, percent, shortPeer } from './units'
 
 export type LayerRange = [number, number]
 
@@ -55,6 +55,10 @@ export interface PoolNode {
   decode_bytes_per_s: number
   prompt_macs_per_s: number
   trust: number
+  /** Its results that passed their check, which is what earns trust. */
+  tasks_checked: number
+  /** Whether trust is low because little was checked so far, and for no other reason. */
+  newcomer: boolean
   quarantined: boolean
   why: string
   sent_bytes: number
@@ -158,6 +162,15 @@ export function labels(nodes: { peer: string; name: string }[]): Map<string, str
       return [peer, name && (times.get(name) ?? 0) > 1 ? `${name} ${shortPeer(peer)}` : label]
     }),
   )
+}
+
+/** Trust in a node in a word or number, and what it comes from. Little checked work is no distrust. */
+export function trust(node: PoolNode): { text: string; from: string } {
+  const number = percent(node.trust)
+  if (node.local) return { text: number, from: 'this node trusts itself' }
+  const checked = count(node.tasks_checked, 'checked result')
+  if (node.newcomer) return { text: 'new', from: `${number} after ${checked}; each one that is right adds to it` }
+  return { text: number, from: `after ${checked}` }
 }
 
 export function labelOf(pool: Pool | null, peer: string): string {

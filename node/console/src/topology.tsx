@@ -6,9 +6,9 @@ import { accept, compare, hideInvitation, invite, revoke, say } from './effects'
 import { chain, isLive, type Job } from './jobs'
 import { askable, modelToAsk } from './models'
 import { Badge, Bar, Card, Empty, Fact, Failover, Failure, Scroll } from './parts'
-import { arrow, BUSY, type Link, labels, passing, path, places, type Pool, type PoolNode, poolModels, reverse } from './pool'
+import { arrow, BUSY, type Link, labels, passing, path, places, type Pool, type PoolNode, poolModels, reverse, trust } from './pool'
 import type { Member, State, Status } from './state'
-import { bytes, count, digits, layers, percent, rate, seconds, shortPeer } from './units'
+import { bytes, count, digits, layers, rate, seconds, shortPeer } from './units'
 import { memo, useMedia, useState } from './use'
 
 export function Topology() {
@@ -290,6 +290,7 @@ interface NodeProps {
 const Node = memo(function Node({ node, name, status: own, sent, received }: NodeProps) {
   const [used, limit] = own ? [own.memory_used_bytes, own.memory_limit_bytes] : [node.held_bytes, node.memory_bytes]
   const speeds = [...node.serving.map(({ name, tokens_per_s }) => ({ name, tokens_per_s })), ...node.stages].filter(({ tokens_per_s }) => tokens_per_s > 0)
+  const { text: trustText, from: trustFrom } = trust(node)
   return (
     <li class={`card node${node.quarantined ? ' quarantined' : ''}`}>
       <h3>
@@ -313,7 +314,9 @@ const Node = memo(function Node({ node, name, status: own, sent, received }: Nod
         </>
       )}
       <dl class="facts">
-        <Fact name="Trust">{percent(node.trust)}</Fact>
+        <Fact name="Trust">
+          <span title={trustFrom}>{trustText}</span>
+        </Fact>
         <Fact name="Version">
           {node.version || '–'} <span class="fine">numerics {node.numerics}</span>
         </Fact>

@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest'
 
-import { arrow, changes, labels, type Link, noPool, passing, path, places, type Pool, type PoolNode, reducePool, reverse } from '../src/pool'
+import { arrow, changes, labels, type Link, noPool, passing, path, places, type Pool, type PoolNode, reducePool, reverse, trust } from '../src/pool'
 
 export function node(peer: string, more: Partial<PoolNode> = {}): PoolNode {
   return {
@@ -21,6 +21,8 @@ export function node(peer: string, more: Partial<PoolNode> = {}): PoolNode {
     decode_bytes_per_s: 0,
     prompt_macs_per_s: 0,
     trust: 1,
+    tasks_checked: 500,
+    newcomer: false,
     quarantined: false,
     why: '',
     sent_bytes: 0,
@@ -108,6 +110,17 @@ test('what passes over a link is what this node counted, or what the sending nod
 test('an arrow points from one place to another', () => {
   const [left, right, above] = [{ x: 0, y: 50 }, { x: 100, y: 60 }, { x: 5, y: 0 }]
   expect([arrow(left, right), arrow(right, left), arrow(left, above), arrow(above, left)]).toEqual(['→', '←', '↑', '↓'])
+})
+
+test('a node of which little was checked is new, and one that something speaks against has its number', () => {
+  const said = (more: Partial<PoolNode>) => trust(node('b', more))
+  expect(said({ trust: 0.1, tasks_checked: 0, newcomer: true })).toEqual({
+    text: 'new',
+    from: '10 % after 0 checked results; each one that is right adds to it',
+  })
+  expect(said({ trust: 0.05, tasks_checked: 1 })).toEqual({ text: '5 %', from: 'after 1 checked result' })
+  expect(said({ trust: 0, quarantined: true }).text).toBe('0 %')
+  expect(said({ trust: 1, tasks_checked: 0, local: true })).toEqual({ text: '100 %', from: 'this node trusts itself' })
 })
 
 test('equal names are told apart', () => {

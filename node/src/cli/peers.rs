@@ -10,7 +10,7 @@ use super::args::{OutputArgs, QueryArgs};
 use super::failure::Failure;
 use super::node_names::NodeNames;
 use super::progress::Progress;
-use super::table::{Align, Table, seconds, short_peer, three_digits};
+use super::table::{Align, Table, seconds, short_peer, three_digits, trust};
 use super::{print, print_json};
 use pangea_units::ByteSize;
 
@@ -106,7 +106,7 @@ fn show(peers: &[Shown]) -> String {
             if peer.peer.is_empty() { "-".to_owned() } else { short_peer(&peer.peer) },
             names.label(&peer.peer),
             peer.state.clone(),
-            format!("{:.2}", peer.trust),
+            trust(peer.trust, peer.tasks_checked),
             known(peer.rtt_ms, seconds(peer.rtt_ms / 1e3)),
             known(peer.bytes_per_s, format!("{}/s", ByteSize(peer.bytes_per_s as u64))),
             known(peer.gflops, three_digits(peer.gflops)),

@@ -1,5 +1,7 @@
 //! Tables for a terminal of 80 columns: alignment and shortening. Commands decide the content.
 
+use pangea_control::peers::is_newcomer;
+
 /// Alignment of a column.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Align {
@@ -112,6 +114,11 @@ pub(super) fn short_peer(peer: &str) -> String {
     }
 }
 
+/// Trust in a peer, from 0 to 1: `new` where it is low because little was checked so far, which is no distrust.
+pub(super) fn trust(trust: f64, tasks_checked: u64) -> String {
+    if is_newcomer(trust, tasks_checked) { "new".to_owned() } else { format!("{trust:.2}") }
+}
+
 /// `text`, cut to `limit` characters.
 pub(super) fn shortened(text: &str, limit: usize) -> String {
     if width(text) <= limit {
@@ -147,6 +154,14 @@ pub(super) fn width(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_peer_of_which_little_was_checked_is_new_and_a_distrusted_one_has_a_number() {
+        let shown = |height, tasks_checked| trust(height, tasks_checked);
+        assert_eq!((shown(0.1, 0), shown(0.33, 10)), ("new".to_owned(), "new".to_owned()));
+        assert_eq!((shown(0.05, 0), shown(0.0, 0), shown(0.12, 500)), ("0.05".into(), "0.00".into(), "0.12".into()));
+        assert_eq!((shown(0.55, 23), shown(1.0, 9000)), ("0.55".into(), "1.00".into()));
+    }
 
     #[test]
     fn long_values_are_broken_at_spaces_and_numbers_stay_with_their_units() {

@@ -77,6 +77,8 @@ pub(super) struct NodeRow {
     /// Tokens per second of the answering node's generations that pass through this node.
     pub(super) tokens_per_s: Option<f64>,
     pub(super) trust: Option<f64>,
+    /// Its results that passed their check, which is what earns trust.
+    pub(super) tasks_checked: u64,
     pub(super) rtt_ms: Option<f64>,
     pub(super) bytes_per_s: Option<f64>,
 }
@@ -259,6 +261,7 @@ impl State {
                 tasks_in_flight: Some(peer.tasks_in_flight),
                 tokens_per_s: tokens.get(peer.peer.as_str()).copied(),
                 trust: Some(peer.trust),
+                tasks_checked: peer.tasks_checked,
                 rtt_ms: known(peer.rtt_ms),
                 bytes_per_s: known(peer.bytes_per_s),
                 ..NodeRow::default()

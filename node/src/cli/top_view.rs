@@ -5,7 +5,7 @@ use pangea_units::ByteSize;
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::Line;
 
-use super::table::{Align, padded, seconds, shortened, three_digits, width};
+use super::table::{Align, padded, seconds, shortened, three_digits, trust, width};
 use super::top_state::{NodeRow, SortKey, State, is_generation};
 
 /// Keys, in one line of 80 columns.
@@ -74,7 +74,7 @@ const NODE_COLUMNS: [Column<NodeRow>; 11] = [
     Column::new("TOK/S", Align::Right, (6, 6), 1, |node: &NodeRow| figure(node.tokens_per_s))
         .sorted_by(SortKey::Tokens),
     Column::new("TRUST", Align::Right, (5, 5), 6, |node: &NodeRow| {
-        node.trust.map_or_else(unknown, |trust| format!("{trust:.2}"))
+        node.trust.map_or_else(unknown, |height| trust(height, node.tasks_checked))
     })
     .sorted_by(SortKey::Trust),
     Column::new("RTT", Align::Right, (7, 7), 3, |node: &NodeRow| {

@@ -155,8 +155,6 @@ pub struct FabricDriver {
 
 #[derive(Default)]
 struct Counters {
-    jobs_done: u64,
-    jobs_failed: u64,
     bytes_sent: u64,
     bytes_received: u64,
 }

@@ -157,7 +157,7 @@ impl JobReply {
     /// The job is done. The requester may have gone.
     pub(crate) fn done(self, outcome: JobOutcome) {
         let verdict = Verdict::from_name(&outcome.report.verification.verdict).unwrap_or(Verdict::Unchecked);
-        self.ticket.end(Ending::Done { verdict });
+        self.ticket.end(Ending::Done { verdict: Some(verdict) });
         spans::done(&self.span, &outcome.report);
         let _ = self.outcome.send(Ok(outcome));
     }

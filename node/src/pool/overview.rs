@@ -8,6 +8,7 @@ use libp2p::PeerId;
 use pangea_client::{PeerStatus, TopologyLink};
 use pangea_compute::Digest;
 use pangea_control::net::TrafficRate;
+use pangea_control::peers::is_newcomer;
 use pangea_control::placement::pool_facts;
 use serde::Serialize;
 
@@ -69,6 +70,10 @@ pub struct OverviewNode {
     pub prompt_macs_per_s: f64,
     /// Trust from 0 to 1; 1 for the answering node.
     pub trust: f64,
+    /// Its results that passed their check, which is what earns trust.
+    pub tasks_checked: u64,
+    /// Whether `trust` is low because little was checked so far, and for no other reason.
+    pub newcomer: bool,
     /// Whether it gets no more work because a check failed.
     pub quarantined: bool,
     /// Why it is quarantined, or not connected; otherwise empty.
@@ -251,6 +256,8 @@ fn node(
         decode_bytes_per_s: advert.speed.map_or(0.0, |speed| speed.weight_bytes_per_s),
         prompt_macs_per_s: advert.speed.map_or(0.0, |speed| speed.macs_per_s),
         trust: status.map_or(1.0, |status| status.trust),
+        tasks_checked: status.map_or(0, |status| status.tasks_checked),
+        newcomer: status.is_some_and(|status| is_newcomer(status.trust, status.tasks_checked)),
         quarantined: status.is_some_and(|status| status.quarantined),
         why: status.map_or_else(String::new, |status| status.why.clone()),
         sent_bytes,
@@ -363,7 +370,7 @@ mod tests {
         };
         let status = |peer: PeerId, why: &str| PeerStatus {
             peer: peer.to_string(),
-            trust: 0.5,
+            trust: 0.1,
             why: why.to_owned(),
             ..PeerStatus::default()
         };
@@ -372,9 +379,9 @@ mod tests {
         let overview = of(&view, peers, traffic, |_| TrafficRate::default());
         assert_eq!((overview.local, overview.master), (local.to_string(), worker.to_string()));
         let [own, other] = &overview.nodes[..] else { panic!("{:?}", overview.nodes) };
-        assert!(own.local && own.connected && !own.master && own.trust == 1.0);
+        assert!(own.local && own.connected && !own.master && own.trust == 1.0 && !own.newcomer);
         assert_eq!((own.models[0].name.as_str(), own.models[0].weight_bytes), ("tiny", 400));
-        assert!(!other.local && other.connected && other.master && other.trust == 0.5);
+        assert!(!other.local && other.connected && other.master && other.trust == 0.1 && other.newcomer);
         assert_eq!((other.sent_bytes, other.received_bytes, other.held_bytes), (10, 20, 2 * (200 + 50)));
         let first = &other.stages[0];
         assert_eq!(

@@ -23,6 +23,7 @@ use super::engine::{Engine, EngineSettings, ModelFacts};
 use super::remote::RemoteModel;
 use crate::engine_metrics::ModelMetrics;
 use crate::jobs::Jobs;
+use crate::models::Found;
 use crate::pipeline::Loader;
 use crate::pool::{ModelAdvert, View};
 use crate::trust::Auditor;
@@ -98,10 +99,11 @@ pub struct ServedModel {
 
 impl Served {
     /// The catalogue of `models` (names in `folder`, or paths); local ones are loaded once the node
-    /// [joins](Served::join) its pool.
+    /// [joins](Served::join) its pool. A name that stands for nothing on this machine may be one of the pool's.
     ///
     /// # Errors
-    /// `InvalidInput` for a path without a valid model, and for two models with one name.
+    /// `InvalidInput` for a path without a valid model, for a name that no model can have or that several have, and for two
+    /// models with one name.
     pub fn new(models: &[String], folder: &Path) -> Result<Served> {
         let mut entries: Vec<Arc<Entry>> = Vec::with_capacity(models.len());
         for model in models {
@@ -110,18 +112,17 @@ impl Served {
                 let message = format!("two models are named {name}; serve one of them, or rename a file");
                 return Err(Error::new(ErrorKind::InvalidInput, message));
             }
-            let state = match models::find(folder, model) {
-                Some(path) => {
+            let state = match models::locate(folder, model) {
+                Ok(Found::Local(path)) => {
                     // An invalid header is reported before anything starts.
                     ModelFile::open(&path).map_err(compute_error)?;
                     State::Loading
                 }
-                None if models::is_path(model) => {
-                    let error = models::resolve(folder, model).err();
-                    let message = error.map_or_else(String::new, |error| error.message().to_owned());
-                    return Err(Error::new(ErrorKind::InvalidInput, message));
+                Ok(Found::Fetchable(_)) => State::Absent { why: None },
+                Err(error) if error.kind() == ErrorKind::NotFound && !models::is_path(model) => {
+                    State::Absent { why: Some(error) }
                 }
-                None => State::Absent { why: None },
+                Err(error) => return Err(Error::new(ErrorKind::InvalidInput, error.message())),
             };
             let source = Source::File { model: model.clone(), folder: folder.to_owned() };
             entries.push(Arc::new(Entry::new(name, name, source, state)));
@@ -156,7 +157,28 @@ impl Served {
         let dispatch = Dispatch::default();
         let _ = self.0.node.set(Node { loader, auditor, jobs, dispatch, settings, split, pinned });
         for entry in self.entries() {
-            if matches!(*entry.state.borrow(), State::Loading) {
+            let (model, folder) = (&entry.name, self.0.folder.display());
+            let is_local = match &*entry.state.borrow() {
+                State::Absent { why: Some(why) } => {
+                    tracing::warn!(
+                        event = "model_absent",
+                        model,
+                        "Model {model} is not on this node: {why}. `pangea models list` shows what is here, and `pangea models pull NAME` \
+                         downloads. {model} can be asked for as soon as a node of the pool serves it"
+                    );
+                    false
+                }
+                State::Absent { why: None } => {
+                    tracing::info!(
+                        event = "model_absent",
+                        model,
+                        "Model {model} is not in {folder}: the first request downloads it, or `pangea models pull {model}`"
+                    );
+                    false
+                }
+                state => matches!(state, State::Loading),
+            };
+            if is_local {
                 self.load(&entry)?;
             }
         }
@@ -191,7 +213,7 @@ impl Served {
         served.sort_by(|one, other| (&one.name, one.digest).cmp(&(&other.name, other.digest)));
         served.dedup_by(|one, other| (&one.name, one.digest) == (&other.name, other.digest));
         let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
-        let own = entries.iter().filter(|entry| entry.source.pooled().is_none());
+        let own = entries.iter().filter(|entry| entry.source.pooled().is_none() && !entry.yields());
         let own: Vec<_> = own.map(|entry| (entry.called.clone(), entry.digest.get().copied())).collect();
         let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
         for NameChosen { name, digest, reason, others } in names.update(view, &own, now) {
@@ -221,7 +243,8 @@ impl Served {
             }
         }
         for model in served {
-            let known = |entry: &Arc<Entry>| entry.called == model.name && entry.may_be(&model.digest);
+            let known =
+                |entry: &Arc<Entry>| entry.called == model.name && entry.may_be(&model.digest) && !entry.yields();
             if !entries.iter().any(known) {
                 let name = names.listed(&model.name, &model.digest);
                 let source = Source::Pool(model.digest);
@@ -285,8 +308,13 @@ impl Served {
         });
     }
 
+    /// The models that requests can name: one of the pool takes the place of this node's that [yields](Entry::yields).
     fn entries(&self) -> Vec<Arc<Entry>> {
-        self.0.entries.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let all = self.0.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let has_place = |entry: &&Arc<Entry>| {
+            !entry.yields() || !all.iter().any(|other| other.called == entry.called && !other.yields())
+        };
+        all.iter().filter(has_place).cloned().collect()
     }
 
     /// Names of the models.

@@ -201,7 +201,7 @@ impl Generation {
                         count_answered(&self.engine.metrics, summary);
                         self.log.done(&self.engine.facts.name, summary);
                         self.spans.done(summary);
-                        self.job.end(Ending::Done { verdict: summary.verdict });
+                        self.job.end(Ending::Done { verdict: Some(summary.verdict) });
                         self.end();
                     }
                     Err(error) => self.fail(error),

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use pangea_tests::cluster::Cluster;
 use pangea_tests::command::{names_in, pangea, stdout};
 use pangea_tests::namespaces::Namespaces;
-use pangea_tests::skip::{skip, unless_root};
+use pangea_tests::skip::skip;
 use pangea_tests::test_model::{GEMMA3, SMOLLM2, file_of};
 
 use machines::{Machines, python_folder};
@@ -78,7 +78,7 @@ fn follow(test: &str, name: &str) {
             hosts.push(block.host.clone());
         }
     }
-    if steps.is_empty() || unless_root(test) {
+    if steps.is_empty() {
         return;
     }
     if !python_folder().join("python3").is_file() {
@@ -90,10 +90,7 @@ fn follow(test: &str, name: &str) {
         let Some(path) = file_of(file, test) else { return };
         models.insert(name, path);
     }
-    let network = match Namespaces::new(hosts.len()) {
-        Ok(network) => network,
-        Err(why) => return skip(test, &format!("no network namespaces can be made: {why}")),
-    };
+    let Some(network) = Namespaces::for_test(test, hosts.len()) else { return };
     let cluster = Cluster::new();
     let mut machines = Machines::new(&page, &cluster, &hosts, &network, models);
     for step in &steps {

@@ -24,7 +24,7 @@ use load::Load;
 use pangea_tests::cluster::Cluster;
 use pangea_tests::namespaces::Namespaces;
 use pangea_tests::process::eventually;
-use pangea_tests::skip::{skip, unless_root};
+use pangea_tests::skip::skip;
 use pangea_tests::test_model::{SMOLLM2, file_of};
 use pangea_units::SplitMix64;
 
@@ -44,14 +44,8 @@ const PAUSE_MS: std::ops::Range<u64> = 100..900;
 #[test]
 fn every_request_is_answered_correctly_or_refused_clearly_whatever_fails() {
     const TEST: &str = "every_request_is_answered_correctly_or_refused_clearly_whatever_fails";
-    if unless_root(TEST) {
-        return;
-    }
     let Some(model) = file_of(SMOLLM2, TEST) else { return };
-    let network = match Namespaces::new(hosts::COUNT) {
-        Ok(network) => network,
-        Err(why) => return skip(TEST, &format!("no network namespaces can be made: {why}")),
-    };
+    let Some(network) = Namespaces::for_test(TEST, hosts::COUNT) else { return };
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let (count, seed) = (number(FAULTS).unwrap_or(FAULTS_SHORT), number(SEED).unwrap_or(1));
     println!("{count} faults from seed {seed}");

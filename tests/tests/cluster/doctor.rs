@@ -63,13 +63,7 @@ fn the_doctor_explains_a_gpu_that_is_not_used() {
 #[test]
 fn the_doctor_finds_ports_that_are_taken_and_a_network_without_announcements() {
     let test = "the_doctor_finds_ports_that_are_taken_and_a_network_without_announcements";
-    if unless_root(test) {
-        return;
-    }
-    let network = match Namespaces::new(1) {
-        Ok(network) => network,
-        Err(why) => return skip(test, &why),
-    };
+    let Some(network) = Namespaces::for_test(test, 1) else { return };
     let host = &network.hosts()[0];
     let folder = tempfile::tempdir().unwrap();
     let (findings, ok) = doctor(host.command(&binary()), folder.path());
@@ -229,13 +223,7 @@ fn the_doctor_finds_a_slow_disk() {
 #[test]
 fn the_doctor_finds_that_no_way_leads_back_and_an_address_that_only_containers_reach() {
     let test = "the_doctor_finds_that_no_way_leads_back_and_an_address_that_only_containers_reach";
-    if unless_root(test) {
-        return;
-    }
-    let network = match Namespaces::new(2) {
-        Ok(network) => network,
-        Err(why) => return skip(test, &why),
-    };
+    let Some(network) = Namespaces::for_test(test, 2) else { return };
     let [here, there] = [0, 1].map(|index| &network.hosts()[index]);
     let cluster = Cluster::new();
     let key = cluster.pool_key("pool.key", 9);

@@ -2,21 +2,7 @@
 
 use pangea_tests::cluster::{Cluster, Node, output};
 use pangea_tests::namespaces::{Namespace, Namespaces};
-use pangea_tests::skip::{skip, unless_root};
 use std::time::Duration;
-
-fn hosts(test: &str, count: usize) -> Option<Namespaces> {
-    if unless_root(test) {
-        return None;
-    }
-    match Namespaces::new(count) {
-        Ok(hosts) => Some(hosts),
-        Err(why) => {
-            skip(test, &format!("no network namespaces can be made: {why}"));
-            None
-        }
-    }
-}
 
 /// Waits until both nodes have found and admitted each other.
 fn found_each_other(one: &Node, other: &Node) {
@@ -36,7 +22,10 @@ fn json_in(cluster: &Cluster, host: &Namespace, arguments: &[&str]) -> serde_jso
 
 #[test]
 fn nodes_on_one_network_find_each_other_by_mdns_and_multiply_across_it() {
-    let Some(network) = hosts("nodes_on_one_network_find_each_other_by_mdns_and_multiply_across_it", 3) else { return };
+    let Some(network) = Namespaces::for_test("nodes_on_one_network_find_each_other_by_mdns_and_multiply_across_it", 3)
+    else {
+        return;
+    };
     let cluster = Cluster::new();
     let key = cluster.pool_key("pool.key", 9);
     let start = |name: &str, host| cluster.node(name).pool_key(&key).in_namespace(host).start();
@@ -75,7 +64,7 @@ fn nodes_on_one_network_find_each_other_by_mdns_and_multiply_across_it() {
 
 #[test]
 fn an_unplugged_host_is_noticed_and_found_again() {
-    let Some(network) = hosts("an_unplugged_host_is_noticed_and_found_again", 2) else { return };
+    let Some(network) = Namespaces::for_test("an_unplugged_host_is_noticed_and_found_again", 2) else { return };
     let cluster = Cluster::new();
     let [one, two] =
         [("one", 0), ("two", 1)].map(|(name, host)| cluster.node(name).in_namespace(&network.hosts()[host]).start());
@@ -105,7 +94,7 @@ fn an_unplugged_host_is_noticed_and_found_again() {
 
 #[test]
 fn a_stranger_on_the_network_is_seen_and_refused() {
-    let Some(network) = hosts("a_stranger_on_the_network_is_seen_and_refused", 2) else { return };
+    let Some(network) = Namespaces::for_test("a_stranger_on_the_network_is_seen_and_refused", 2) else { return };
     let cluster = Cluster::new();
     let key = cluster.pool_key("pool.key", 9);
     let one = cluster.node("one").pool_key(&key).in_namespace(&network.hosts()[0]).start();

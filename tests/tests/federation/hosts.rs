@@ -4,7 +4,6 @@ use pangea_tests::cluster::{Cluster, Node};
 use pangea_tests::http::send;
 use pangea_tests::namespaces::{Namespace, Namespaces};
 use pangea_tests::process::eventually;
-use pangea_tests::skip::{skip, unless_root};
 use pangea_tests::test_model::{SMOLLM2, file_of};
 use serde_json::{Value, json};
 
@@ -39,13 +38,7 @@ fn vote(host: &Namespace, node: &Node) -> Value {
 #[test]
 fn two_hosts_find_each_other_vote_together_and_again_after_they_were_cut_apart() {
     let name = "two_hosts_find_each_other_vote_together_and_again_after_they_were_cut_apart";
-    if unless_root(name) {
-        return;
-    }
-    let network = match Namespaces::new(2) {
-        Ok(network) => network,
-        Err(why) => return skip(name, &format!("no network namespaces can be made: {why}")),
-    };
+    let Some(network) = Namespaces::for_test(name, 2) else { return };
     let Some(model) = file_of(SMOLLM2, name) else { return };
     let cluster = Cluster::new();
     let hosts = network.hosts();

@@ -53,6 +53,22 @@ fn two_owners_of_one_model_share_the_load_and_each_answers_its_own_clients() {
 }
 
 #[test]
+fn a_node_that_is_to_serve_what_it_has_not_says_so_and_uses_the_pools() {
+    let mesh = Mesh::new();
+    let one = mesh.serving("one", &["tiny"]).start();
+    let two = mesh.cluster.node("two").with("--model", "tiny").with("--model", "smollm2").with("--peer", &one.address);
+    let two = two.start();
+    let folder = two.data_dir.join("models");
+    let said = two.process.line("Model tiny is not on this node").text;
+    for part in [folder.to_str().unwrap(), "`pangea models pull NAME`", "`pangea models list`", "a node of the pool"] {
+        assert!(said.contains(part), "{part} is not in {said}");
+    }
+    two.process.line("the first request downloads it, or `pangea models pull smollm2`");
+    served_by(&two, "tiny", &["one"]);
+    assert_eq!(computed_by(&ask(&two, "tiny", "Hello", 4)), [one.peer.clone()]);
+}
+
+#[test]
 fn a_node_without_files_uses_every_owner_and_another_one_when_one_dies() {
     let mesh = Mesh::new();
     let one = mesh.serving("one", &["tiny"]).start();

@@ -8,7 +8,7 @@ use pangea_tests::cluster::{Cluster, Node, output};
 use pangea_tests::forwarder::{Forwarder, Quality};
 use pangea_tests::namespaces::{Namespace, Namespaces};
 use pangea_tests::process::{Process, eventually};
-use pangea_tests::skip::{skip, unless_root};
+use pangea_tests::skip::skip;
 
 /// Adverts that a test waits for, one per second, during which nothing may be disturbed.
 const ADVERTS: usize = 6;
@@ -75,16 +75,11 @@ fn json_in(cluster: &Cluster, host: &Namespace, node: &Node, arguments: &[&str])
     output(&cluster.start_in(Some(host), &[arguments, &["--json", "--rpc", &node.rpc]].concat())).json()
 }
 
-fn hosts(test: &str, count: usize) -> Option<Namespaces> {
-    if unless_root(test) {
-        return None;
-    }
-    Namespaces::new(count).map_err(|why| skip(test, &format!("no network namespaces can be made: {why}"))).ok()
-}
-
 #[test]
 fn nodes_that_reach_each_other_through_a_third_only_are_one_pool() {
-    let Some(network) = hosts("nodes_that_reach_each_other_through_a_third_only_are_one_pool", 3) else { return };
+    let Some(network) = Namespaces::for_test("nodes_that_reach_each_other_through_a_third_only_are_one_pool", 3) else {
+        return;
+    };
     network.isolate(&[1, 2]);
     let cluster = Cluster::new();
     // Members prove with every advert that they belong to the pool. In an open one, nobody can for a third.
@@ -187,7 +182,7 @@ impl Ssh {
 
 /// Two nodes on two hosts that listen on their own loopback only, joined by `ssh` with the forwards that `of` names.
 fn through_ssh(test: &str, forwards: &[&str]) {
-    let Some(network) = hosts(test, 2) else { return };
+    let Some(network) = Namespaces::for_test(test, 2) else { return };
     let cluster = Cluster::new();
     let (here, there) = (&network.hosts()[0], &network.hosts()[1]);
     let ssh = match Ssh::start(there, cluster.folder()) {

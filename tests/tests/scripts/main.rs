@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use pangea_tests::cluster::binary;
 use pangea_tests::namespaces::Namespaces;
-use pangea_tests::skip::skip;
 use pangea_tests::test_model::{SMOLLM2, file_of};
 
 /// Longest wait for one line of a script: a limit for a hang, not part of any assertion.
@@ -219,10 +218,8 @@ fn two_sides_answer_together_and_one_of_them_is_killed() {
 fn the_shown_address_is_reachable_from_another_host() {
     const TEST: &str = "the_shown_address_is_reachable_from_another_host";
     let (mut first, mut second) = (Side::new(), Side::new());
-    let hosts = match Namespaces::new(2) {
-        Ok(hosts) => Arc::new(hosts),
-        Err(why) => return skip(TEST, &why),
-    };
+    let Some(hosts) = Namespaces::for_test(TEST, 2) else { return };
+    let hosts = Arc::new(hosts);
     let bridge = ["link add docker0 type bridge", "addr add 172.17.0.1/16 dev docker0", "link set docker0 up"];
     for step in bridge {
         let done = hosts.hosts()[0].command(Path::new("ip")).args(step.split(' ')).status().expect("ip runs");

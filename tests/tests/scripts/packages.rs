@@ -99,6 +99,30 @@ fn traces(folder: &Path) -> Vec<String> {
     named.lines().map(below).filter(|path| path.contains("pangea")).collect()
 }
 
+/// The links of a Markdown text to files beside it, without their anchors.
+fn relative_links(text: &str) -> Vec<&str> {
+    let links = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
+    let files = links.filter(|link| !link.contains(':') && !link.contains(char::is_whitespace));
+    files.filter_map(|link| link.split('#').next()).filter(|path| !path.is_empty()).collect()
+}
+
+/// Follows every relative link of the documents in a folder and below it; returns how many there were.
+fn follow_links(folder: &Path) -> usize {
+    let mut followed = 0;
+    let mut follow = |page: &Path, text: &str| {
+        for link in relative_links(text) {
+            assert!(page.parent().unwrap().join(link).is_file(), "{}: {link} leads nowhere", page.display());
+            followed += 1;
+        }
+    };
+    for page in output_of(Command::new("find").arg(folder).args(["-name", "*.md"])).lines().map(Path::new) {
+        follow(page, &fs::read_to_string(page).unwrap());
+    }
+    let changelog = folder.join("changelog.gz");
+    follow(&changelog, &output_of(Command::new("gzip").arg("-dc").arg(&changelog)));
+    followed
+}
+
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
@@ -152,7 +176,10 @@ fn a_debian_package_runs_on_a_system_with_nothing_but_what_it_depends_on() {
     let unit = fs::read_to_string(system.join("lib/systemd/system/pangea.service")).unwrap();
     assert!(unit.contains("ExecStart=\"/usr/bin/pangea\" \"node\""), "{unit}");
     let unpacked = |name: &str| output_of(Command::new("gzip").arg("-dc").arg(documents.join(name)));
-    assert_eq!(unpacked("changelog.gz"), fs::read_to_string(repository().join("node/book/src/changelog.md")).unwrap());
+    let changelog = fs::read_to_string(repository().join("node/book/src/changelog.md")).unwrap();
+    assert_eq!(unpacked("changelog.gz").lines().count(), changelog.lines().count());
+    let followed = follow_links(&documents);
+    assert!(followed > 100, "only {followed} links were found: the book is missing");
     assert!(unpacked("pangea.cdx.json.gz").contains("\"CycloneDX\""));
     assert_demo_runs(system, "0:0", "/root");
 
@@ -230,6 +257,11 @@ fn a_wheel_brings_the_program_and_the_client() {
     for file in ["dist-info/sboms/pangea.cdx.json", "dist-info/licenses/LICENSE", "pangea/schema/node.capnp"] {
         assert!(files.contains(file), "{file} is not in\n{files}");
     }
+
+    let description = "import importlib.metadata as of; print(of.metadata('pangea').get_payload())";
+    let description = output_of(&mut run(&python, &["-c", description]));
+    assert!(description.contains("pangea"), "{description}");
+    assert_eq!(relative_links(&description), Vec::<&str>::new(), "the wheel ships no other page");
 
     output_of(&mut run(&python, &[&pip[..], &["uninstall", "--yes", "pangea"]].concat()));
     assert_eq!(traces(&environment), Vec::<String>::new());

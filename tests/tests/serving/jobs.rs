@@ -47,6 +47,10 @@ fn products_and_answers_are_jobs_on_every_surface() {
         assert!(time("submitted_unix_ms") <= time("started_unix_ms"), "{job}");
         assert!(time("started_unix_ms") <= time("ended_unix_ms"), "{job}");
     }
+    let counted = |status: &Value| ["jobs_running", "jobs_done", "jobs_failed"].map(|count| status[count].as_u64());
+    let status = json(&pangea(cluster.folder(), &["status", "--rpc", &node.rpc, "--json"]));
+    assert_eq!(counted(&status), [Some(0), Some(3), Some(0)], "the listed ones");
+    assert_eq!(counted(&get(&node.api, "/api/pangea/status").json()), counted(&status));
 }
 
 #[test]

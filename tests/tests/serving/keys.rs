@@ -88,12 +88,14 @@ fn pages_of_named_origins_may_use_the_api_and_no_others() {
         let headers: Vec<(&str, &str)> = [("Origin", origin)].iter().chain(more).copied().collect();
         http::send(&node.api, method, "/v1/models", &headers, "")
     };
-    let wanted = [("Access-Control-Request-Method", "POST"), ("Access-Control-Request-Headers", "authorization")];
+    // Of a page with the client of OpenAI that is traced.
+    let headers = "authorization,content-type,traceparent,tracestate,x-stainless-lang,x-stainless-retry-count";
+    let wanted = [("Access-Control-Request-Method", "POST"), ("Access-Control-Request-Headers", headers)];
     let preflight = send("OPTIONS", "https://app.example", &wanted);
     assert_eq!(preflight.status, 204);
     for (header, value) in [
         ("access-control-allow-origin", "https://app.example"),
-        ("access-control-allow-headers", "authorization"),
+        ("access-control-allow-headers", headers),
         ("access-control-allow-methods", "GET, HEAD, POST, OPTIONS"),
     ] {
         assert_eq!(preflight.header(header), Some(value), "{header}");

@@ -119,8 +119,8 @@ pub struct Failover {
 pub enum Ending {
     /// The result is complete.
     Done {
-        /// How far the result can be trusted.
-        verdict: Verdict,
+        /// How far the result can be trusted; `None` for a download: nothing is computed.
+        verdict: Option<Verdict>,
     },
     /// The job failed.
     Failed {
@@ -146,6 +146,17 @@ impl Ending {
             Ending::Cancelled => cancelled,
         }
     }
+}
+
+/// Number of jobs of all kinds since the start of the node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct JobCounts {
+    /// Jobs that have not ended: they wait or run.
+    pub live: usize,
+    /// Jobs that are done.
+    pub done: u64,
+    /// Jobs that failed or were cancelled.
+    pub failed: u64,
 }
 
 /// State of a job.

@@ -8,5 +8,5 @@
 pub mod job;
 pub mod registry;
 
-pub use job::{Api, Ending, Failover, Job, JobId, JobKind, JobProgress, JobSpec, JobState, Owner};
+pub use job::{Api, Ending, Failover, Job, JobCounts, JobId, JobKind, JobProgress, JobSpec, JobState, Owner};
 pub use registry::{Action, Event, JobEvent, Jobs};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pangea_units::{Error, ErrorKind, Result};
 
-use super::job::{Ending, Failover, Job, JobId, JobKind, JobProgress, JobSpec, JobState};
+use super::job::{Ending, Failover, Job, JobCounts, JobId, JobKind, JobProgress, JobSpec, JobState};
 use crate::Time;
 use crate::session::StageAt;
 use crate::trust::Verdict;
@@ -121,6 +121,9 @@ pub struct Jobs {
     live: BTreeMap<JobId, Live>,
     /// The jobs that ended last, the latest at the end.
     ended: VecDeque<Job>,
+    /// All jobs that ended, longer than the history has them.
+    done: u64,
+    failed: u64,
     draining: bool,
     closed: bool,
 }
@@ -221,6 +224,10 @@ impl Jobs {
 
     fn end(&mut self, id: JobId, ending: Ending, now: Time) -> Vec<Action> {
         let Some(Live { mut job, .. }) = self.live.remove(&id) else { return Vec::new() };
+        match &ending {
+            Ending::Done { .. } => self.done += 1,
+            Ending::Failed { .. } | Ending::Cancelled => self.failed += 1,
+        }
         job.state = JobState::Ended(ending);
         job.ended = Some(now);
         if self.ended.len() == HISTORY {
@@ -236,7 +243,7 @@ impl Jobs {
 
     fn suspect(&mut self, id: JobId) -> Vec<Action> {
         let Some(job) = self.ended.iter_mut().find(|job| job.id == id) else { return Vec::new() };
-        let JobState::Ended(Ending::Done { verdict }) = &mut job.state else { return Vec::new() };
+        let JobState::Ended(Ending::Done { verdict: Some(verdict) }) = &mut job.state else { return Vec::new() };
         *verdict = Verdict::Unchecked;
         vec![Action::Publish(JobEvent::Suspect(job.clone()))]
     }
@@ -247,6 +254,11 @@ impl Jobs {
         let mut jobs: Vec<Job> = live.chain(&self.ended).cloned().collect();
         jobs.sort_by_key(|job| std::cmp::Reverse(job.id));
         jobs
+    }
+
+    /// How many jobs there are and were, of all kinds.
+    pub fn counts(&self) -> JobCounts {
+        JobCounts { live: self.live(), done: self.done, failed: self.failed }
     }
 
     /// Number of jobs that have not ended.
@@ -269,7 +281,7 @@ mod tests {
     }
 
     fn done() -> Ending {
-        Ending::Done { verdict: Verdict::Local }
+        Ending::Done { verdict: Some(Verdict::Local) }
     }
 
     #[test]
@@ -354,16 +366,17 @@ mod tests {
     #[test]
     fn a_done_job_that_is_suspect_counts_as_unchecked_and_a_failed_one_stays_as_it_is() {
         let mut jobs = Jobs::default();
-        let (good, bad, live) =
-            (submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO), submit(&mut jobs, Time::ZERO));
-        jobs.handle(Event::Ended(good, Ending::Done { verdict: Verdict::Verified }), Time::ZERO);
+        let [good, bad, live, without_verdict] = [(); 4].map(|()| submit(&mut jobs, Time::ZERO));
+        jobs.handle(Event::Ended(without_verdict, Ending::Done { verdict: None }), Time::ZERO);
+        jobs.handle(Event::Ended(good, Ending::Done { verdict: Some(Verdict::Verified) }), Time::ZERO);
         jobs.handle(Event::Ended(bad, Ending::Cancelled), Time::ZERO);
         let published = jobs.handle(Event::Suspect(good), Time::ZERO);
-        let unchecked = JobState::Ended(Ending::Done { verdict: Verdict::Unchecked });
+        let unchecked = JobState::Ended(Ending::Done { verdict: Some(Verdict::Unchecked) });
         assert!(matches!(&published[..], [Action::Publish(JobEvent::Suspect(job))] if job.state == unchecked));
         assert_eq!(jobs.list().into_iter().find(|job| job.id == good).unwrap().state, unchecked);
         assert!(jobs.handle(Event::Suspect(bad), Time::ZERO).is_empty());
         assert!(jobs.handle(Event::Suspect(live), Time::ZERO).is_empty());
+        assert!(jobs.handle(Event::Suspect(without_verdict), Time::ZERO).is_empty(), "nothing was computed");
     }
 
     #[test]
@@ -377,6 +390,24 @@ mod tests {
         let ids: Vec<JobId> = jobs.list().iter().map(|job| job.id).collect();
         assert_eq!(ids.len(), HISTORY + 1);
         assert!(ids.contains(&running) && !ids.contains(&ended[0]) && ids[0] == ended[HISTORY]);
+    }
+
+    #[test]
+    fn jobs_of_all_kinds_are_counted_longer_than_they_are_listed() {
+        let mut jobs = Jobs::default();
+        let mut run = |kind, ending| {
+            let (id, _) = jobs.submit(spec(kind), Time::ZERO).unwrap();
+            ending.into_iter().for_each(|ending| drop(jobs.handle(Event::Ended(id, ending), Time::ZERO)));
+        };
+        let kinds = [JobKind::Operation("product"), JobKind::Generation, JobKind::Download];
+        for kind in kinds {
+            run(kind, None);
+            run(kind, Some(done()));
+            run(kind, Some(Ending::Cancelled));
+            run(kind, Some(Ending::Failed { kind: ErrorKind::Internal, message: "it broke".to_owned() }));
+        }
+        (0..HISTORY).for_each(|_| run(JobKind::Generation, Some(done())));
+        assert_eq!(jobs.counts(), JobCounts { live: 3, done: 3 + HISTORY as u64, failed: 6 });
     }
 
     #[test]

@@ -10,5 +10,5 @@ pub mod peer;
 pub mod suspicion;
 
 pub use directory::{Action, Directory, Event};
-pub use peer::{Peer, PeerState, WorkerHello};
+pub use peer::{Peer, PeerState, WorkerHello, is_newcomer};
 pub use suspicion::{Suspicion, SuspicionReason};

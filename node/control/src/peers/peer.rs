@@ -27,6 +27,21 @@ const DISTRUST_PER_RESULT: f64 = 0.97;
 /// Trust of a peer that has not computed anything yet. Low, because identities are free.
 const TRUST_AT_FIRST: f64 = 0.1;
 
+/// Trust that results have to earn before people read it as a number. Below it, what is missing is checked work.
+const TRUST_OF_THE_KNOWN: f64 = 0.5;
+
+/// Trust that as many checked results earn, before suspicion lowers it.
+fn earned(tasks_checked: u64) -> f64 {
+    1.0 - (1.0 - TRUST_AT_FIRST) * DISTRUST_PER_RESULT.powf(tasks_checked as f64)
+}
+
+/// Whether a peer with this trust and as many checked results is a newcomer: its trust is low because little was checked so far,
+/// and neither suspicion nor quarantine has lowered it. People read such a peer as new, not as one that is distrusted.
+pub fn is_newcomer(trust: f64, tasks_checked: u64) -> bool {
+    let earned = earned(tasks_checked);
+    trust.max(earned) < TRUST_OF_THE_KNOWN && trust > earned * Suspicion::factor_of_suspects()
+}
+
 /// Whether a peer is connected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerState {
@@ -117,10 +132,7 @@ impl Peer {
     pub fn trust(&self, now: Time) -> f64 {
         match self.quarantined {
             Some(_) => 0.0,
-            None => {
-                let earned = 1.0 - (1.0 - TRUST_AT_FIRST) * DISTRUST_PER_RESULT.powf(self.tasks_checked as f64);
-                earned * self.suspicion.trust_factor(now)
-            }
+            None => earned(self.tasks_checked) * self.suspicion.trust_factor(now),
         }
     }
 
@@ -178,6 +190,24 @@ mod tests {
         assert!(is(&peer, 0.5), "{}", peer.trust(now));
         peer.quarantined = Some("a wrong product".into());
         assert_eq!((peer.trust(now), peer.is_quarantined()), (0.0, true));
+    }
+
+    #[test]
+    fn a_peer_is_new_until_results_have_earned_its_trust_unless_something_speaks_against_it() {
+        let now = Time::from_secs(5);
+        let is_new = |peer: &Peer| is_newcomer(peer.trust(now), peer.tasks_checked);
+        let mut peer = Peer::new(now);
+        for (tasks_checked, new) in [(0, true), (19, true), (20, false), (10_000, false)] {
+            peer.tasks_checked = tasks_checked;
+            assert_eq!(is_new(&peer), new, "{tasks_checked} results, trust {}", peer.trust(now));
+        }
+        peer.tasks_checked = 5;
+        peer.suspicion.add(SuspicionReason::Late, now);
+        assert!(is_new(&peer) && !peer.suspicion.is_suspect(now), "one late answer says little");
+        peer.suspicion.add(SuspicionReason::Stalled, now);
+        assert!(!is_new(&peer) && peer.suspicion.is_suspect(now), "a suspect is distrusted");
+        peer.quarantined = Some("a wrong product".into());
+        assert!(!is_new(&peer));
     }
 
     #[test]

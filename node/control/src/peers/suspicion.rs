@@ -116,6 +116,11 @@ impl Suspicion {
     pub fn trust_factor(&self, now: Time) -> f64 {
         0.5f64.powf(self.amount(now))
     }
+
+    /// The factor of a peer that has just become a suspect; that of any other peer is above it.
+    pub(super) fn factor_of_suspects() -> f64 {
+        0.5f64.powf(SUSPECT_FROM)
+    }
 }
 
 #[cfg(test)]

@@ -249,7 +249,7 @@ impl World {
             }
             Action::Done(conclusion) => {
                 self.give_tokens(at, job)?;
-                let ending = Ending::Done { verdict: conclusion.verdict };
+                let ending = Ending::Done { verdict: Some(conclusion.verdict) };
                 self.end_chat(at, job, Ok(conclusion.verdict), ending)?;
             }
         }

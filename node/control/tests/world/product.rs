@@ -316,7 +316,7 @@ impl World {
                 }
             }
             Action::JobFinished { job, report } => {
-                let ending = Ending::Done { verdict: trust::Verdict::Unchecked };
+                let ending = Ending::Done { verdict: Some(trust::Verdict::Unchecked) };
                 return self.product_ended(node, job, None, ending, report);
             }
             Action::JobFailed { job, kind, why, report } => {

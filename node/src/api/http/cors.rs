@@ -75,6 +75,40 @@ fn preflight(asked: &HeaderMap) -> Response {
 mod tests {
     use super::*;
 
+    /// What the browser clients of today send, besides what each of them names itself: a client that traces its requests, and the
+    /// packages `openai` and `@anthropic-ai/sdk`.
+    const SENT_BY_CLIENTS: [&str; 17] = [
+        "traceparent",
+        "tracestate",
+        "baggage",
+        "authorization",
+        "content-type",
+        "openai-organization",
+        "openai-project",
+        "x-api-key",
+        "anthropic-version",
+        "anthropic-dangerous-direct-browser-access",
+        "x-stainless-arch",
+        "x-stainless-lang",
+        "x-stainless-os",
+        "x-stainless-package-version",
+        "x-stainless-retry-count",
+        "x-stainless-runtime",
+        "x-stainless-timeout",
+    ];
+
+    #[test]
+    fn pages_may_send_what_clients_and_traces_send() {
+        let wanted = HeaderValue::from_str(&SENT_BY_CLIENTS.join(",")).unwrap();
+        let asked = HeaderMap::from_iter([(header::ACCESS_CONTROL_REQUEST_HEADERS, wanted)]);
+        let answer = preflight(&asked);
+        let allowed = answer.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS].to_str().unwrap();
+        let allowed: Vec<&str> = allowed.split(',').map(str::trim).collect();
+        for name in SENT_BY_CLIENTS {
+            assert!(allowed.contains(&name), "{name} in {allowed:?}");
+        }
+    }
+
     #[test]
     fn only_pages_of_the_named_origins_are_allowed() {
         let cors = Cors::new(&["https://app.example".to_owned(), "http://localhost:3000".to_owned()]);

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pangea_client::{Error, ErrorKind, Result};
 use pangea_compute::Cancel;
 use pangea_control::jobs::{Api, Ending, JobKind, JobSpec, Owner};
-use pangea_control::trust::Verdict;
 use tokio::sync::watch;
 
 use crate::jobs::{Jobs, Ticket};
@@ -105,7 +104,7 @@ impl Drop for End {
         // First, so that whoever hears of the end can start it again.
         self.downloads.lock().remove(&self.model);
         match &ended {
-            Ok(()) => self.job.end(Ending::Done { verdict: Verdict::Local }),
+            Ok(()) => self.job.end(Ending::Done { verdict: None }),
             Err(error) => self.job.fail(error),
         }
         self.told.send_replace(Step::Ended(ended));

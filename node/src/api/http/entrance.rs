@@ -638,7 +638,7 @@ impl TunnelLog {
         traces::set(&self.span, "gen_ai.usage.output_tokens", i64::from(counted.answer_tokens));
         traces::set(&self.span, "pangea.verdict", Verdict::Unchecked.name());
         if let Some(job) = &self.job {
-            job.end(Ending::Done { verdict: Verdict::Unchecked });
+            job.end(Ending::Done { verdict: Some(Verdict::Unchecked) });
         }
         let since = self.first_token.map_or(Duration::ZERO, |first| clock::now().since(first));
         let (number, model, tokens) = (self.number, &self.model, counted.answer_tokens);

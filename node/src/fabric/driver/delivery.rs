@@ -79,7 +79,6 @@ impl FabricDriver {
         let Some(running) = self.jobs.remove(&job) else { return };
         self.executor.forget(job);
         let seconds = running.submitted.elapsed().as_secs_f64();
-        self.counters.jobs_done += 1;
         self.metrics.done(report);
         if report.tasks.remote > 0 {
             // Peers have these parts: the next job with one of the operands is cut the same way.
@@ -113,7 +112,6 @@ impl FabricDriver {
         let refusal = refusal.filter(|refusal| kind == FailureKind::InvalidInput && refusal.kind() == kind);
         let why = refusal.map_or(why, |refusal| refusal.message().to_owned());
         tracing::debug!(event = "job_failed", job, ?kind, why, seconds = report.actual_seconds);
-        self.counters.jobs_failed += 1;
         reply.failed(Error::new(kind, why));
     }
 

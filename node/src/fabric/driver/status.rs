@@ -34,6 +34,7 @@ impl FabricDriver {
 
     pub(super) fn status(&self) -> NodeStatus {
         let served = self.served.borrow();
+        let jobs = self.settings.jobs.counts();
         let held = self.settings.devices.held_by_kind().into_iter();
         let memory = held.map(|(kind, bytes)| MemoryUse { purpose: kind.name().to_owned(), bytes }).collect::<Vec<_>>();
         NodeStatus {
@@ -50,9 +51,9 @@ impl FabricDriver {
             memory_used_bytes: memory.iter().map(|held| held.bytes).sum(),
             memory_limit_bytes: self.settings.devices.limit(),
             peers: self.peers.read(|directory| directory.connected()) as u32,
-            jobs_running: (self.jobs.len() + self.submitting.len()) as u32,
-            jobs_done: self.counters.jobs_done,
-            jobs_failed: self.counters.jobs_failed,
+            jobs_running: u32::try_from(jobs.live).unwrap_or(u32::MAX),
+            jobs_done: jobs.done,
+            jobs_failed: jobs.failed,
             tasks_served: served.tasks_done,
             bytes_sent: self.counters.bytes_sent + served.bytes_sent,
             bytes_received: self.counters.bytes_received + served.bytes_received,

@@ -112,7 +112,6 @@ impl FabricDriver {
                 self.jobs.insert(job, running);
             }
             Err((reply, error)) => {
-                self.counters.jobs_failed += 1;
                 reply.failed(error);
                 self.events.push_back(Event::JobCancelled { job: pangea_control::schedule::JobId(job) });
             }

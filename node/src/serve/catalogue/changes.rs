@@ -301,7 +301,9 @@ impl Served {
         let _ = entry.digest.set(digest);
         let entry = {
             let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
-            if let Some(known) = entries.iter().find(|known| known.source.pooled().is_none() && known.name == name) {
+            if let Some(known) =
+                entries.iter().find(|known| known.source.pooled().is_none() && known.name == name && !known.yields())
+            {
                 if known.digest.get() == Some(&digest) {
                     return Ok(Arc::clone(known));
                 }
@@ -312,7 +314,7 @@ impl Served {
             if let Some(pooled) = entries.iter().find(|known| known.source.pooled() == Some(digest)) {
                 entry.metrics = Arc::clone(&pooled.metrics);
             }
-            entries.retain(|known| known.source.pooled() != Some(digest));
+            entries.retain(|known| known.source.pooled() != Some(digest) && !(known.name == name && known.yields()));
             let entry = Arc::new(entry);
             entries.push(Arc::clone(&entry));
             entry

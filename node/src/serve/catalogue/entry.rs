@@ -199,6 +199,16 @@ impl Entry {
         matches!(&*self.state.borrow(), State::Ready(_) | State::Unplaced { .. } | State::Unproven { .. })
     }
 
+    /// Whether a model of the pool with this name is to be used instead: what this node was told to serve is not on it, and is nowhere
+    /// where it could be downloaded.
+    pub(super) fn yields(&self) -> bool {
+        let is_nowhere = match &*self.state.borrow() {
+            State::Absent { why: Some(why) } => why.kind() == ErrorKind::NotFound,
+            _ => false,
+        };
+        is_nowhere && matches!(self.source, Source::File { .. }) && self.digest.get().is_none()
+    }
+
     pub(super) fn counts(&self, metrics: &Arc<EngineMetrics>) -> bool {
         Arc::ptr_eq(&self.metrics, metrics)
     }

@@ -55,6 +55,36 @@ fn two_models_with_one_name_are_both_listed_and_reachable() {
 }
 
 #[test]
+fn a_model_that_is_not_here_is_the_pools_as_long_as_a_node_serves_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let served = Served::new(&["tiny".to_owned()], folder.path()).unwrap();
+    let why = served.one("tiny").and_then(|model| model.why).unwrap();
+    assert!(why.contains(folder.path().to_str().unwrap()) && why.contains("`pangea models pull`"), "{why}");
+    served.update(&pool(&[("other", 7)]), Time::from_secs(60));
+    assert_eq!(served.names(), ["tiny", "other"]);
+    served.update(&pool(&[("tiny", 0xab), ("tiny", 0x12)]), Time::from_secs(120));
+    assert_eq!(served.names(), ["tiny", "tiny@abababab"]);
+    assert_eq!(found(&served, "tiny"), Some(0x12));
+    served.update(&pool(&[]), Time::from_secs(180));
+    assert_eq!((served.names(), found(&served, "tiny")), (vec!["tiny".to_owned()], None));
+}
+
+#[test]
+fn a_name_that_stands_for_no_model_anywhere_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["a/tiny.gguf", "b/tiny.gguf"] {
+        std::fs::create_dir_all(folder.path().join(file).parent().unwrap()).unwrap();
+        std::fs::write(folder.path().join(file), "GGUF").unwrap();
+    }
+    for (wrong, why) in
+        [("tiny", "ambiguous"), ("hf:owner", "hf:OWNER/REPO/FILE.gguf"), ("nosuch.gguf", "does not exist")]
+    {
+        let error = Served::new(&[wrong.to_owned()], folder.path()).unwrap_err();
+        assert!(error.kind() == ErrorKind::InvalidInput && error.message().contains(why), "{wrong}: {error}");
+    }
+}
+
+#[test]
 fn a_model_keeps_its_name_and_no_other_takes_it_while_it_is_away() {
     let (one, both, other) =
         (pool(&[("tiny", 0xab)]), pool(&[("tiny", 0x12), ("tiny", 0xab)]), pool(&[("tiny", 0x12)]));
