@@ -158,6 +158,8 @@ fn nodes_that_have_loaded_all_layers_go_on_without_the_file() {
         assert_eq!(stages(&world), before.stages, "seed {seed}");
         // One that has lost its layers cannot fetch them again.
         world.crash(0, false);
+        // Loaders of the world need nobody to fetch from: none may begin while the file still counts as there.
+        world.run_for(SECOND).unwrap();
         world.crash(2, false);
         tenths_until(&mut world, 80, |world| newest(world).is_none() && refusal(world, 1).is_some());
         world.start(2).unwrap();
