@@ -395,7 +395,7 @@ mod tests {
     #[test]
     fn jobs_of_all_kinds_are_counted_longer_than_they_are_listed() {
         let mut jobs = Jobs::default();
-        let mut run = |kind, ending| {
+        let mut run = |kind, ending: Option<Ending>| {
             let (id, _) = jobs.submit(spec(kind), Time::ZERO).unwrap();
             ending.into_iter().for_each(|ending| drop(jobs.handle(Event::Ended(id, ending), Time::ZERO)));
         };

@@ -100,6 +100,7 @@ mod tests {
             to: peer(to),
             rtt: Duration::from_millis(1),
             bytes_per_s: 1e9,
+            sent_bytes_per_s: 0.0,
             transport: "tcp".to_owned(),
             found_by: "mdns".to_owned(),
         };
