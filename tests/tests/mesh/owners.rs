@@ -65,7 +65,7 @@ fn a_node_that_is_to_serve_what_it_has_not_says_so_and_uses_the_pools() {
     }
     two.process.line("the first request downloads it, or `pangea models pull smollm2`");
     served_by(&two, "tiny", &["one"]);
-    assert_eq!(computed_by(&ask(&two, "tiny", "Hello", 4)), [one.peer.clone()]);
+    assert_eq!(computed_by(&ask(&two, "tiny", "Hello", 4)), std::slice::from_ref(&one.peer));
 }
 
 #[test]
