@@ -5,7 +5,7 @@ import { useEffect, useMemo, useState as useLocal } from 'preact/hooks'
 import { audit, readReceipts, showReceipt } from './effects'
 import { filtered, filteredJobs, type Job, named } from './jobs'
 import { Badge, Bar, Empty, Fact, Failure, Mark, Scroll } from './parts'
-import { labelOf } from './pool'
+import { labeller, labelOf } from './pool'
 import type { Receipt, ReceiptCheck } from './receipt'
 import { bytes, clock, count, dateTime, layers, seconds } from './units'
 import { useState } from './use'
@@ -122,7 +122,7 @@ function EventList() {
   const [filter, setFilter] = useLocal('')
   const [kind, setKind] = useLocal('')
   const pool = useState((state) => state.pool.pool)
-  const shown = useMemo(() => filtered(named(log, (peer) => labelOf(pool, peer)), filter, kind), [log, pool, filter, kind])
+  const shown = useMemo(() => filtered(named(log, labeller(pool)), filter, kind), [log, pool, filter, kind])
   return (
     <section class="card" aria-labelledby="events-heading">
       <header class="card-head">

@@ -3,7 +3,7 @@
 import type { ComponentChildren } from 'preact'
 
 import { chain, type Job } from './jobs'
-import { labelOf, type Pool } from './pool'
+import { labeller, type Pool } from './pool'
 
 export function Card({ title, more, children, id }: { title: string; more?: ComponentChildren; children: ComponentChildren; id?: string }) {
   const heading = `${id ?? title.toLowerCase().replace(/\W+/g, '-')}-heading`
@@ -51,7 +51,7 @@ export function Badge({ text, tone }: { text: string; tone?: string }) {
 
 /** Which nodes an answer has lost, why, and which go on with it. */
 export function Failover({ failover, pool }: { failover: NonNullable<Job['failover']>; pool: Pool | null }) {
-  const nameOf = (peer: string) => labelOf(pool, peer)
+  const nameOf = labeller(pool)
   return (
     <p class="failover" role="status">
       <Badge text="failover" tone="fair" /> <s>{chain(failover.from, nameOf)}</s>{' '}

@@ -173,8 +173,14 @@ export function trust(node: PoolNode): { text: string; from: string } {
   return { text: number, from: `after ${checked}` }
 }
 
+/** What peers are called, also those that are absent. For many of one report. */
+export function labeller(pool: Pool | null): (peer: string) => string {
+  const [nodes, absent] = [labels(pool?.nodes ?? []), labels(pool?.absent ?? [])]
+  return (peer) => nodes.get(peer) ?? absent.get(peer) ?? shortPeer(peer)
+}
+
 export function labelOf(pool: Pool | null, peer: string): string {
-  return (pool && (labels(pool.nodes).get(peer) ?? labels(pool.absent).get(peer))) ?? shortPeer(peer)
+  return labeller(pool)(peer)
 }
 
 /** Something that happened, for the list of events. */

@@ -49,7 +49,8 @@ impl DeviceChoice {
     /// The engine of this device; what the processor computes is computed by `pool`.
     ///
     /// # Errors
-    /// `InvalidInput` where no GPU is of that choice, with the names of those that there are, or why each is not used; `Unavailable` where its driver refuses.
+    /// `InvalidInput` where no GPU is of that choice, with the names of those that there are, or why each is not used;
+    /// `Unavailable` where its driver refuses.
     pub fn engine(&self, pool: Arc<Pool>) -> Result<Engine> {
         match (self.gpu().map(Gpu::open), self) {
             (Some(Ok(gpu)), _) => Ok(Engine::Gpu(gpu)),

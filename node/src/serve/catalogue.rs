@@ -157,32 +157,33 @@ impl Served {
         let dispatch = Dispatch::default();
         let _ = self.0.node.set(Node { loader, auditor, jobs, dispatch, settings, split, pinned });
         for entry in self.entries() {
-            let (model, folder) = (&entry.name, self.0.folder.display());
-            let is_local = match &*entry.state.borrow() {
-                State::Absent { why: Some(why) } => {
-                    tracing::warn!(
-                        event = "model_absent",
-                        model,
-                        "Model {model} is not on this node: {why}. `pangea models list` shows what is here, and `pangea models pull NAME` \
-                         downloads. {model} can be asked for as soon as a node of the pool serves it"
-                    );
-                    false
-                }
-                State::Absent { why: None } => {
-                    tracing::info!(
-                        event = "model_absent",
-                        model,
-                        "Model {model} is not in {folder}: the first request downloads it, or `pangea models pull {model}`"
-                    );
-                    false
-                }
-                state => matches!(state, State::Loading),
-            };
-            if is_local {
+            if matches!(*entry.state.borrow(), State::Loading) {
                 self.load(&entry)?;
+            } else {
+                self.tell_absent(&entry);
             }
         }
         Ok(())
+    }
+
+    /// Says of a model that is not on this node, where it may come from.
+    fn tell_absent(&self, entry: &Entry) {
+        let state = entry.state.borrow();
+        let State::Absent { why } = &*state else { return };
+        let (model, folder) = (&entry.name, self.0.folder.display());
+        match why {
+            Some(why) => tracing::warn!(
+                event = "model_absent",
+                model,
+                "Model {model} is not on this node: {why}. `pangea models list` shows what is here, and `pangea models pull NAME` \
+                 downloads. {model} can be asked for as soon as a node of the pool serves it"
+            ),
+            None => tracing::info!(
+                event = "model_absent",
+                model,
+                "Model {model} is not in {folder}: the first request downloads it, or `pangea models pull {model}`"
+            ),
+        }
     }
 
     /// Follows the models of the pool, until the view ends.
@@ -200,9 +201,9 @@ impl Served {
         }
     }
 
-    /// Adds the models that other nodes serve, and removes those that no node serves any more, unless all their layers are loaded. Two digests under one
-    /// name are two models: [`NameChoices`] says which has the name, and any other is named `name@` plus the start of its
-    /// digest.
+    /// Adds the models that other nodes serve, and removes those that no node serves any more, unless all their layers are
+    /// loaded. Two digests under one name are two models: [`NameChoices`] says which has the name, and any other is named
+    /// `name@` plus the start of its digest.
     fn update(&self, view: &View, now: Time) {
         self.learn_drops(view, now);
         self.0.lately.lock().unwrap_or_else(PoisonError::into_inner).update(view, now);
@@ -213,7 +214,7 @@ impl Served {
         served.sort_by(|one, other| (&one.name, one.digest).cmp(&(&other.name, other.digest)));
         served.dedup_by(|one, other| (&one.name, one.digest) == (&other.name, other.digest));
         let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
-        let own = entries.iter().filter(|entry| entry.source.pooled().is_none() && !entry.yields());
+        let own = entries.iter().filter(|entry| entry.is_own());
         let own: Vec<_> = own.map(|entry| (entry.called.clone(), entry.digest.get().copied())).collect();
         let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
         for NameChosen { name, digest, reason, others } in names.update(view, &own, now) {

@@ -11,7 +11,7 @@ use super::plan_tests::peer;
 use super::*;
 use crate::Time;
 use crate::pool::{
-    Advert, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StageState, Term, View, advert_of,
+    Advert, LayerSpeed, ModelAdvert, ModelSize, StageAdvert, StageState, Term, View, advert_of, link_to,
 };
 
 /// Nodes of the pool: node 1 is the master and serves a model of its own, node 5 claims 64 models.
@@ -36,14 +36,6 @@ fn model(number: u8, name: &str) -> ModelAdvert {
 fn view(placements: &[Placement]) -> View {
     let term = Some(Term { counter: 1, master: peer(1) });
     let advert = |number: u8| {
-        let link = |to: u8| LinkAdvert {
-            to: peer(to),
-            rtt: Duration::from_millis(1),
-            bytes_per_s: 1e9,
-            sent_bytes_per_s: 0.0,
-            transport: "tcp".to_owned(),
-            found_by: "mdns".to_owned(),
-        };
         let stages = placements.iter().flat_map(|placement| {
             let here = placement.stages.iter().filter(|stage| stage.peer == peer(number));
             here.map(|stage| StageAdvert {
@@ -64,7 +56,7 @@ fn view(placements: &[Placement]) -> View {
             // The liar computes nothing.
             works: number < NODES,
             speed: Some(LayerSpeed { weight_bytes_per_s: 1e10, macs_per_s: 1e11 }),
-            links: (1..=NODES).filter(|to| *to != number).map(link).collect(),
+            links: (1..=NODES).filter(|to| *to != number).map(|to| link_to(peer(to))).collect(),
             stages: stages.collect(),
             models: match number {
                 1 => vec![model(200, "honest")],

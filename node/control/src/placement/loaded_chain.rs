@@ -85,10 +85,9 @@ impl Search<'_> {
 mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
-    use crate::pool::{Advert, LinkAdvert, StageAdvert, advert_of};
+    use crate::pool::{Advert, StageAdvert, advert_of, link_to};
     use crate::test_peers::peer;
 
     const MODEL: Digest = Digest([1; 32]);
@@ -96,14 +95,6 @@ mod tests {
     /// A view of nodes with these layers, all linked but those two.
     fn view(nodes: &[(u64, Range<u32>, StageState)], unlinked: [u64; 2]) -> View {
         let numbers: BTreeSet<u64> = nodes.iter().map(|(number, ..)| *number).collect();
-        let link = |to: u64| LinkAdvert {
-            to: peer(to),
-            rtt: Duration::from_millis(1),
-            bytes_per_s: 1e9,
-            sent_bytes_per_s: 0.0,
-            transport: "tcp".to_owned(),
-            found_by: "mdns".to_owned(),
-        };
         let stage = |layers: &Range<u32>, state: &StageState| StageAdvert {
             model: MODEL,
             layers: layers.clone(),
@@ -118,7 +109,7 @@ mod tests {
             let is_linked = |to: &&u64| **to != number && !(unlinked.contains(&number) && unlinked.contains(to));
             Arc::new(Advert {
                 stages: stages.map(|(_, layers, state)| stage(layers, state)).collect(),
-                links: numbers.iter().filter(is_linked).map(|to| link(*to)).collect(),
+                links: numbers.iter().filter(is_linked).map(|to| link_to(peer(*to))).collect(),
                 ..advert_of(peer(number))
             })
         };

@@ -13,7 +13,7 @@ use super::*;
 use crate::Time;
 use crate::pool::{
     Advert, DropRecord, LayerSpeed, LinkAdvert, ModelAdvert, ModelSize, StageAdvert, StagePace, StageState, Term, View,
-    advert_of,
+    advert_of, link_to,
 };
 
 const MODEL: Digest = Digest([7; 32]);
@@ -115,14 +115,8 @@ impl Pool {
     fn advert(&self, number: usize) -> Advert {
         let node = self.nodes[number - 1];
         let others = (1..=self.nodes.len()).filter(|other| *other != number);
-        let link = |other: usize| LinkAdvert {
-            to: peer(other as u8),
-            rtt: Duration::from_secs_f64(2.0 * HOP_S),
-            bytes_per_s: 1e9,
-            sent_bytes_per_s: 0.0,
-            transport: "tcp".to_owned(),
-            found_by: "mdns".to_owned(),
-        };
+        let link =
+            |other: usize| LinkAdvert { rtt: Duration::from_secs_f64(2.0 * HOP_S), ..link_to(peer(other as u8)) };
         let (mut stages, term) = (Vec::new(), Term { counter: 1, master: peer(1) });
         for placement in &self.placements {
             let stage_s = self.stage_s(placement);

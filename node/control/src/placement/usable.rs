@@ -66,11 +66,10 @@ pub fn broken_elsewhere(view: &View, chain: &ChainId, peers: &[PeerId]) -> Optio
 mod tests {
     use std::collections::BTreeSet;
     use std::sync::Arc;
-    use std::time::Duration;
 
     use super::*;
     use crate::placement::PlacedStage;
-    use crate::pool::{LinkAdvert, StageAdvert, StageState, Term, advert_of};
+    use crate::pool::{StageAdvert, StageState, Term, advert_of, link_to};
     use crate::test_peers::peer;
 
     const MODEL: Digest = Digest([7; 32]);
@@ -95,18 +94,10 @@ mod tests {
             broken: None,
             pace: None,
         };
-        let link = |to| LinkAdvert {
-            to: peer(to),
-            rtt: Duration::from_millis(1),
-            bytes_per_s: 1e9,
-            sent_bytes_per_s: 0.0,
-            transport: "tcp".to_owned(),
-            found_by: "mdns".to_owned(),
-        };
         let advert = |number: u64| {
             let mut advert = advert_of(peer(number));
             (advert.works, advert.term) = (true, Some(term));
-            advert.links = (1..=3).filter(|other| *other != number).map(link).collect();
+            advert.links = (1..=3).filter(|other| *other != number).map(|other| link_to(peer(other))).collect();
             advert.stages = vec![if number == 1 { stage(0..4, 2) } else { stage(4..8, number - 1) }];
             if number == 1 {
                 advert.placements = vec![placement(1, 2), placement(2, 3)];

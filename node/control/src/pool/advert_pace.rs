@@ -100,7 +100,7 @@ pub fn has_new_values(published: &Advert, now: &Advert) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::{ServingAdvert, advert_of};
+    use crate::pool::{ServingAdvert, advert_of, link_to};
     use crate::test_peers::fresh_peer;
 
     /// The times of all adverts until `end`; `has_news` says whether a considered one has some.
@@ -155,14 +155,8 @@ mod tests {
     #[test]
     fn loads_and_material_differences_of_links_are_news() {
         let peer = fresh_peer();
-        let link = |rtt_us, bytes_per_s| LinkAdvert {
-            to: peer,
-            rtt: Duration::from_micros(rtt_us),
-            bytes_per_s,
-            sent_bytes_per_s: 0.0,
-            transport: "tcp".to_owned(),
-            found_by: "manual".to_owned(),
-        };
+        let link =
+            |rtt_us, bytes_per_s| LinkAdvert { rtt: Duration::from_micros(rtt_us), bytes_per_s, ..link_to(peer) };
         let with = |links: &[LinkAdvert]| Advert { links: links.to_vec(), ..advert_of(peer) };
         let before = with(&[link(100, 1e9)]);
         for (news, links) in [

@@ -38,3 +38,16 @@ pub use view::View;
 pub(crate) fn advert_of(peer: libp2p_identity::PeerId) -> Advert {
     Advert { incarnation: 1_700_000_000_000, sequence: 1, memory_bytes: 8 << 30, ..Advert::new(peer) }
 }
+
+/// The advert of an ordinary link, over which nothing passes now.
+#[cfg(test)]
+pub(crate) fn link_to(peer: libp2p_identity::PeerId) -> LinkAdvert {
+    LinkAdvert {
+        to: peer,
+        rtt: std::time::Duration::from_millis(1),
+        bytes_per_s: 1e9,
+        sent_bytes_per_s: 0.0,
+        transport: "tcp".to_owned(),
+        found_by: "mdns".to_owned(),
+    }
+}

@@ -3,7 +3,7 @@
 use super::*;
 use crate::pool::Term;
 use crate::pool::election::{Candidate, Changed, Election, Event};
-use crate::pool::{LinkAdvert, advert_of};
+use crate::pool::{advert_of, link_to};
 use crate::test_peers::{fresh_peer, peer};
 
 fn ms(ms: u64) -> Time {
@@ -64,17 +64,7 @@ fn an_author_that_is_connected_to_everyone_told_everyone_itself() {
     let mut case = Case::noted();
     case.hear(5, 1, 0);
     let (local, author, other) = (case.roster.local, case.peer, peer(7));
-    let linked = |to: &[PeerId]| {
-        let link = |to: &PeerId| LinkAdvert {
-            to: *to,
-            rtt: Duration::ZERO,
-            bytes_per_s: 0.0,
-            sent_bytes_per_s: 0.0,
-            transport: "tcp".to_owned(),
-            found_by: "manual".to_owned(),
-        };
-        Advert { links: to.iter().map(link).collect(), ..advert_of(author) }
-    };
+    let linked = |to: &[PeerId]| Advert { links: to.iter().map(|to| link_to(*to)).collect(), ..advert_of(author) };
     assert!(!case.roster.is_connected_to_all(&linked(&[])), "this node heard it through others");
     assert!(case.roster.is_connected_to_all(&linked(&[local])));
     // A peer that publishes nothing, such as a lite client, counts as well.

@@ -60,20 +60,13 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pool::advert_of;
+    use crate::pool::{advert_of, link_to};
     use crate::test_peers::fresh_peer;
 
     #[test]
     fn a_link_counts_only_if_both_ends_advertise_it() {
         let (local, peer, liar) = (fresh_peer(), fresh_peer(), fresh_peer());
-        let link = |to, bytes_per_s| LinkAdvert {
-            to,
-            rtt: std::time::Duration::from_millis(1),
-            bytes_per_s,
-            sent_bytes_per_s: 0.0,
-            transport: "tcp".into(),
-            found_by: "mdns".into(),
-        };
+        let link = |to, bytes_per_s| LinkAdvert { bytes_per_s, ..link_to(to) };
         let node = |peer, links| Advert { links, ..advert_of(peer) };
         let view = View {
             local,

@@ -444,8 +444,8 @@ pub(crate) fn can_hold_models(world: &World) -> bool {
     memory >= MODEL_BYTES && pool.iter().any(|node| !node.spec.models.is_empty())
 }
 
-/// Whether every model that somebody of the pool serves, if its nodes can hold one at all, has one placement in force whose stages are ready, as every node of the
-/// pool sees it. A model that nobody serves any more may go on where its layers are loaded.
+/// Whether every model that somebody of the pool serves, if its nodes can hold one at all, has one placement in force whose stages
+/// are ready, as every node of the pool sees it. A model that nobody serves any more may go on where its layers are loaded.
 pub(crate) fn all_placed(world: &World) -> bool {
     let pool = pool(world).unwrap_or_default();
     let memory: u64 = pool.iter().filter(|node| node.spec.works).map(|node| models_bytes(node.spec.memory_bytes)).sum();

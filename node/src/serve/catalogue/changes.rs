@@ -301,9 +301,7 @@ impl Served {
         let _ = entry.digest.set(digest);
         let entry = {
             let mut entries = self.0.entries.write().unwrap_or_else(PoisonError::into_inner);
-            if let Some(known) =
-                entries.iter().find(|known| known.source.pooled().is_none() && known.name == name && !known.yields())
-            {
+            if let Some(known) = entries.iter().find(|known| known.is_own() && known.name == name) {
                 if known.digest.get() == Some(&digest) {
                     return Ok(Arc::clone(known));
                 }

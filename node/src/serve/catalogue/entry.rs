@@ -199,6 +199,11 @@ impl Entry {
         matches!(&*self.state.borrow(), State::Ready(_) | State::Unplaced { .. } | State::Unproven { .. })
     }
 
+    /// Whether it is this node's, and no model of the pool takes its name.
+    pub(super) fn is_own(&self) -> bool {
+        self.source.pooled().is_none() && !self.yields()
+    }
+
     /// Whether a model of the pool with this name is to be used instead: what this node was told to serve is not on it, and is nowhere
     /// where it could be downloaded.
     pub(super) fn yields(&self) -> bool {
